@@ -1,0 +1,33 @@
+"""The errors users meet. A message's first line is the cause, its second the option to change."""
+
+from __future__ import annotations
+
+
+class PacelineError(Exception):
+    """Base of every error that Paceline raises on purpose."""
+
+
+class InvalidRequestError(PacelineError, ValueError):
+    """A request that cannot be served as asked. ``param`` names the field, ``code`` is OpenAI's error code if it has one."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ConfigError(PacelineError, ValueError):
+    """An engine option, or a combination of options, that cannot work."""
+
+
+class CheckpointError(PacelineError, ValueError):
+    """A model directory that is incomplete, corrupt, unsupported or unsafe; the message names the file."""
+
+
+class EngineDeadError(PacelineError, RuntimeError):
+    """The engine's worker has stopped; nothing more will be generated."""
+
+
+def out_of_range(field: str, value: object, allowed: str) -> InvalidRequestError:
+    """The error for a sampling parameter outside its range: names the field, the value and the range."""
+    return InvalidRequestError(f"{field} must be {allowed}, got {value!r}", param=field)

@@ -1,0 +1,92 @@
+"""What a finished (or streaming) call hands back to its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, of the unprocessed distribution (natural logarithm)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 = the most likely token."""
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob), most likely first."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: str | None = None
+    """"stop", "length", "abort" or "error"; None while it runs."""
+    stop_reason: int | str | None = None
+    """The stop token or stop string that ended it, if one of the request's own did."""
+    token_drafted: list[bool] = field(default_factory=list)
+    """Per token: was it an accepted draft token?"""
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """How the call went; times in seconds."""
+
+    num_drafted: int = 0
+    num_accepted: int = 0
+    mean_acceptance_length: float = 1.0
+    """Output tokens per decoding step, the step's own token included: 1.0 without speculation."""
+    time_to_first_token: float | None = None
+    time_per_output_token: float | None = None
+    """Mean over the tokens after the first."""
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens that a prefix cache saved."""
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """Everything about one call: the prompt and its answers."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    finished: bool = True
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionDelta:
+    """What one step added to one answer of a streaming call."""
+
+    index: int
+    text: str
+    """May be empty: text is held back while a stop string or a UTF-8 character is incomplete."""
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    token_drafted: list[bool] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUpdate:
+    """One event of a streaming call; ``metrics`` is set on the last one only."""
+
+    request_id: str
+    deltas: list[CompletionDelta]
+    metrics: RequestMetrics | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.metrics is not None

@@ -1,0 +1,175 @@
+"""Sampling parameters: what one request asks of the sampling pipeline, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from paceline.core.errors import InvalidRequestError, out_of_range
+
+MAX_SAMPLES = 64
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 1024
+MAX_LIST_LENGTH = 4096
+INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop; names and defaults follow vLLM's ``SamplingParams``.
+
+    Controls apply in this order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition, frequency and
+    presence penalty, temperature, min_p, top_k, top_p. ``repetition_penalty`` counts prompt and output tokens, the
+    other two count output tokens. ``logprobs`` are of the unprocessed distribution.
+
+    Raises:
+        InvalidRequestError: (a ValueError) naming the field, its value and the allowed range.
+    """
+
+    n: int = 1
+    """How many answers to return."""
+    best_of: int | None = None
+    """How many answers to sample; the ``n`` with the highest summed log-probability are returned."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 or -1 keeps every token."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    seed: int | None = None
+    """The same seed gives the same text. None draws one from the engine's seed."""
+    max_tokens: int | None = 16
+    """None goes on until the model stops or its context is full."""
+    min_tokens: int = 0
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    # Filled in by the engine, which has the tokenizer: each bad word as token ids.
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, () if value is None else _as_tuple(name, value))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids))
+        _check_counts(self)
+        _check_numbers(self)
+        _check_lists(self)
+
+    @property
+    def num_samples(self) -> int:
+        """How many members the request's group has."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.repr}
+
+
+def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence | set | frozenset):
+        raise out_of_range(name, value, "a list")
+    return tuple(value)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise out_of_range(name, value, f"an integer in [{low}, {high}]")
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    bracket = "(" if above else "["
+    allowed = f"a number in {bracket}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise out_of_range(name, value, allowed)
+    if not low <= value <= high or (above and value == low):
+        raise out_of_range(name, value, allowed)
+
+
+def _check_counts(p: SamplingParams) -> None:
+    _integer("n", p.n, 1, MAX_SAMPLES)
+    if p.best_of is not None:
+        _integer("best_of", p.best_of, p.n, MAX_SAMPLES)
+    _integer("top_k", p.top_k, -1, INT64_MAX)
+    if p.seed is not None:
+        _integer("seed", p.seed, -INT64_MAX - 1, INT64_MAX)
+    if p.max_tokens is not None:
+        _integer("max_tokens", p.max_tokens, 1, 2**31 - 1)
+    _integer("min_tokens", p.min_tokens, 0, 2**31 - 1 if p.max_tokens is None else p.max_tokens)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(p, name) is not None:
+            _integer(name, getattr(p, name), 0, MAX_LOGPROBS)
+    for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
+        if not isinstance(getattr(p, name), bool):
+            raise out_of_range(name, getattr(p, name), "true or false")
+
+
+def _check_numbers(p: SamplingParams) -> None:
+    _number("temperature", p.temperature, 0.0, 1e4)
+    _number("top_p", p.top_p, 0.0, 1.0, above=True)
+    _number("min_p", p.min_p, 0.0, 1.0)
+    _number("presence_penalty", p.presence_penalty, -2.0, 2.0)
+    _number("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
+    _number("repetition_penalty", p.repetition_penalty, 0.0, 1e3, above=True)
+    if p.logit_bias is not None:
+        if not isinstance(p.logit_bias, Mapping) or len(p.logit_bias) > MAX_LIST_LENGTH:
+            raise out_of_range("logit_bias", type(p.logit_bias).__name__, f"a map of at most {MAX_LIST_LENGTH} entries")
+        for token, bias in p.logit_bias.items():
+            _integer("logit_bias key", token, 0, 2**31 - 1)
+            _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+
+def _check_lists(p: SamplingParams) -> None:
+    if len(p.stop) > MAX_STOP_STRINGS:
+        raise out_of_range("stop", f"{len(p.stop)} strings", f"at most {MAX_STOP_STRINGS} strings")
+    for text in p.stop:
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_LENGTH:
+            shown = text if not isinstance(text, str) or len(text) < 40 else f"{len(text)} characters"
+            raise out_of_range("stop", shown, f"strings of 1 to {MAX_STOP_LENGTH} characters")
+    if p.stop and not p.detokenize:
+        raise InvalidRequestError("stop strings need detokenize=True, got detokenize=False", param="stop")
+    for text in p.bad_words:
+        if not isinstance(text, str) or not text:
+            raise out_of_range("bad_words", text, "non-empty strings")
+    for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
+        values = getattr(p, name) or ()
+        if len(values) > MAX_LIST_LENGTH:
+            raise out_of_range(name, f"{len(values)} entries", f"at most {MAX_LIST_LENGTH} entries")
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        for token in getattr(p, name) or ():
+            _integer(name, token, 0, 2**31 - 1)
+    if p.allowed_token_ids is not None and not p.allowed_token_ids:
+        raise InvalidRequestError("allowed_token_ids must not be empty, got []", param="allowed_token_ids")
+
+
+def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
+    """Raises InvalidRequestError if a token id in ``params`` lies outside ``[0, vocab_size)``."""
+    listed = (
+        ("logit_bias", params.logit_bias or ()),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("stop_token_ids", params.stop_token_ids),
+    )
+    for name, tokens in listed:
+        for token in tokens:
+            if token >= vocab_size:
+                raise out_of_range(name, token, f"token ids in [0, {vocab_size - 1}]")

@@ -1,0 +1,126 @@
+"""One sequence being generated, and the group of sequences that one call asked for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from paceline.core.outputs import TokenLogprobs
+from paceline.core.params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """End-of-sequence token, stop token or stop string."""
+    LENGTH = "length"
+    """max_tokens, or the model's context is full."""
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class TokenWatcher(Protocol):
+    """Sees each output token as it is accepted; the text room's stop strings plug in here."""
+
+    def push(self, token: int) -> bool:
+        """Takes one token; true if a stop string is now complete."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Tokens known so far and how to continue them.
+
+    What is cached, and in which pages, is kept per layer group in the cache room under the request's seat.
+    """
+
+    id: str
+    group: Group
+    sample_index: int
+    seed: int
+    """The noise key; resolved, never None."""
+    eos_token_ids: frozenset[int]
+    max_new_tokens: int
+    """max_tokens, or what the context leaves."""
+    watcher: TokenWatcher | None = None
+    output_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    seat: int = -1
+    """Row in the step's arrays while running, else -1."""
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_verify_steps: int = 0
+    """Steps in which this request had a draft."""
+    num_decode_steps: int = 0
+    """Steps that gave this request at least one token."""
+    num_preemptions: int = 0
+    token_times: list[float] = field(default_factory=list)
+    """time.monotonic() at which each output token was accepted."""
+    token_drafted: list[bool] = field(default_factory=list)
+    """True where the output token was an accepted draft token."""
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.group.params
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.group.prompt_token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.group.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def accept(self, tokens: list[int]) -> int:
+        """Appends tokens until one of them ends the request; returns how many were kept."""
+        for count, token in enumerate(tokens, 1):
+            self.output_token_ids.append(token)
+            reason = self._ends_with(token)
+            if reason is not None:
+                self.finish_reason = reason
+                return count
+        return len(tokens)
+
+    def _ends_with(self, token: int) -> FinishReason | None:
+        # The watcher sees every token, also those before min_tokens, so that its text stays whole.
+        matched = self.watcher.push(token) if self.watcher is not None else False
+        if len(self.output_token_ids) >= self.params.min_tokens:
+            if token in self.eos_token_ids:
+                return FinishReason.STOP
+            if token in self.params.stop_token_ids:
+                self.stop_reason = token
+                return FinishReason.STOP
+            if matched:
+                return FinishReason.STOP
+        if len(self.output_token_ids) >= self.max_new_tokens:
+            return FinishReason.LENGTH
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The members that one call asked for (``n`` or ``best_of`` of them); they share the prompt and its pages."""
+
+    id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt: str | None = None
+    members: list[Request] = field(default_factory=list)
+    arrival: float = field(default_factory=time.monotonic)
+    priority: int = 0
+    speculate: bool = True
+    """False turns speculation off for this group alone."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(member.finished for member in self.members)

@@ -1,0 +1,44 @@
+"""Knows how to train a byte-level BPE and to write it as a Hugging Face tokenizer directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from paceline.training.data import ChatFormat
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, chat: ChatFormat) -> Tokenizer:
+    """Byte-level BPE with single digits split off, so that arithmetic keeps its columns."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=chat.special_tokens(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, chat: ChatFormat, max_length: int) -> None:
+    """Writes ``tokenizer.json`` and ``tokenizer_config.json`` (with the chat template)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": chat.bos,
+        "eos_token": chat.end,
+        "pad_token": chat.pad,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_length,
+        "chat_template": chat.template(),
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
