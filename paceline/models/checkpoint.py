@@ -1,0 +1,99 @@
+"""Knows which safetensors files a model directory has and which tensor lies in which; never opens a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from paceline.core.errors import CheckpointError
+from paceline.models.config import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a checkpoint, as its file's header describes it."""
+
+    file: Path
+    name: str
+    """As the file has it."""
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors spells it: "BF16", "F32", ..."""
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Maps one safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or corrupt; also while tensors are read from it.
+    """
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            yield tensors
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing\nDownload the model again.") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is truncated or corrupt: {error}\nDownload it again, or save it again with safetensors."
+        ) from None
+
+
+def read_index(directory: Path) -> list[Entry]:
+    """Every tensor of the checkpoint in ``directory``, file by file; reads headers only.
+
+    Raises:
+        CheckpointError: no safetensors, a corrupt file, or an index that does not fit its files.
+    """
+    if (directory / SINGLE).is_file():
+        return _read_header(directory / SINGLE)
+    if not (directory / INDEX).is_file():
+        raise _without_safetensors(directory)
+    placed = _weight_map(directory / INDEX)
+    entries = [entry for file in sorted(set(placed.values())) for entry in _read_header(directory / file)]
+    found = {entry.name: entry.file.name for entry in entries}
+    for name, file in placed.items():
+        if found.get(name) != file:
+            raise CheckpointError(f"{directory / file} has no tensor {name!r}, which {INDEX} places there")
+    return [entry for entry in entries if placed.get(entry.name) == entry.file.name]
+
+
+def _read_header(file: Path) -> list[Entry]:
+    with opened(file) as tensors:
+        slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
+        return [Entry(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Tensor name -> file name, the names checked: a file must lie in the model's own directory."""
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError(f"{path} has no weight_map\nDownload the file again.")
+    for name, file in placed.items():
+        safe = isinstance(file, str) and file.endswith(".safetensors") and not set(file) & set("/\\:\0")
+        if not safe or file.startswith("."):
+            raise CheckpointError(
+                f"{path} places tensor {name!r} in {file!r}, which is not a safetensors file of its own directory\n"
+                "Do not use this checkpoint unless you trust where it comes from and have corrected the index."
+            )
+    return placed
+
+
+def _without_safetensors(directory: Path) -> CheckpointError:
+    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        return CheckpointError(
+            f"{directory} holds its weights only as pickles ({pickles[0]}), which can run code when opened\n"
+            "Convert them to safetensors: save_pretrained of a recent transformers does."
+        )
+    return CheckpointError(f"{directory} has neither {SINGLE} nor {INDEX}\nGive a complete model directory.")

@@ -1,0 +1,159 @@
+"""Knows how to read config.json of both generations into a checked ModelConfig; nothing of tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.core.errors import CheckpointError
+from paceline.layers.mlp import activations
+from paceline.layers.rotary import RotaryConfig, rotary_kinds
+
+MAX_INTEGER = 2**31 - 1
+MAX_LAYERS = 4096
+DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What every family knows of itself; a family's own config adds what its layers need."""
+
+    family: str
+    """config.json's ``model_type``."""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    max_position_embeddings: int
+    eos_token_ids: frozenset[int]
+    """From config.json and generation_config.json."""
+    bos_token_id: int | None
+    tied: bool
+    """The output matrix is the embedding matrix."""
+    dtype: torch.dtype | None
+    """What the checkpoint says it is stored in, if it says."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing\nGive a Hugging Face model directory.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}\nDownload the file again.") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}\nDownload the file again.")
+    return values
+
+
+class Fields:
+    """Checked access to a config file's values; null counts as absent."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path = path
+        self.values = {key: value for key, value in values.items() if value is not None}
+
+    def error(self, key: str, allowed: str) -> CheckpointError:
+        found = f"got {self.values[key]!r}"[:200] if key in self.values else "and is missing"
+        return CheckpointError(f"{self.path}: {key} must be {allowed}, {found}")
+
+    def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_INTEGER) -> int:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, f"an integer in [{low}, {high}]")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.error(key, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def activation(self, key: str, default: str) -> str:
+        value = self.values.get(key, default)
+        if value not in activations:
+            raise self.error(key, f"one of {', '.join(sorted(activations))}")
+        return str(value)
+
+    def token_ids(self, key: str) -> set[int]:
+        """One id or a list of ids; those outside the vocabulary (some files say -1) are never generated."""
+        value = self.values.get(key, [])
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise self.error(key, "a token id or a list of token ids")
+        return {token for token in ids if token >= 0}
+
+    def dtype(self) -> torch.dtype | None:
+        """``dtype``, or ``torch_dtype`` as files before Transformers 5 call it."""
+        key = "dtype" if "dtype" in self.values else "torch_dtype"
+        if key not in self.values:
+            return None
+        name = str(self.values[key]).removeprefix("torch.")
+        if name not in DTYPES:
+            raise self.error(key, f"one of {', '.join(DTYPES)}")
+        return DTYPES[name]
+
+
+def common(fields: Fields, generation: Fields | None, *, tied: bool) -> dict[str, Any]:
+    """The fields of ModelConfig whose names all families share; ``tied`` is the family's default."""
+    eos = fields.token_ids("eos_token_id") | (generation.token_ids("eos_token_id") if generation else set())
+    vocab_size = fields.integer("vocab_size")
+    return {
+        "family": fields.values["model_type"],
+        "vocab_size": vocab_size,
+        "eos_token_ids": frozenset(token for token in eos if token < vocab_size),
+        "bos_token_id": min(fields.token_ids("bos_token_id"), default=None),
+        "tied": fields.flag("tie_word_embeddings", tied),
+        "dtype": fields.dtype(),
+    }
+
+
+def rotary_config(fields: Fields, *, head_dim: int) -> RotaryConfig:
+    """Reads ``rope_parameters``, or ``rope_theta`` with ``rope_scaling`` as files before Transformers 5 have it."""
+    key = "rope_parameters" if "rope_parameters" in fields.values else "rope_scaling"
+    nested = fields.values.get(key, {})
+    if not isinstance(nested, dict):
+        raise fields.error(key, "an object")
+    rope = Fields(fields.path, {"rope_theta": fields.values.get("rope_theta"), **nested})
+    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+    if kind not in rotary_kinds:
+        raise CheckpointError(
+            f"{fields.path}: rotary kind {kind!r} is not supported\nSupported: {', '.join(sorted(rotary_kinds))}."
+        )
+    max_positions = fields.integer("max_position_embeddings", 2048)
+    rope.values.setdefault("original_max_position_embeddings", max_positions)
+    if rope.number("partial_rotary_factor", 1.0) != 1.0:
+        raise rope.error("partial_rotary_factor", "1: rotating a part of each head is not supported")
+    if head_dim % 2:
+        raise CheckpointError(f"{fields.path}: head_dim must be even for a rotary embedding, got {head_dim}")
+    numbers = {name for name, value in rope.values.items() if isinstance(value, int | float)}
+    return RotaryConfig(
+        head_dim=head_dim,
+        max_position_embeddings=max_positions,
+        theta=rope.number("rope_theta", 10000.0),
+        kind=kind,
+        scaling={name: float(rope.values[name]) for name in numbers}
+        | {name: rope.number(name) for name in rotary_kinds[kind].needs},
+    )

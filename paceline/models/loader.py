@@ -1,0 +1,203 @@
+"""Knows how a Hugging Face directory becomes a model in memory: checked first, then streamed tensor by tensor."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from paceline.core.errors import CheckpointError, ConfigError
+from paceline.layers.linear import Linear
+from paceline.layers.placement import Placement
+from paceline.models.base import CausalLM, Family, families
+from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
+from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
+from paceline.models.hub import resolve_model
+
+# Keys that make other loaders import or download code.
+CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal")
+# From this size on a terminal shows a progress bar; less takes about a second.
+BAR_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A view into the model's parameters that one checkpoint tensor fills."""
+
+    tensor: torch.Tensor
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the checkpoint stores it."""
+        return tuple(self.tensor.t().shape if self.transposed else self.tensor.shape)
+
+    def fill(self, source: torch.Tensor) -> None:
+        self.tensor.copy_(source.t() if self.transposed else source)
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Reads a model directory's config.json (written before or since Transformers 5) and generation_config.json.
+
+    Raises:
+        CheckpointError: a file is missing, broken or unsupported, or asks for code to be run.
+    """
+    directory = resolve_model(path)
+    fields = _read_fields(directory / "config.json")
+    family = _family(fields)
+    generation = directory / "generation_config.json"
+    config = family.read_config(fields, Fields(generation, read_json(generation)) if generation.is_file() else None)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"family {fields.values['model_type']!r} must read a ModelConfig")
+    return config
+
+
+def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> CausalLM:
+    """Loads a Hugging Face model directory, or a Hub id, for inference.
+
+    Args:
+        path: a directory with config.json and safetensors, or a Hub id.
+        dtype: float32, bfloat16, float16 or float64. "auto" is the checkpoint's own, except that float16 becomes
+            float32 on the CPU, where half-precision arithmetic is slow and overflows early.
+        device: where the parameters lie.
+
+    Raises:
+        CheckpointError: the directory is incomplete, corrupt, unsupported or unsafe; the message names the file.
+        ConfigError: ``dtype`` is none of the above.
+    """
+    directory = resolve_model(path)
+    config = load_config(directory)
+    family = families[config.family]
+    entries = read_index(directory)
+    on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
+    # Names and shapes are compared on a model without memory, so that a lying config.json allocates nothing.
+    outline = family.build(config, Placement(on.dtype, torch.device("meta")))
+    placed = _match(entries, _destinations(outline, family), family, directory)
+    model = family.build(config, on)
+    _stream(placed, _destinations(model, family))
+    return model.eval()
+
+
+def _read_fields(path: Path) -> Fields:
+    values = read_json(path)
+    for key in CODE_KEYS:
+        if key in values:
+            raise CheckpointError(
+                f"{path} has {key!r}: the model asks for code from its own repository to be run\n"
+                "Paceline never runs a checkpoint's code; use a version of the model that needs none."
+            )
+    if values.get("quantization_config"):
+        raise CheckpointError(f"{path}: quantised checkpoints are not supported\nGive the model's unquantised version.")
+    return Fields(path, values)
+
+
+def _family(fields: Fields) -> Family:
+    kind = fields.values.get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        supported = ", ".join(sorted(families))
+        raise CheckpointError(f"{fields.path}: model_type {kind!r} is not supported\nSupported: {supported}.")
+    return families[kind]
+
+
+def _resolve_dtype(
+    dtype: torch.dtype | str, config: ModelConfig, entries: Sequence[Entry], device: torch.device
+) -> torch.dtype:
+    if dtype == "auto":
+        stored = config.dtype or DTYPES.get(FLOATS.get(entries[0].dtype if entries else "", ""), torch.float32)
+        return torch.float32 if stored == torch.float16 and device.type == "cpu" else stored
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise ConfigError(f"dtype {dtype!r} is not supported\nChoose one of: auto, {', '.join(DTYPES)}.")
+    return chosen
+
+
+def _destinations(model: CausalLM, family: Family) -> dict[str, Destination]:
+    """Checkpoint tensor name -> the parameter view that it fills."""
+    return {
+        f"{theirs}.{name}": Destination(tensor, part.transposed)
+        for pattern, part in family.names.items()
+        for theirs, ours in _expand(pattern, part.module, model.config.num_layers)
+        if not (part.module == "head" and model.config.tied)
+        for name, tensor in _tensors(model.get_submodule(ours), part.index)
+    }
+
+
+def _expand(theirs: str, ours: str, num_layers: int) -> list[tuple[str, str]]:
+    layers = range(num_layers) if "{layer}" in theirs else range(1)
+    return [(theirs.format(layer=layer), ours.format(layer=layer)) for layer in layers]
+
+
+def _tensors(module: nn.Module, index: int | None) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in module.named_parameters(recurse=False):
+        yield name, module.part(name, index) if isinstance(module, Linear) and index is not None else parameter.detach()
+
+
+def _match(
+    entries: Sequence[Entry], wanted: Mapping[str, Destination], family: Family, directory: Path
+) -> dict[str, Entry]:
+    """Wanted name -> the entry that fills it; every tensor of the checkpoint must have its place."""
+    placed: dict[str, Entry] = {}
+    for entry in entries:
+        name = entry.name if entry.name in wanted else family.prefix + entry.name
+        if name not in wanted:
+            if not _skipped(entry, wanted, family):
+                raise CheckpointError(f"{entry.file}: unexpected tensor {entry.name!r}\n{_MISMATCH}")
+            continue
+        if name in placed:
+            raise CheckpointError(f"{entry.file}: tensor {name!r} comes twice, the other in {placed[name].file}")
+        if entry.shape != wanted[name].shape:
+            shapes = f"has shape {list(entry.shape)}, config.json implies {list(wanted[name].shape)}"
+            raise CheckpointError(f"{entry.file}: tensor {entry.name!r} {shapes}\n{_MISMATCH}")
+        if entry.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not one of {', '.join(FLOATS)}"
+            )
+        placed[name] = entry
+    missing = [name for name in wanted if name not in placed]
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise CheckpointError(f"{directory}: tensor {missing[0]!r}{more} is missing from the safetensors\n{_MISMATCH}")
+    return placed
+
+
+_MISMATCH = "config.json and the safetensors do not describe the same model; download both again."
+
+
+def _skipped(entry: Entry, wanted: Mapping[str, Destination], family: Family) -> bool:
+    # A tied checkpoint may store the embedding a second time as lm_head; the embedding is what counts.
+    tied_copy = entry.name == "lm_head.weight" and entry.name not in wanted
+    return tied_copy or any(re.fullmatch(pattern, entry.name) for pattern in family.skipped)
+
+
+def _stream(placed: Mapping[str, Entry], destinations: Mapping[str, Destination]) -> None:
+    """Copies file by file, one tensor in memory at a time."""
+    files: dict[Path, list[str]] = defaultdict(list)
+    for name, entry in placed.items():
+        files[entry.file].append(name)
+    total = sum(destination.tensor.nbytes for destination in destinations.values())
+    with _progress(total) as advance:
+        for file, names in files.items():
+            with opened(file) as tensors:
+                for name in names:
+                    destinations[name].fill(tensors.get_tensor(placed[name].name))
+                    advance(destinations[name].tensor.nbytes)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Yields ``advance(bytes)``; draws on a terminal's stderr only, and only for big checkpoints."""
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    hidden = total < BAR_BYTES or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        task = progress.add_task("loading", total=total)
+        yield lambda size: progress.advance(task, size)

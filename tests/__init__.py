@@ -1,0 +1,1 @@
+"""Tests of Paceline, room by room."""
