@@ -1,0 +1,127 @@
+"""From rows of logits to tokens and log-probabilities; knows rows and controls, not who asked or what was drafted.
+
+Shape letters: R rows, V vocabulary, P processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paceline.core.batch import Int64, SampleRows
+from paceline.core.outputs import TokenLogprobs
+from paceline.kernels.philox import Domain
+from paceline.sampling.logprobs import token_logprobs
+from paceline.sampling.noise import Noise
+from paceline.sampling.state import SamplingState
+
+Choice = Callable[[Tensor, SampleRows], Tensor]
+Bool = npt.NDArray[np.bool_]
+
+
+class Pipeline:
+    """Processes and samples rows with the controls of their seats.
+
+    A row's history is its seat's known tokens and ``rows.path``. What a row becomes is a function of its own logits,
+    history, controls and noise index alone: other rows of the call change no bit of it. Computes in float64 for
+    float64 logits, else in float32.
+    """
+
+    def __init__(self, state: SamplingState) -> None:
+        self.state = state
+        self._noise = Noise(state)
+
+    def scores(self, logits: Tensor, rows: SampleRows) -> Tensor:
+        """The processed logits f[R, V]; banned and truncated tokens are -inf. ``logits`` [R, V] is left alone.
+
+        A row's scores are logits of its distribution, up to a constant. Temperature and truncation do not apply to
+        greedy rows, whose token is the first of the best scores.
+        """
+        scores = logits.to(compute_dtype(logits), copy=True)
+        for index, processor in enumerate(self.state.processors):
+            acted_on = self.state.active[rows.seats, index]
+            if acted_on.all() and len(rows):
+                processor.apply(scores, rows)
+            elif acted_on.any():
+                chosen = np.flatnonzero(acted_on)
+                here = _row_index(chosen, scores.device)
+                part = scores[here]
+                processor.apply(part, take_rows(rows, chosen))
+                scores[here] = part
+        return scores
+
+    def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
+        """The token of each row, int64[R]: the first of the best sums of score and target noise.
+
+        Greedy rows take the first of the best scores. A row is -1 if its logits [R, V] have a NaN, or if every token
+        of it is banned.
+        """
+        controlled: Bool = np.any(self.state.active[rows.seats], axis=1)
+        tokens = _by_kind(controlled, logits, rows, self._with_controls, self._choose)
+        result: Int64 = tokens.cpu().numpy()
+        return result
+
+    def perturbed(self, logits: Tensor, rows: SampleRows, domain: Domain = Domain.TARGET) -> Tensor:
+        """f[R, V]: the scores plus the noise of ``domain``, of which ``sample`` is the argmax; greedy rows get none."""
+        scores = self.scores(logits, rows)
+        noisy = np.flatnonzero(~self.state.greedy[rows.seats])
+        if len(noisy):
+            here = _row_index(noisy, scores.device)
+            scores[here] += self._noise.dense(take_rows(rows, noisy), scores.dtype, domain)
+        return scores
+
+    def logprobs(
+        self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
+    ) -> list[TokenLogprobs]:
+        """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V], its rank, and the ``top[i]`` likeliest."""
+        if not row_indices:
+            return []
+        chosen = _row_index(np.asarray(row_indices), logits.device)
+        return token_logprobs(logits[chosen].to(compute_dtype(logits)), tokens, top)
+
+    def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:
+        tokens = self._choose(self.scores(logits, rows), rows)
+        # A ban may have covered the NaN that says this row's numbers cannot be trusted.
+        return tokens.masked_fill_(logits.amax(-1).isnan(), -1)
+
+    def _choose(self, scores: Tensor, rows: SampleRows) -> Tensor:
+        greedy = self.state.greedy[rows.seats]
+        return _by_kind(greedy, scores, rows, lambda scores, _: best_tokens(scores), self._draw)
+
+    def _draw(self, scores: Tensor, rows: SampleRows) -> Tensor:
+        return best_tokens(self._noise.add(scores.to(compute_dtype(scores)), rows))
+
+
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def best_tokens(scores: Tensor) -> Tensor:
+    """int64[R]: the lowest of the best tokens of each row of ``scores`` [R, V]; -1 where the best is NaN or -inf."""
+    best, tokens = scores.max(-1)
+    return tokens.masked_fill_(~(best > -torch.inf), -1)
+
+
+def take_rows(rows: SampleRows, chosen: npt.NDArray[np.int64]) -> SampleRows:
+    return SampleRows(rows.seats[chosen], rows.output_index[chosen], rows.path[chosen])
+
+
+def _row_index(chosen: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(chosen).to(device)
+
+
+def _by_kind(kind: Bool, scores: Tensor, rows: SampleRows, where_true: Choice, where_false: Choice) -> Tensor:
+    """int64[R]: each row's token by ``where_true`` or ``where_false``; each sees only its own rows."""
+    if not kind.any():
+        return where_false(scores, rows)
+    if kind.all():
+        return where_true(scores, rows)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+    for chosen, choose in ((np.flatnonzero(kind), where_true), (np.flatnonzero(~kind), where_false)):
+        here = _row_index(chosen, scores.device)
+        tokens[here] = choose(scores[here], take_rows(rows, chosen))
+    return tokens
