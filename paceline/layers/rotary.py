@@ -113,6 +113,8 @@ class Rotary(nn.Module):
     Angles are computed in float32, or float64 for a float64 model, and their sines rounded to the model's dtype.
     """
 
+    table: torch.Tensor | None  # [max_position_embeddings, 2, 1, head_dim]
+
     def __init__(self, config: RotaryConfig, *, on: Placement) -> None:
         super().__init__()
         self.dtype = on.dtype
@@ -120,9 +122,8 @@ class Rotary(nn.Module):
         self.radians = nn.Buffer(radians, persistent=False)
         num_positions = config.max_position_embeddings
         fits = num_positions * 2 * config.head_dim * on.dtype.itemsize <= MAX_TABLE_BYTES
-        self.table: torch.Tensor | None = None
-        if fits:
-            self.table = nn.Buffer(self._rows(torch.arange(num_positions, device=on.device)), persistent=False)
+        table = self._rows(torch.arange(num_positions, device=on.device)) if fits else None
+        self.register_buffer("table", table, persistent=False)
 
     def _rows(self, positions: torch.Tensor) -> torch.Tensor:
         angles = positions[:, None, None] * self.radians  # [T, 1, head_dim / 2]
