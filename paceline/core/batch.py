@@ -7,6 +7,7 @@ D depth of a draft, P pages, V vocabulary, W words of ancestor bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ class Works:
         return self.start + self.num_known
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Drafts:
     """One token tree per request. Node i's parent is a node before it, or -1 for the last known token."""
 
@@ -59,6 +60,49 @@ class Drafts:
     @property
     def width(self) -> int:
         return self.tokens.shape[1]
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return bool((self.parents == np.arange(-1, self.width - 1, dtype=np.int32)).all())
+
+    @cached_property
+    def depths(self) -> Int32:
+        """[B, N] 1 for a child of the last known token."""
+        if self.is_chain:
+            return np.broadcast_to(np.arange(1, self.width + 1, dtype=np.int32), self.tokens.shape)
+        depths = np.ones(self.tokens.shape, dtype=np.int32)
+        rows = np.arange(len(self.tokens))
+        for node in range(self.width):
+            parent = self.parents[:, node]
+            depths[:, node] = np.where(parent < 0, 1, depths[rows, parent] + 1)
+        return depths
+
+    @cached_property
+    def ancestor_bits(self) -> Int64:
+        """[B, N, W] bit j of node i: j is i or an ancestor of i."""
+        words = -(-self.width // 64)
+        bits = np.zeros((*self.tokens.shape, words), dtype=np.int64)
+        rows = np.arange(len(self.tokens))
+        for node in range(self.width):
+            parent = self.parents[:, node]
+            if node:
+                bits[:, node] = np.where((parent < 0)[:, None], 0, bits[rows, parent])
+            # Through uint64, since bit 63 does not fit a positive int64.
+            bits[:, node, node // 64] |= np.uint64(1 << node % 64).astype(np.int64)
+        return bits
+
+    @cached_property
+    def paths(self) -> Int32:
+        """[B, N, D] tokens from the first draft level to the node itself; -1 pads."""
+        depth = int(self.depths.max(initial=0))
+        paths = np.full((*self.tokens.shape, depth), -1, dtype=np.int32)
+        rows = np.arange(len(self.tokens))
+        for node in range(self.width):
+            parent = self.parents[:, node]
+            if node:
+                paths[:, node] = np.where((parent < 0)[:, None], -1, paths[rows, parent])
+            paths[rows, node, self.depths[:, node] - 1] = self.tokens[:, node]
+        return paths
 
 
 @dataclass(frozen=True, slots=True)

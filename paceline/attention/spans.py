@@ -1,0 +1,70 @@
+"""Turns a batch into padded blocks of rows that attend alike; shared by the torch backends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from paceline.core.batch import Batch, Int32, Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Requests with about as many rows each, as one padded block: b requests, up to Q rows, up to S slots."""
+
+    rows: torch.Tensor  # i64[b, Q] rows of the batch; a padding cell repeats the request's first row
+    flat: torch.Tensor  # i64[n] cells of [b * Q] that are real rows
+    targets: torch.Tensor  # i64[n] the batch row of each of those
+    pages: torch.Tensor  # i64[b, P]
+    mask: torch.Tensor | None  # bool[b, 1, Q, S], true where visible; None if every row sees all S slots
+    num_slots: int  # S
+    dense: bool  # rows are 0..T-1 in order, so that no gather is needed
+
+
+def spans_of(batch: Batch, group: int, page_size: int, device: torch.device) -> list[Span]:
+    """Blocks by the power of two above a request's row count, so that padding at most doubles the rows."""
+    counts = np.diff(batch.row_start)
+    buckets = np.where(counts > 1, np.ceil(np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
+    if (counts == counts[0]).all():
+        return [_span(batch, group, page_size, np.arange(len(counts)), device)]
+    return [_span(batch, group, page_size, np.flatnonzero(buckets == b), device) for b in np.unique(buckets)]
+
+
+def _span(batch: Batch, group: int, page_size: int, members: Int64, device: torch.device) -> Span:
+    counts = np.diff(batch.row_start)[members]
+    width = int(counts.max())
+    offsets = np.arange(width)
+    real = offsets < counts[:, None]
+    rows = batch.row_start[members][:, None] + np.where(real, offsets, 0)
+    num_slots = int(batch.num_slots[members].max())
+    pages = batch.page_table[group][members][:, : -(-num_slots // page_size)]
+    mask = visible_slots(batch, group, rows, members, num_slots)
+    return Span(
+        rows=torch.from_numpy(rows.astype(np.int64)).to(device),
+        flat=torch.from_numpy(np.flatnonzero(real)).to(device),
+        targets=torch.from_numpy(rows[real].astype(np.int64)).to(device),
+        pages=torch.from_numpy(pages.astype(np.int64)).to(device),
+        mask=None if mask.all() else torch.from_numpy(mask[:, None]).to(device),
+        num_slots=num_slots,
+        dense=bool(real.all()) and len(members) == len(batch.context),
+    )
+
+
+def visible_slots(batch: Batch, group: int, rows: Int64, members: Int64, num_slots: int) -> npt.NDArray[np.bool_]:
+    """bool[b, Q, S]: which slots of its request each row sees."""
+    slot: Int32 = np.arange(num_slots, dtype=np.int32)
+    seen: npt.NDArray[np.bool_] = slot < batch.visible[rows][..., None]
+    first = batch.first_visible[group]
+    if first is not None:
+        seen &= slot >= first[rows][..., None]
+    if batch.tree_bits.shape[1]:
+        node = slot - batch.context[members][:, None]  # [b, S]
+        inside = (node >= 0) & (node < batch.tree_bits.shape[1] * 64)
+        node = np.where(inside, node, 0)
+        # An arithmetic shift keeps bit 63 right although it is the word's sign.
+        words = np.take_along_axis(batch.tree_bits[rows], (node >> 6)[:, None, :], axis=2)
+        seen |= ((words >> (node & 63)[:, None, :]) & 1).astype(bool) & inside[:, None, :]
+    return seen

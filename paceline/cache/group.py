@@ -1,0 +1,110 @@
+"""Knows, per seat, how much of a sequence one layer group has cached and in which pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from paceline.cache.pages import PageAllocator
+from paceline.cache.stores import KVStore
+from paceline.core.batch import Int32, Int64
+
+
+class LayerGroup:
+    """Layers of one lifetime: the same window, the same owner, hence the same pages and the same ``num_cached``.
+
+    ``num_cached`` int32[S] tokens whose K/V is valid; ``page_table`` int32[S, P], 0 where no page is held;
+    pages [first_page, num_pages) of a seat are held.
+    """
+
+    def __init__(
+        self, name: str, store: KVStore, pages: PageAllocator, *, num_seats: int, max_slots: int, window: int | None
+    ) -> None:
+        self.name, self.store, self.pages, self.window = name, store, pages, window
+        self.page_size = store.page_size
+        self.num_cached = np.zeros(num_seats, dtype=np.int32)
+        self.num_pages = np.zeros(num_seats, dtype=np.int32)
+        self.first_page = np.zeros(num_seats, dtype=np.int32)
+        self.page_table = np.zeros((num_seats, -(-max_slots // self.page_size)), dtype=np.int32)
+
+    def missing(self, seats: Int32, ends: Int32) -> Int32:
+        """[B] pages that seats lack to hold slots [0, ends)."""
+        lacking: Int32 = -(-ends // self.page_size) - self.num_pages[seats]
+        return lacking
+
+    def reserve(self, seat: int, start: int, end: int) -> bool:
+        """Makes slots [start, end) of a seat writable; False, and nothing changed, if pages are short."""
+        held = int(self.num_pages[seat])
+        needed = max(0, -(-end // self.page_size) - held)
+        shared = self._shared_pages(seat, start)
+        taken = self.pages.allocate(needed + len(shared))
+        if taken is None:
+            return False
+        for index in shared:
+            self._replace(seat, index, taken.pop())
+        self.page_table[seat, held : held + needed] = taken
+        self.num_pages[seat] = held + needed
+        return True
+
+    def _shared_pages(self, seat: int, start: int) -> list[int]:
+        """Pages from slot ``start`` on that another sequence or the prefix index also holds: copy on write."""
+        first = start // self.page_size
+        held = self.page_table[seat, first : self.num_pages[seat]]
+        return [first + int(i) for i in np.flatnonzero(self.pages.references[held] > 1)]
+
+    def _replace(self, seat: int, index: int, fresh: int) -> None:
+        old = int(self.page_table[seat, index])
+        self.store.copy_page(old, fresh)
+        self.page_table[seat, index] = fresh
+        self.pages.release([old])
+
+    def can_fork(self, source: int, num_tokens: int) -> bool:
+        """Whether the source still holds every page that a sequence of its first ``num_tokens`` tokens reads."""
+        return self.window is None or self.first_page[source] * self.page_size <= max(0, num_tokens - self.window + 1)
+
+    def fork(self, source: int, target: int, num_tokens: int) -> None:
+        """Gives ``target`` the source's first ``num_tokens`` cached tokens by sharing their pages."""
+        count = -(-num_tokens // self.page_size)
+        first = int(self.first_page[source])
+        self.page_table[target, :count] = self.page_table[source, :count]
+        self.pages.share(self.page_table[source, first:count].tolist())
+        self.num_pages[target], self.first_page[target] = count, min(first, count)
+        self.num_cached[target] = num_tokens
+
+    def slide(self, seats: Int32) -> None:
+        """Releases pages that have left the window."""
+        if self.window is None:
+            return
+        firsts = np.maximum(0, self.num_cached[seats] - self.window + 1) // self.page_size
+        for seat, first in zip(seats.tolist(), firsts.tolist(), strict=True):
+            old = int(self.first_page[seat])
+            if first > old:
+                self.pages.release(self.page_table[seat, old:first].tolist())
+                self.page_table[seat, old:first] = 0
+                self.first_page[seat] = first
+
+    def release(self, seat: int) -> None:
+        """Gives back every page of a seat."""
+        self.pages.release(self.held_pages(seat))
+        self.page_table[seat] = 0
+        self.num_pages[seat] = self.first_page[seat] = self.num_cached[seat] = 0
+
+    def held_pages(self, seat: int) -> list[int]:
+        held: list[int] = self.page_table[seat, self.first_page[seat] : self.num_pages[seat]].tolist()
+        return held
+
+    def clear(self, seat: int) -> None:
+        """Zeroes a seat's pages, which may hold NaN, and forgets their content. Shared pages are their sharers' too."""
+        self.store.clear_pages([page for page in self.held_pages(seat) if self.pages.references[page] == 1])
+        self.num_cached[seat] = 0
+
+    def cells(self, seats: Int32, slots: Int32) -> Int64:
+        """Physical cells of logical slots: i64, same shape as ``slots``."""
+        page = self.page_table[seats, slots // self.page_size].astype(np.int64)
+        cells: Int64 = page * self.page_size + slots % self.page_size
+        return cells
+
+    def move(self, seats: Int32, source: Int32, target: Int32) -> None:
+        """Moves K/V of logical slots within their seats; closes the gaps that rejected tree nodes leave."""
+        from_cells, to_cells = self.cells(seats, source), self.cells(seats, target)
+        self.store.move(torch.from_numpy(from_cells), torch.from_numpy(to_cells))

@@ -1,0 +1,99 @@
+"""Knows all layer groups together: reserves, forks, commits and releases a sequence in each of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.cache.group import LayerGroup
+from paceline.cache.kinds import CacheKind
+from paceline.cache.prefix import PrefixIndex
+from paceline.core.batch import Int32
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """Pages over all groups: ``free + cached + referenced == total``."""
+
+    free: int
+    cached: int
+    referenced: int
+    total: int
+
+
+class CacheManager:
+    """The groups of the target first, then those of drafters."""
+
+    def __init__(self, groups: Sequence[LayerGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
+        self.groups, self.kind, self.prefix = list(groups), kind, prefix
+
+    def reserve(self, seat: int, end: int, groups: Sequence[int]) -> bool:
+        """Makes the uncached slots before ``end`` writable in the given groups; False, nothing changed, if short."""
+        chosen = [self.groups[index] for index in groups]
+        before = [int(group.num_pages[seat]) for group in chosen]
+        for done, group in enumerate(chosen):
+            if not group.reserve(seat, int(group.num_cached[seat]), end):
+                for undone, held in zip(chosen[:done], before, strict=False):
+                    self._shrink(undone, seat, held)
+                return False
+        return True
+
+    def holds(self, seats: Int32, ends: Int32) -> bool:
+        """Whether slots [0, ends) are already writable in every group, so that nothing needs reserving."""
+        return all(not g.pages.num_shared and not (g.missing(seats, ends) > 0).any() for g in self.groups)
+
+    @staticmethod
+    def _shrink(group: LayerGroup, seat: int, held: int) -> None:
+        extra = group.page_table[seat, held : group.num_pages[seat]]
+        group.pages.release(extra.tolist())
+        extra[:] = 0
+        group.num_pages[seat] = held
+
+    def can_fork(self, source: int, num_tokens: int, groups: Sequence[int]) -> bool:
+        return self.kind.retains and all(self.groups[index].can_fork(source, num_tokens) for index in groups)
+
+    def fork(self, source: int, target: int, num_tokens: int, groups: Sequence[int]) -> None:
+        """Shares the source's cached prefix, of at most ``num_tokens`` tokens, with a fresh seat."""
+        for index in groups:
+            group = self.groups[index]
+            group.fork(source, target, min(num_tokens, int(group.num_cached[source])))
+
+    def commit(self, seats: Int32, num_cached: Int32, groups: Sequence[int]) -> None:
+        """Sets what is valid from now on, and lets go of pages that nobody will read again."""
+        for index in groups:
+            group = self.groups[index]
+            group.num_cached[seats] = num_cached
+            if self.kind.retains:
+                group.slide(seats)
+            else:
+                for seat in seats.tolist():
+                    group.release(seat)
+
+    def release(self, seat: int) -> None:
+        for group in self.groups:
+            group.release(seat)
+
+    def clear(self, seat: int) -> None:
+        """Zeroes everything a failed sequence wrote, lest its NaN reach the pages' next owner."""
+        for group in self.groups:
+            group.clear(seat)
+
+    def counts(self) -> PageCounts:
+        pages = [group.pages for group in self.groups]
+        return PageCounts(
+            free=sum(p.num_free for p in pages),
+            cached=sum(p.num_cached for p in pages),
+            referenced=sum(p.num_referenced for p in pages),
+            total=sum(p.num_pages for p in pages),
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError if a page is lost, free and used at once, or referenced by nobody's table."""
+        for group in self.groups:
+            group.pages.check()
+            held = np.zeros_like(group.pages.references)
+            for seat in range(len(group.num_pages)):
+                np.add.at(held, group.held_pages(seat), 1)
+            assert np.array_equal(held, group.pages.references), f"{group.name}: references differ from the tables"

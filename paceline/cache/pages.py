@@ -1,0 +1,76 @@
+"""Knows which pages are free and how often the others are referenced; knows nothing of what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class PageAllocator:
+    """Pages 1..num_pages with reference counts; page 0 takes the writes of padding rows and is never handed out.
+
+    A page is free, referenced (by one or more sequences) or cached (kept by the prefix index alone):
+    ``num_free + num_cached + num_referenced == num_pages`` always holds.
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self.references = np.zeros(num_pages + 1, dtype=np.int32)
+        self._free = list(range(num_pages, 0, -1))
+        self._kept: set[int] = set()
+        self.num_shared = 0
+        """Pages with more than one reference; while 0, no write needs a copy."""
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_referenced(self) -> int:
+        return int(np.count_nonzero(self.references))
+
+    @property
+    def num_cached(self) -> int:
+        return sum(1 for page in self._kept if self.references[page] == 0)
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Takes ``count`` free pages, each referenced once; None, and nothing taken, if there are fewer."""
+        if count > len(self._free):
+            return None
+        pages = [self._free.pop() for _ in range(count)]
+        self.references[pages] = 1
+        return pages
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Adds one reference to each page."""
+        for page in pages:
+            self.references[page] += 1
+            self.num_shared += self.references[page] == 2
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Drops one reference of each page; a page that nobody references or keeps becomes free."""
+        for page in pages:
+            assert self.references[page] > 0, f"page {page} released twice"
+            self.references[page] -= 1
+            self.num_shared -= self.references[page] == 1
+            if self.references[page] == 0 and page not in self._kept:
+                self._free.append(page)
+
+    def keep(self, page: int) -> None:
+        """The prefix index holds on to a page."""
+        self._kept.add(page)
+
+    def drop(self, page: int) -> None:
+        """The prefix index lets go of a page."""
+        self._kept.remove(page)
+        if self.references[page] == 0:
+            self._free.append(page)
+
+    def check(self) -> None:
+        """Raises AssertionError unless every page is accounted for exactly once."""
+        counted = self.num_free + self.num_cached + self.num_referenced
+        assert counted == self.num_pages, f"{counted} pages accounted for, {self.num_pages} exist"
+        assert len(set(self._free)) == len(self._free), "a page is in the free list twice"
+        assert not self.references[self._free].any(), "a free page is referenced"
+        assert self.references[0] == 0, "the padding page is referenced"

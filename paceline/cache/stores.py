@@ -1,0 +1,92 @@
+"""Knows how K/V lie in memory, as [page, kv_head, slot, dim] per layer; knows nothing of who owns a page."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from paceline.core.layer import LayerSpec
+from paceline.core.registry import Registry
+
+
+class KVStore(Protocol):
+    """The K/V cells of one layer group. A cell is addressed by (page, offset), or by page * page_size + offset."""
+
+    page_size: int
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor) -> None:
+        """Stores k, v [T, kv_head, dim] at (pages[t], offsets[t])."""
+        ...
+
+    def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of pages i64[..., P], as [..., P, kv_head, page_size, dim] in the compute dtype."""
+        ...
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copies cells (i64[n] flat addresses) in every layer; all are read before any is written."""
+        ...
+
+    def copy_page(self, source: int, target: int) -> None: ...
+
+    def clear_pages(self, pages: list[int]) -> None:
+        """Zeroes pages whose content may be NaN, which even a masked attention would spread."""
+        ...
+
+
+store_dtypes: Registry[torch.dtype] = Registry("kv_cache_dtype")
+store_dtypes.add("float32")(torch.float32)
+store_dtypes.add("bfloat16")(torch.bfloat16)
+store_dtypes.add("float16")(torch.float16)
+store_dtypes.add("float64")(torch.float64)
+
+
+class DenseStore:
+    """K/V kept as they are, in one floating-point type."""
+
+    def __init__(
+        self, specs: list[LayerSpec], *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.page_size = page_size
+        # Zeros, not empty: attention multiplies masked cells by zero, and zero times NaN is NaN.
+        self._k, self._v = (
+            [
+                torch.zeros(num_pages, spec.num_kv_heads, page_size, spec.head_dim, dtype=dtype, device=device)
+                for spec in specs
+            ]
+            for _ in range(2)
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(cells.numel() * cells.element_size() for cells in (*self._k, *self._v))
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor) -> None:
+        cells_k, cells_v = self._k[layer], self._v[layer]
+        cells_k[pages, :, offsets] = k.to(cells_k.dtype)
+        cells_v[pages, :, offsets] = v.to(cells_v.dtype)
+
+    def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._k[layer][pages], self._v[layer][pages]
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        from_page, from_offset = source // self.page_size, source % self.page_size
+        to_page, to_offset = target // self.page_size, target % self.page_size
+        for cells in (*self._k, *self._v):
+            cells[to_page, :, to_offset] = cells[from_page, :, from_offset]
+
+    def copy_page(self, source: int, target: int) -> None:
+        for cells in (*self._k, *self._v):
+            cells[target] = cells[source]
+
+    def clear_pages(self, pages: list[int]) -> None:
+        for cells in (*self._k, *self._v):
+            cells[pages] = 0
+
+
+def page_bytes(specs: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one page over all layers of a group, K and V."""
+    return sum(2 * spec.num_kv_heads * spec.head_dim * page_size * dtype.itemsize for spec in specs)

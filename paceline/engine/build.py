@@ -1,0 +1,128 @@
+"""Builds an engine from options: devices, models, memory, parts; the only place that knows how they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from paceline.cache import CacheManager, cache_kinds, prefix_indexes
+from paceline.core.config import EngineConfig
+from paceline.core.errors import ConfigError
+from paceline.core.seats import Seats
+from paceline.engine.engine import Engine
+from paceline.engine.memory import build_groups
+from paceline.models import CausalLM, load_model, resolve_model
+from paceline.runner import ModelRunner
+from paceline.sampling import Pipeline, SamplingState
+from paceline.scheduling import Scheduler
+from paceline.speculation import GuardedProposer, ProposerTools, proposers, verifiers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device="cuda" was asked for, but torch sees no GPU\nSet device="cpu" or "auto".')
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """ "auto" is the checkpoint's type on a GPU and float32 on a CPU.
+
+    On a CPU the half types round a row's logits differently with the number of rows beside it, and their coarse
+    steps make ties common: float32 keeps "the same text with speculation on or off" true there.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}\nChoose one of: auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def build_engine(model_path: Path, config: EngineConfig) -> Engine:
+    """Loads the models and joins the parts.
+
+    Raises:
+        ConfigError: options that cannot work, naming the one to change.
+        CheckpointError: a model that cannot be loaded.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+
+    def load(name: str) -> CausalLM:
+        return load_model(resolve_model(name), dtype=dtype, device=device)  # type: ignore[arg-type]
+
+    target = load_model(model_path, dtype=dtype, device=device)  # type: ignore[arg-type]
+    return join_parts(target, config, device, load)
+
+
+def context_length(config: EngineConfig, target: CausalLM) -> int:
+    """max_model_len, or the model's own context."""
+    longest = target.config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, the model's positions end at {longest}\n"
+            f"Set max_model_len to at most {longest}."
+        )
+    return config.max_model_len or longest
+
+
+def _proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> GuardedProposer | None:
+    if config.speculative is None:
+        return None
+    inner = proposers[config.speculative.method](config.speculative, target, load)
+    return GuardedProposer(inner, vocab_size=target.config.vocab_size)
+
+
+def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:
+    """Lays out memory for the target and the drafter and wires everything into one engine."""
+    verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
+    proposer = _proposer(config, target, load)
+    max_len = context_length(config, target)
+    depth = config.speculative.num_speculative_tokens if config.speculative else 0
+    max_slots = max_len + (proposer.num_nodes(depth) if proposer else 0)
+    kind = cache_kinds[config.cache](config.block_size, max_slots)
+
+    models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
+    groups = build_groups(config, kind, models, max_slots=max_slots, device=device)
+    cache = CacheManager([group for part in groups for group in part], kind, prefix_indexes["none"]())
+    seats = Seats(config.max_num_seqs, max_len)
+    state = SamplingState(seats, target.config.vocab_size, device)
+    pipeline = Pipeline(state)
+    backend = "sdpa" if config.attention_backend == "auto" else config.attention_backend
+    runners = [
+        ModelRunner(model, part, backend=backend, device=device)
+        for (_, model), part in zip(models, groups, strict=True)
+    ]
+
+    target_groups = list(range(len(groups[0])))
+    if proposer is not None:
+        proposer.bind(
+            ProposerTools(
+                seats=seats,
+                cache=cache,
+                pipeline=pipeline,
+                runner=runners[1] if len(runners) > 1 else None,
+                groups=list(range(len(groups[0]), len(cache.groups))),
+                max_rows=config.max_num_batched_tokens,
+            )
+        )
+    scheduler = Scheduler(
+        config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
+    )
+    return Engine(
+        config,
+        seats=seats,
+        cache=cache,
+        scheduler=scheduler,
+        runner=runners[0],
+        target_groups=target_groups,
+        pipeline=pipeline,
+        verifier=verifier,
+        proposer=proposer,
+    )

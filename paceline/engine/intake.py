@@ -1,0 +1,119 @@
+"""Turns what a user asked for into a checked group of requests; nothing invalid gets past it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from paceline.core.config import EngineConfig
+from paceline.core.errors import InvalidRequestError, out_of_range
+from paceline.core.params import SamplingParams, check_vocabulary
+from paceline.core.request import Group, Request
+from paceline.engine.engine import Engine
+from paceline.text import Detokenizer, Tokenizer, bad_word_ids
+
+
+class Intake:
+    """Checks prompts and parameters against the model, and resolves what they leave open."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self.config: EngineConfig = engine.config
+        self.model = engine.runner.model.config
+        self.max_model_len = engine.seats.max_len
+        self._numbers = itertools.count()
+
+    def encode(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt: text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
+        if isinstance(prompt, dict):
+            prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InvalidRequestError(
+                    "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
+                )
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, list):
+            raise InvalidRequestError(
+                f"a prompt must be text or token ids, got {type(prompt).__name__}", param="prompt"
+            )
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.model.vocab_size:
+                raise out_of_range("prompt_token_ids", token, f"integers in [0, {self.model.vocab_size - 1}]")
+        return list(prompt)
+
+    def group(
+        self, tokens: list[int], params: SamplingParams, *, request_id: str | None = None, speculate: bool = True
+    ) -> Group:
+        """A group ready to be added.
+
+        Raises:
+            InvalidRequestError: naming the field, and what would be accepted.
+        """
+        check_vocabulary(params, self.model.vocab_size)
+        limit = self._max_new_tokens(tokens, params)
+        self._check_pages(tokens, limit, speculate)
+        if (params.stop or params.bad_words) and self.tokenizer is None:
+            raise InvalidRequestError(
+                "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
+            )
+        if params.bad_words:
+            assert self.tokenizer is not None
+            params = replace(params, bad_words_token_ids=bad_word_ids(self.tokenizer, params.bad_words))
+        number = next(self._numbers)
+        group = Group(id=request_id or f"request-{number}", prompt_token_ids=tokens, params=params, speculate=speculate)
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None] * len(tokens)
+        seed = params.seed if params.seed is not None else self._draw_seed(number)
+        group.members = [self._member(group, index, seed, limit) for index in range(params.num_samples)]
+        return group
+
+    def _draw_seed(self, number: int) -> int:
+        stream = np.random.default_rng((self.config.seed % 2**64, number))
+        return int(stream.integers(2**63))
+
+    def _member(self, group: Group, index: int, seed: int, limit: int) -> Request:
+        params = group.params
+        watcher = Detokenizer(self.tokenizer, params) if self.tokenizer is not None and params.detokenize else None
+        return Request(
+            id=f"{group.id}-{index}",
+            group=group,
+            sample_index=index,
+            seed=seed,
+            eos_token_ids=frozenset() if params.ignore_eos else self.model.eos_token_ids,
+            max_new_tokens=limit,
+            watcher=watcher,
+        )
+
+    def _max_new_tokens(self, tokens: list[int], params: SamplingParams) -> int:
+        if not tokens:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        room = self.max_model_len - len(tokens)
+        if room < 1:
+            raise InvalidRequestError(
+                f"the prompt has {len(tokens)} tokens, the context holds {self.max_model_len}\n"
+                f"Shorten the prompt to at most {self.max_model_len - 1} tokens.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if params.min_tokens > room:
+            raise out_of_range("min_tokens", params.min_tokens, f"at most {room}, what the context leaves")
+        return room if params.max_tokens is None else min(params.max_tokens, room)
+
+    def _check_pages(self, tokens: list[int], limit: int, speculate: bool) -> None:
+        """A request that could not finish even alone is refused now, not when pages run out."""
+        groups = self.engine.cache.groups if speculate else self.engine.runner.groups
+        for group in groups:
+            needed = -(-(len(tokens) + limit) // group.page_size)
+            if needed > group.pages.num_pages and group.window is None:
+                room = group.pages.num_pages * group.page_size - len(tokens)
+                fix = f"set max_tokens to at most {room}" if room > 0 else f"set num_blocks to at least {needed}"
+                raise InvalidRequestError(
+                    f"{len(tokens)} prompt and {limit} output tokens need {needed} pages of {group.page_size} tokens, "
+                    f"the cache has {group.pages.num_pages}\nTo make it fit, {fix}.",
+                    param="max_tokens",
+                    code="context_length_exceeded",
+                )

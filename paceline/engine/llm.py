@@ -1,0 +1,127 @@
+"""``LLM``: a model held in memory, with which programs generate text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paceline.core.config import EngineConfig, SpeculativeConfig
+from paceline.core.errors import InvalidRequestError
+from paceline.core.outputs import RequestOutput
+from paceline.core.params import SamplingParams
+from paceline.core.request import Group
+from paceline.engine.build import build_engine
+from paceline.engine.intake import Intake
+from paceline.engine.pair import EMBEDDED_DRAFT, EMBEDDED_TARGET
+from paceline.engine.report import engine_stats
+from paceline.engine.results import output_of
+from paceline.models import resolve_model
+from paceline.text import Tokenizer
+
+
+class LLM:
+    """Generates text with one target model and, if asked, a drafter that never changes the text.
+
+    Args:
+        model: directory or Hub id of a Hugging Face checkpoint; None is the embedded pair.
+        speculative_config: ``{"method": "draft_model", "model": DIR, "num_speculative_tokens": 4}``,
+            ``{"method": "ngram"}`` or None. The default, "auto", drafts with the embedded draft if ``model`` is None.
+        options: every field of ``EngineConfig``: dtype, device, kv_cache_dtype, block_size, num_blocks,
+            max_model_len, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, scheduling_policy, seed, ...
+
+    Raises:
+        ConfigError: an option that is unknown or cannot work, with the one to change.
+        CheckpointError: a model that is missing, corrupt, unsupported or unsafe.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        speculative_config: Mapping[str, Any] | SpeculativeConfig | str | None = "auto",
+        **options: Any,
+    ) -> None:
+        if isinstance(speculative_config, str):
+            embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 4}
+            speculative_config = embedded if model is None and speculative_config == "auto" else None
+        config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))
+        path = EMBEDDED_TARGET if model is None else resolve_model(model)
+        self.model_name = "paceline-pair" if model is None else model
+        self.tokenizer = Tokenizer.try_load(path)
+        self.engine = build_engine(path, config)
+        self.intake = Intake(self.engine, self.tokenizer)
+
+    @property
+    def max_model_len(self) -> int:
+        return self.intake.max_model_len
+
+    def generate(
+        self,
+        prompts: str | Sequence[Any] | Mapping[str, Any],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        speculate: bool = True,
+    ) -> list[RequestOutput]:
+        """Completes each prompt; outputs come in the order of the prompts.
+
+        Args:
+            prompts: text, token ids, ``{"prompt_token_ids": [...]}``, or a list of those.
+            params: one for all, or one per prompt; None is ``SamplingParams()``.
+            speculate: False decodes plainly, to the same tokens.
+
+        Raises:
+            InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
+        """
+        many = _prompt_list(prompts)
+        each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(many):
+            raise InvalidRequestError(f"{len(many)} prompts, but {len(each)} params", param="params")
+        groups = []
+        for prompt, wanted in zip(many, each, strict=True):
+            group = self.intake.group(self.intake.encode(prompt), wanted, speculate=speculate)
+            group.prompt = prompt if isinstance(prompt, str) else None
+            groups.append(group)
+        return self._run(groups)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        speculate: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers a conversation, or each of several, through the model's chat template.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}]``, or a list of such conversations.
+        """
+        if self.tokenizer is None:
+            raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nUse generate with token ids.")
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(list(one))} for one in conversations]  # type: ignore[arg-type]
+        return self.generate(prompts, params, speculate=speculate)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, acceptance by position, pages, and memory by part in bytes."""
+        return engine_stats(self.engine)
+
+    def _run(self, groups: list[Group]) -> list[RequestOutput]:
+        for group in groups:
+            self.engine.add(group)
+        try:
+            while not all(group.finished for group in groups):
+                self.engine.step()
+        except BaseException:
+            for group in groups:
+                self.engine.abort(group)
+            raise
+        return [output_of(group, self.engine.selector) for group in groups]
+
+
+def _prompt_list(prompts: Any) -> list[Any]:
+    """One prompt or many: a list of integers is one prompt of token ids."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InvalidRequestError("prompts must be text, token ids or a non-empty list of them", param="prompts")
+    return [list(prompts)] if isinstance(prompts[0], int) else list(prompts)

@@ -1,0 +1,42 @@
+"""What an engine says of itself: counters, acceptance, pages, memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from paceline.engine.engine import Engine
+from paceline.models import CausalLM
+
+
+def _weight_bytes(model: CausalLM | None) -> int:
+    if model is None:
+        return 0
+    distinct = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.parameters()}
+    return sum(distinct.values())
+
+
+def engine_stats(engine: Engine) -> dict[str, Any]:
+    """Plain numbers, ready for JSON."""
+    counters, scheduler, proposer = engine.counters, engine.scheduler, engine.proposer
+    return {
+        "num_requests_running": len(scheduler.running),
+        "num_requests_waiting": len(scheduler.waiting),
+        "num_steps": counters.num_steps,
+        "num_generated_tokens": counters.num_generated,
+        "num_preemptions": scheduler.num_preemptions,
+        "finished": dict(counters.finished),
+        "speculation": {
+            "num_drafts": counters.num_drafts,
+            "num_drafted": counters.num_drafted,
+            "num_accepted": counters.num_accepted,
+            "accepted_per_position": counters.accepted_per_position.tolist(),
+            **(asdict(proposer.counters) if proposer is not None else {}),
+        },
+        "pages": asdict(engine.cache.counts()),
+        "memory_bytes": {
+            "target_weights": _weight_bytes(engine.runner.model),
+            "draft_weights": _weight_bytes(proposer.model if proposer is not None else None),
+            **{f"kv_{group.name}": group.store.num_bytes for group in engine.cache.groups},
+        },
+    }

@@ -1,0 +1,65 @@
+"""Turns groups and their progress into what users and streams receive."""
+
+from __future__ import annotations
+
+from paceline.core.outputs import CompletionDelta, CompletionOutput, RequestOutput
+from paceline.core.request import Group, Request
+from paceline.engine.stats import metrics_of
+from paceline.sampling import Selector
+from paceline.text import Detokenizer
+
+
+def _text(request: Request) -> str:
+    return request.watcher.text if isinstance(request.watcher, Detokenizer) else ""
+
+
+def _stop_reason(request: Request) -> int | str | None:
+    if request.stop_reason is None and isinstance(request.watcher, Detokenizer):
+        return request.watcher.stop_string
+    return request.stop_reason
+
+
+def completion_of(request: Request, index: int) -> CompletionOutput:
+    """One finished member as the answer number ``index``."""
+    wants = request.params.logprobs is not None
+    return CompletionOutput(
+        index=index,
+        text=_text(request),
+        token_ids=request.output_token_ids,
+        logprobs=request.logprobs if wants else None,
+        cumulative_logprob=request.cumulative_logprob if wants or request.params.best_of is not None else None,
+        finish_reason=str(request.finish_reason) if request.finish_reason else None,
+        stop_reason=_stop_reason(request),
+        token_drafted=request.token_drafted,
+        error=request.error,
+    )
+
+
+def output_of(group: Group, selector: Selector) -> RequestOutput:
+    """A finished call; of ``best_of`` members the selector keeps the best ``n``."""
+    return RequestOutput(
+        request_id=group.id,
+        prompt=group.prompt,
+        prompt_token_ids=group.prompt_token_ids,
+        outputs=[completion_of(request, index) for index, request in enumerate(selector.finish(group))],
+        metrics=metrics_of(group),
+        finished=group.finished,
+        prompt_logprobs=group.prompt_logprobs,
+    )
+
+
+def delta_of(request: Request, num_new: int) -> CompletionDelta:
+    """What the last ``num_new`` tokens add to a stream."""
+    finished = request.finished
+    text = request.watcher.take_delta(finished=finished) if isinstance(request.watcher, Detokenizer) else ""
+    first = len(request.output_token_ids) - num_new
+    return CompletionDelta(
+        index=request.sample_index,
+        text=text,
+        token_ids=request.output_token_ids[first:],
+        logprobs=request.logprobs[first:] if request.params.logprobs is not None else None,
+        token_drafted=request.token_drafted[first:],
+        finish_reason=str(request.finish_reason) if finished else None,
+        stop_reason=_stop_reason(request) if finished else None,
+        error=request.error,
+    )

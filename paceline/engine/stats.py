@@ -1,0 +1,66 @@
+"""Counts what steps did: tokens, drafts, acceptance by position, finishes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.core.outputs import RequestMetrics
+from paceline.core.request import Group, Request
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the engine was built."""
+
+    max_depth: int
+    num_steps: int = 0
+    num_generated: int = 0
+    num_drafts: int = 0
+    """Request-steps that had a draft."""
+    num_drafted: int = 0
+    num_accepted: int = 0
+    accepted_per_position: npt.NDArray[np.int64] = field(init=False)
+    """[max_depth] how often the draft token at this depth was accepted."""
+    finished: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.accepted_per_position = np.zeros(self.max_depth, dtype=np.int64)
+
+    def record(self, request: Request, num_nodes: int, num_accepted: int, num_kept: int, now: float) -> None:
+        """One request's part in one step; accepted nodes past the request's end do not count."""
+        accepted = min(num_accepted, num_kept)
+        request.num_decode_steps += num_kept > 0
+        request.token_times += [now] * num_kept
+        request.token_drafted += [place < accepted for place in range(num_kept)]
+        self.num_generated += num_kept
+        if num_nodes:
+            request.num_verify_steps += 1
+            request.num_drafted += num_nodes
+            request.num_accepted += accepted
+            self.num_drafts += 1
+            self.num_drafted += num_nodes
+            self.num_accepted += accepted
+            self.accepted_per_position[:accepted] += 1
+
+    def record_finished(self, request: Request) -> None:
+        self.finished[str(request.finish_reason)] += 1
+
+
+def metrics_of(group: Group) -> RequestMetrics:
+    """A call's figures over all its members."""
+    members = group.members
+    times = sorted(time for member in members for time in member.token_times)
+    gaps = [(m.token_times[-1] - m.token_times[0], len(m.token_times) - 1) for m in members if len(m.token_times) > 1]
+    steps = sum(member.num_decode_steps for member in members)
+    return RequestMetrics(
+        num_drafted=sum(member.num_drafted for member in members),
+        num_accepted=sum(member.num_accepted for member in members),
+        mean_acceptance_length=sum(len(member.output_token_ids) for member in members) / steps if steps else 1.0,
+        time_to_first_token=times[0] - group.arrival if times else None,
+        time_per_output_token=sum(g for g, _ in gaps) / sum(n for _, n in gaps) if gaps else None,
+        num_preemptions=sum(member.num_preemptions for member in members),
+    )

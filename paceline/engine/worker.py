@@ -1,0 +1,143 @@
+"""The thread that runs the engine for asynchronous callers: requests in, stream updates out, aborts at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from paceline.core.errors import EngineDeadError
+from paceline.core.outputs import StreamUpdate
+from paceline.core.params import SamplingParams
+from paceline.core.request import Group, Request
+from paceline.engine.llm import LLM
+from paceline.engine.report import engine_stats
+from paceline.engine.results import delta_of
+from paceline.engine.stats import metrics_of
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[StreamUpdate | Exception], None]
+
+
+class EngineWorker:
+    """Owns an ``LLM`` on a thread of its own; every public method may be called from any event loop."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self.model_name, self.tokenizer, self.max_model_len = llm.model_name, llm.tokenizer, llm.max_model_len
+        self.vocab_size = llm.engine.runner.model.config.vocab_size
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._streams: dict[str, tuple[Group, Emit]] = {}
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self._error is None
+
+    def generate(
+        self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, speculate: bool = True
+    ) -> AsyncIterator[StreamUpdate]:
+        """Streams a call's updates; closing the iterator early aborts the call.
+
+        Raises:
+            InvalidRequestError: at once, if the call is invalid.
+            EngineDeadError: at once or while streaming, if the engine has stopped.
+        """
+        if not self.alive:
+            raise EngineDeadError("the engine has stopped\nRestart the service; its log holds the cause.")
+        tokens = self.llm.intake.encode(prompt_token_ids)
+        group = self.llm.intake.group(tokens, params, request_id=request_id, speculate=speculate)
+        return self._stream(group)
+
+    async def _stream(self, group: Group) -> AsyncIterator[StreamUpdate]:
+        loop = asyncio.get_running_loop()
+        updates: asyncio.Queue[StreamUpdate | Exception] = asyncio.Queue()
+
+        def emit(update: StreamUpdate | Exception) -> None:
+            loop.call_soon_threadsafe(updates.put_nowait, update)
+
+        self._commands.put(lambda: self._begin(group, emit))
+        finished = False
+        try:
+            while not finished:
+                update = await updates.get()
+                if isinstance(update, Exception):
+                    finished = True
+                    raise update
+                finished = update.finished
+                yield update
+        finally:
+            if not finished:
+                self.abort(group.id)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a call, if it still runs, and gives back its pages before the next step."""
+        self._commands.put(lambda: self._abort(request_id))
+
+    def stats(self) -> dict[str, Any]:
+        with self._lock:
+            return engine_stats(self.llm.engine)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Aborts what runs and joins the thread; waits at most ``timeout`` seconds."""
+        self._commands.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while self._obey(block=not self.llm.engine.has_work):
+                with self._lock:
+                    progress = self.llm.engine.step()
+                touched: dict[str, list[tuple[Request, int]]] = {}
+                for item in progress:
+                    touched.setdefault(item.request.group.id, []).append((item.request, item.num_new))
+                for request_id, members in touched.items():
+                    self._report(request_id, members)
+        except Exception as error:
+            log.exception("the engine stopped")
+            self._error = error
+        finally:
+            self._close_streams()
+
+    def _obey(self, *, block: bool) -> bool:
+        """Carries out what was asked since the last step; false once told to stop."""
+        while True:
+            try:
+                command = self._commands.get(block=block)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            with self._lock:
+                command()
+            block = False
+
+    def _begin(self, group: Group, emit: Emit) -> None:
+        self._streams[group.id] = (group, emit)
+        self.llm.engine.add(group)
+
+    def _abort(self, request_id: str) -> None:
+        if request_id in self._streams:
+            group, _ = self._streams.pop(request_id)
+            self.llm.engine.abort(group)
+
+    def _report(self, request_id: str, members: list[tuple[Request, int]]) -> None:
+        group, emit = self._streams[request_id]
+        deltas = [delta_of(request, num_new) for request, num_new in members]
+        if group.finished:
+            del self._streams[request_id]
+        emit(StreamUpdate(request_id, deltas, metrics_of(group) if group.finished else None))
+
+    def _close_streams(self) -> None:
+        for group, emit in self._streams.values():
+            for request in group.members:
+                request.error = "the engine stopped"
+            emit(EngineDeadError("the engine has stopped\nRestart the service; its log holds the cause."))
+        self._streams.clear()

@@ -1,0 +1,65 @@
+"""Runs one model over assembled batches; knows its layer groups and its attention backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from paceline.attention import LayerMap, attention_backends
+from paceline.cache.group import LayerGroup
+from paceline.core.batch import Batch, Output
+from paceline.core.layer import LayerSpec
+from paceline.models import CausalLM
+
+PROMPT_ROWS_AT_ONCE = 256
+"""Prompt rows whose logits are made together: bounds their memory at 256 x vocabulary."""
+
+
+def layers_by_lifetime(specs: Sequence[LayerSpec]) -> dict[int | None, list[int]]:
+    """Layer numbers by attention window: each entry becomes one layer group."""
+    lifetimes: dict[int | None, list[int]] = {}
+    for layer, spec in enumerate(specs):
+        lifetimes.setdefault(spec.window, []).append(layer)
+    return lifetimes
+
+
+class ModelRunner:
+    """A model, the groups its layers cache in (all of them, in ``layers_by_lifetime`` order), and a backend."""
+
+    def __init__(self, model: CausalLM, groups: Sequence[LayerGroup], *, backend: str, device: torch.device) -> None:
+        self.model, self.groups, self.device = model, list(groups), device
+        lifetimes = list(layers_by_lifetime(model.layer_specs).values())
+        home = {layer: (group, index) for group, layers in enumerate(lifetimes) for index, layer in enumerate(layers)}
+        layers = LayerMap(
+            specs=model.layer_specs,
+            stores=[group.store for group in self.groups],
+            group_of=[home[layer][0] for layer in range(len(home))],
+            index_in_group=[home[layer][1] for layer in range(len(home))],
+        )
+        self.backend = attention_backends[backend](layers, device)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
+        """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for."""
+        self.backend.plan(batch)
+        hidden, features = self.model(
+            torch.from_numpy(batch.token_ids).to(self.device),
+            torch.from_numpy(batch.positions).to(self.device),
+            self.backend.attend,
+            taps,
+        )
+        rows = torch.from_numpy(batch.logit_rows).to(self.device)
+        chosen = hidden if len(rows) == len(hidden) else hidden[rows]
+        return Output(
+            logits=self.model.logits(chosen),
+            prompt_logits=self._prompt_logits(hidden, batch),
+            features=features,
+        )
+
+    def _prompt_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor | None:
+        if not len(batch.prompt_rows):
+            return None
+        rows = torch.from_numpy(batch.prompt_rows).to(self.device)
+        parts = [self.model.logits(part) for part in hidden[rows].split(PROMPT_ROWS_AT_ONCE)]
+        return torch.cat(parts)

@@ -1,0 +1,18 @@
+"""How drafts are proposed and verified; one file per method and per verifier."""
+
+from paceline.speculation.base import Proposer, ProposerTools, proposers
+from paceline.speculation.draft_model import DraftModelProposer
+from paceline.speculation.guard import GuardedProposer
+from paceline.speculation.ngram import NgramProposer
+from paceline.speculation.verify import Verifier, verifiers
+
+__all__ = [
+    "DraftModelProposer",
+    "GuardedProposer",
+    "NgramProposer",
+    "Proposer",
+    "ProposerTools",
+    "Verifier",
+    "proposers",
+    "verifiers",
+]

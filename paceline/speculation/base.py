@@ -1,0 +1,66 @@
+"""The proposer protocol: what a speculation method must offer, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline.cache import CacheManager
+from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.config import SpeculativeConfig
+from paceline.core.registry import Registry
+from paceline.core.seats import Seats
+from paceline.models import CausalLM
+from paceline.runner import ModelRunner
+from paceline.sampling import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class ProposerTools:
+    """What the engine lends a proposer once memory is laid out."""
+
+    seats: Seats
+    cache: CacheManager
+    pipeline: Pipeline
+    runner: ModelRunner | None
+    """Runs ``Proposer.model``; None if the method has no model."""
+    groups: Sequence[int]
+    """The proposer's own layer groups in ``cache``."""
+    max_rows: int
+    """Most rows a single forward pass may take."""
+
+
+class Proposer(Protocol):
+    """Drafts token trees for the works of a step. It never decides what is accepted."""
+
+    model: CausalLM | None
+    """A model whose layers need K/V memory of their own; None for methods without one."""
+
+    def bind(self, tools: ProposerTools) -> None: ...
+
+    def num_nodes(self, depth: int) -> int:
+        """Most nodes, hence slots and rows, that a draft of this depth takes."""
+        ...
+
+    def propose(self, works: Works) -> Drafts:
+        """One draft per work, no deeper than its budget; budget 0 gets an empty draft.
+
+        Works whose group does not speculate must be left alone. Works in mid-prompt (budget 0) are shown so that a
+        drafter's own cache can keep up.
+        """
+        ...
+
+    def observe(self, works: Works, verdict: Verdict) -> None:
+        """Learns which nodes were accepted, after the requests took them and before seats are given back."""
+        ...
+
+    def forget(self, seat: int) -> None:
+        """Drops everything kept for a seat; its pages are released by the engine."""
+        ...
+
+
+ProposerBuilder = Callable[[SpeculativeConfig, CausalLM, Callable[[str], CausalLM]], Proposer]
+"""(config, target, loader of further models) -> proposer"""
+
+proposers: Registry[ProposerBuilder] = Registry("speculative method")

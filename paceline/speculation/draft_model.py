@@ -1,0 +1,161 @@
+"""A small language model drafts a chain of tokens (2211.17192); its K/V live in layer groups of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict, Works
+from paceline.core.config import SpeculativeConfig
+from paceline.core.errors import ConfigError
+from paceline.models import CausalLM
+from paceline.runner import assemble
+from paceline.speculation.base import ProposerTools, proposers
+
+
+class DraftModelProposer:
+    """Drafts with the target's own controls and noise, so that ``match`` accepts wherever both choose alike (2408.07978).
+
+    Of a draft of k tokens, k - 1 are forwarded: the last needs no successor. After the verdict the cache therefore
+    holds the known tokens and at most k - 1 accepted ones; what is missing is fed in the next round.
+    """
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model: CausalLM | None = model
+
+    def bind(self, tools: ProposerTools) -> None:
+        assert tools.runner is not None
+        self.tools, self.runner = tools, tools.runner
+        self.groups = [tools.cache.groups[index] for index in tools.groups]
+        self.written = np.zeros(tools.seats.capacity, dtype=np.int32)
+        """[S] slots that hold K/V of known or drafted tokens."""
+
+    def num_nodes(self, depth: int) -> int:
+        return depth
+
+    def propose(self, works: Works) -> Drafts:
+        active = self._active(works)
+        mine = _select(works, active)
+        logits = self._catch_up(mine)
+        self.written[mine.seats] = mine.end
+        drafting = np.flatnonzero(mine.draft_budget > 0)
+        tokens, counts = self._draft(_select(mine, drafting), logits)
+        drafts = Drafts.empty(len(works)) if not tokens.shape[1] else _padded(len(works), tokens.shape[1])
+        drafts.tokens[active[drafting]] = tokens
+        drafts.counts[active[drafting]] = counts
+        return Drafts.chains(drafts.tokens, drafts.counts)
+
+    def _active(self, works: Works) -> Int64:
+        """Works that speculate and whose draft stays within this model's own context."""
+        assert self.model is not None
+        speculate = np.array([request.group.speculate for request in works.requests], dtype=bool)
+        return np.flatnonzero(speculate & (works.end + works.draft_budget <= self.model.config.max_position_embeddings))
+
+    def _catch_up(self, works: Works) -> torch.Tensor | None:
+        """Feeds the known tokens that this cache lacks; logits f[R, V] at the end of the works that will draft."""
+        start = self.groups[0].num_cached[works.seats]
+        behind = replace(works, start=start, num_known=works.end - start)
+        collected: list[torch.Tensor] = []
+        for part in _pieces(behind, self.tools.max_rows):
+            batch = assemble(part, Drafts.empty(len(part)), self.tools.seats, [*self.groups])
+            wanted = part.draft_budget > 0
+            rows = (batch.row_start[1:] - 1)[wanted].astype(np.int64)
+            none = np.zeros(0, dtype=np.int64)
+            output = self.runner.forward(replace(batch, logit_rows=rows, prompt_rows=none))
+            if len(rows):
+                collected.append(output.logits)
+        return torch.cat(collected) if len(collected) > 1 else (collected[0] if collected else None)
+
+    def _draft(self, works: Works, logits: torch.Tensor | None) -> tuple[Int32, Int32]:
+        """Samples a chain per work: tokens [B, K] and how many of them are good."""
+        longest = int(works.draft_budget.max(initial=0))
+        tokens = np.zeros((len(works), longest), dtype=np.int32)
+        counts = np.zeros(len(works), dtype=np.int32)
+        alive = np.arange(len(works))
+        for depth in range(longest):
+            assert logits is not None
+            sampled = self._sample(works, alive, tokens[alive, :depth], logits)
+            good = sampled >= 0
+            tokens[alive[good], depth] = sampled[good]
+            counts[alive[good]] += 1
+            alive = alive[good & (works.draft_budget[alive] > depth + 1)]
+            if not len(alive):
+                break
+            logits = self._forward(works, alive, tokens[alive, depth], depth)
+        return tokens, counts
+
+    def _sample(self, works: Works, alive: Int64, path: Int32, logits: torch.Tensor) -> Int64:
+        seats = self.tools.seats
+        chosen = works.seats[alive]
+        known = seats.num_tokens[chosen] - seats.prompt_len[chosen]
+        rows = SampleRows(seats=chosen, output_index=known.astype(np.int64) + path.shape[1], path=path)
+        return self.tools.pipeline.sample(logits, rows)
+
+    def _forward(self, works: Works, alive: Int64, tokens: Int32, depth: int) -> torch.Tensor:
+        """Feeds one drafted token per request, as a draft of one node behind everything written so far."""
+        part = _select(works, alive)
+        step = replace(part, start=part.end + depth, num_known=np.zeros_like(part.num_known))
+        ones = np.ones(len(part), dtype=np.int32)
+        batch = assemble(step, Drafts.chains(tokens[:, None], ones), self.tools.seats, self.groups)
+        self.written[part.seats] = step.start + 1
+        return self.runner.forward(replace(batch, logit_rows=np.arange(len(part), dtype=np.int64))).logits
+
+    def observe(self, works: Works, verdict: Verdict) -> None:
+        active = self._active(works)
+        seats = works.seats[active]
+        accepted = np.array([len(verdict.path[number]) for number in active], dtype=np.int32)
+        valid = np.minimum(self.written[seats], works.end[active] + accepted)
+        self.tools.cache.commit(seats, valid, self.tools.groups)
+
+    def forget(self, seat: int) -> None:
+        self.written[seat] = 0
+
+
+def _select(works: Works, chosen: Int64) -> Works:
+    return Works(
+        requests=[works.requests[number] for number in chosen],
+        seats=works.seats[chosen],
+        start=works.start[chosen],
+        num_known=works.num_known[chosen],
+        draft_budget=works.draft_budget[chosen],
+    )
+
+
+def _padded(num_requests: int, width: int) -> Drafts:
+    return Drafts.chains(np.zeros((num_requests, width), dtype=np.int32), np.zeros(num_requests, dtype=np.int32))
+
+
+def _pieces(works: Works, max_rows: int) -> Iterator[Works]:
+    """Cuts works into passes of at most ``max_rows`` rows; only a work's last piece may draft."""
+    if not len(works):
+        return
+    if int(works.num_known.sum()) <= max_rows:
+        yield works
+        return
+    for number in range(len(works)):
+        one = _select(works, np.array([number]))
+        for first in range(0, int(one.num_known[0]), max_rows):
+            count = min(max_rows, int(one.num_known[0]) - first)
+            last = first + count == int(one.num_known[0])
+            yield replace(
+                one,
+                start=one.start + np.int32(first),
+                num_known=np.array([count], dtype=np.int32),
+                draft_budget=one.draft_budget if last else np.zeros(1, dtype=np.int32),
+            )
+
+
+@proposers.add("draft_model")
+def build(config: SpeculativeConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> DraftModelProposer:
+    if config.model is None:
+        raise ConfigError('the draft_model method needs a draft\nSet speculative_config["model"] to its directory.')
+    draft = load(config.model)
+    if draft.config.vocab_size != target.config.vocab_size:
+        raise ConfigError(
+            f"the draft's vocabulary ({draft.config.vocab_size}) differs from the target's ({target.config.vocab_size})\n"
+            f'Set speculative_config["model"] to a draft with {target.config.vocab_size} tokens.'
+        )
+    return DraftModelProposer(draft)
