@@ -42,8 +42,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """Four words of 32 random bits per counter.
 
     ``counter`` (least word first) and ``key`` are int64 tensors that broadcast together, of which the low 32 bits
-    count. Returns four int64 tensors in [0, 2**32). Words that vary along no common axis stay small for as long as
-    the rounds allow, so a row of counters should be passed as [R, 1] and [V / 4], not expanded.
+    count. Returns four int64 tensors in [0, 2**32), of the broadcast shape: ten rounds mix every input into every
+    word. The first rounds mix little, so a row of counters should be passed as [R, 1] and [V / 4], not expanded.
     """
     first, second, third, fourth = counter
     first, third = first & MASK, third & MASK
@@ -73,9 +73,8 @@ def uniform(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Do
     (token // 4, output index, sample index, domain), and the word number token % 4.
     """
     words = philox(*_counter_and_key(seed, sample_index, output_index, domain, token >> 2))
-    shape = torch.broadcast_shapes(*(word.shape for word in words))
-    chosen = torch.stack([word.expand(shape) for word in words], -1)
-    index = (token & 3).expand(shape).unsqueeze(-1)
+    chosen = torch.stack(words, -1)
+    index = (token & 3).expand(chosen.shape[:-1]).unsqueeze(-1)
     return _to_unit(chosen.gather(-1, index).squeeze(-1).double())
 
 
