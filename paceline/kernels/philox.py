@@ -104,7 +104,7 @@ def gumbel_rows(
         counters = torch.arange(start, min(start + block, num_counters), device=seed.device)
         words = philox(*_counter_and_key(*per_row, domain, counters))
         noise[:, start : start + block] = _to_gumbel(_to_unit(torch.stack(words, -1).double()))
-    return noise.view(len(seed), -1)[:, :vocab_size]
+    return noise.view(len(seed), num_counters * NUM_WORDS)[:, :vocab_size]
 
 
 def _counter_and_key(

@@ -77,7 +77,7 @@ class Pipeline:
     def logprobs(
         self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
     ) -> list[TokenLogprobs]:
-        """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V]; with rank and ``top[i]`` likeliest."""
+        """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V], with the ``top[i]`` likeliest."""
         if not row_indices:
             return []
         chosen = _row_index(np.asarray(row_indices), logits.device)

@@ -46,7 +46,9 @@ def plain_philox(counter, key):
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF])
 def test_noise_is_the_documented_function(seed):
     sample, output, token = 3, 70_000, 1021
-    words = plain_philox((token // 4, output, sample, int(Domain.RESIDUAL)), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    words = plain_philox(
+        (token // 4, output, sample, int(Domain.RESIDUAL)), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+    )
     unit = (words[token % 4] + 0.5) / 2**32
     arguments = (vector(seed), vector(sample), vector(output), Domain.RESIDUAL, vector(token))
     assert uniform(*arguments).item() == unit

@@ -68,7 +68,9 @@ def test_scores_match_the_oracle(params, logits, prompt, output, path):
 def check_path_is_exact(params, prompt, output, path, dtype=torch.float64):
     """A path is worth the same as known tokens, whether these were there at the start or came step by step."""
     room, logits = Room(), random_logits(1, seed=len(path), dtype=dtype)
-    drafted, known, grown = (make_request(params, prompt=prompt, output=seen) for seen in (output, output + path, output))
+    drafted, known, grown = (
+        make_request(params, prompt=prompt, output=seen) for seen in (output, output + path, output)
+    )
     room.join(drafted, known, grown)
     for token in path:
         room.accept(grown, [token])
@@ -78,6 +80,7 @@ def check_path_is_exact(params, prompt, output, path, dtype=torch.float64):
     assert torch.equal(scores[0], scores[1])
     assert torch.equal(scores[0], scores[2])
     assert tokens[0] == tokens[1] == tokens[2]
+    assert torch.equal(room.pipeline.scores(logits, rows[0]), scores[0])  # asking changed nothing
 
 
 @EXAMPLES

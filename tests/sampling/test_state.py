@@ -1,0 +1,182 @@
+"""A seat carries nothing from one request to the next, and a request that comes back counts what it had."""
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.core.params import SamplingParams
+from paceline.sampling import SamplingState
+from paceline.sampling.noise import Noise
+from paceline.sampling.processors.bad_words import BadWords
+from paceline.sampling.processors.penalties import Penalties
+from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
+from tests.sampling.test_distribution import PAIR_THRESHOLD, pair_statistic, sampled
+from tests.sampling.test_scores import check_path_is_exact
+
+EVERYTHING = {
+    "temperature": 0.5,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "repetition_penalty": 1.5,
+    "logit_bias": {3: 1.0},
+    "allowed_token_ids": [1, 2, 3, 4, 5],
+    "bad_words_token_ids": ((1,), (2, 3)),
+    "min_tokens": 5,
+    "stop_token_ids": [4],
+}
+OTHERS = [
+    {},
+    {"temperature": 0.0},
+    {"frequency_penalty": 1.0},
+    {"presence_penalty": 0.1},
+    {"repetition_penalty": 1.1},
+    {"top_k": 3},
+    {"logit_bias": {9: 1.0}},
+    {"bad_words_token_ids": ((4, 5),)},
+    {"allowed_token_ids": [7, 8, 9]},
+    {"min_tokens": 2, "stop_token_ids": [9]},
+]
+
+
+def everything_kept(state):
+    """Every array and every table of the state, as plain values."""
+    kept = {name: value.tolist() for name, value in vars(state).items() if isinstance(value, np.ndarray)}
+    for part in state.processors:
+        tables = {name: value for name, value in vars(part).items() if isinstance(value, dict)}
+        kept[type(part).__name__] = {name: sorted(table) for name, table in tables.items()}
+    return kept
+
+
+def check_nothing_remains():
+    room = Room()
+    fresh = everything_kept(room.state)
+    request = room.join(make_request(output=[1, 2], seed=99, sample_index=4, **EVERYTHING))
+    room.accept(request, [3, 3])
+    assert everything_kept(room.state) != fresh
+    room.leave(request)
+    assert everything_kept(room.state) == fresh
+
+
+def test_nothing_remains_after_leave():
+    check_nothing_remains()
+
+
+def test_leaving_empties_every_control_that_joined():
+    room = Room()
+    request = room.join(make_request(**EVERYTHING))
+    assert room.state.active[request.seat].all()
+
+
+@pytest.mark.parametrize("controls", OTHERS, ids=str)
+def test_the_next_request_behaves_as_in_a_fresh_room(controls):
+    used, fresh = Room(capacity=1), Room(capacity=1)
+    first = used.join(make_request(output=[1, 2, 9, 9], **EVERYTHING))
+    used.accept(first, [3, 3])
+    used.leave(first)
+    results = []
+    for room in (used, fresh):
+        request = room.join(make_request(prompt=[5], output=[9], **controls))
+        rows, logits = chain_rows(request, [4, 4, 9]), random_logits(4)
+        results.append((room.pipeline.scores(logits, rows), room.pipeline.sample(logits, rows).tolist()))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_count_vectors_exist_only_where_a_penalty_does():
+    room = Room()
+    room.join(make_request(temperature=0.5, top_k=3))
+    penalised = room.join(make_request(presence_penalty=0.5))
+    kept = everything_kept(room.state)["Penalties"]
+    assert kept == {"_counts": [penalised.seat], "_in_prompt": []}
+
+
+def test_a_readmitted_request_counts_what_it_had():
+    room, logits = Room(), random_logits(1)
+    request = room.join(make_request(output=[], **EVERYTHING))
+    room.accept(request, [3, 3, 5])
+    before = room.pipeline.scores(logits, rows_of((request, [])))
+    room.leave(request)
+    room.join(make_request(output=[8, 8, 8], frequency_penalty=1.0))
+    room.join(request)
+    assert torch.equal(room.pipeline.scores(logits, rows_of((request, []))), before)
+
+
+# Planted bugs: each check above must be able to fail.
+
+PENALISED = SamplingParams(frequency_penalty=0.5, presence_penalty=0.5, repetition_penalty=1.5)
+
+
+def test_penalties_that_ignore_the_path_are_caught(monkeypatch):
+    def without_path(self, rows):
+        return torch.stack([self._counts[seat] for seat in rows.seats.tolist()])
+
+    check_path_is_exact(PENALISED, [1], [2], [3, 3])
+    monkeypatch.setattr(Penalties, "_counts_with_path", without_path)
+    with pytest.raises(AssertionError):
+        check_path_is_exact(PENALISED, [1], [2], [3, 3])
+
+
+def test_penalties_that_see_only_the_last_token_are_caught(monkeypatch):
+    bumped = Penalties._counts_with_path
+
+    def last_only(self, rows):
+        return bumped(self, type(rows)(rows.seats, rows.output_index, rows.path[:, -1:]))
+
+    monkeypatch.setattr(Penalties, "_counts_with_path", last_only)
+    with pytest.raises(AssertionError):
+        check_path_is_exact(PENALISED, [1], [2], [3, 4])
+
+
+def test_bad_words_that_ignore_the_path_are_caught(monkeypatch):
+    params = SamplingParams(bad_words_token_ids=((2, 3, 4),))
+    check_path_is_exact(params, [1], [2], [3])
+    history = BadWords._history
+    monkeypatch.setattr(BadWords, "_history", lambda self, seat, path: history(self, seat, path[:0]))
+    with pytest.raises(AssertionError):
+        check_path_is_exact(params, [1], [2], [3])
+
+
+def test_a_draft_that_changes_the_counts_is_caught(monkeypatch):
+    def leaky(self, rows):
+        seat = int(rows.seats[0])
+        self.commit(seat, rows.path[0].tolist())
+        return torch.stack([self._counts[seat] for seat in rows.seats.tolist()])
+
+    monkeypatch.setattr(Penalties, "_counts_with_path", leaky)
+    with pytest.raises(AssertionError):
+        check_path_is_exact(PENALISED, [1], [2], [3, 3])
+
+
+def test_noise_shared_across_samples_is_caught(monkeypatch):
+    columns = Noise._columns
+
+    def shared(self, rows, device):
+        seed, sample_index, output_index = columns(self, rows, device)
+        return seed, torch.zeros_like(sample_index), output_index
+
+    monkeypatch.setattr(Noise, "_columns", shared)
+    first, expected = sampled({})
+    second, _ = sampled({}, sample_index=1)
+    assert pair_statistic(first, second, expected) > PAIR_THRESHOLD
+
+
+@pytest.mark.parametrize("part", [*SamplingState.__mro__[:2], Penalties, BadWords], ids=lambda part: part.__name__)
+def test_a_part_that_does_not_forget_is_caught(monkeypatch, part):
+    name = "clear" if part is SamplingState.__mro__[1] else "leave"
+    monkeypatch.setattr(part, name, lambda self, seat: None)
+    with pytest.raises(AssertionError):
+        check_nothing_remains()
+
+
+def test_a_free_seat_samples_plainly():
+    room = Room()
+    request = room.join(make_request(seed=0, sample_index=0))
+    logits = random_logits(3)
+    seated = room.pipeline.sample(logits, many_rows(request, 3))
+    room.leave(request)
+    request.seat = 0
+    assert room.pipeline.sample(logits, many_rows(request, 3)).tolist() == seated.tolist()
+    assert room.state.vocab_size == VOCAB
