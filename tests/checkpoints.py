@@ -115,8 +115,10 @@ def _save(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # biases and norms start at constants, which would hide mistakes
                 parameter.data.add_(torch.randn_like(parameter), alpha=SPREAD)
-            elif "wpe" in name or "wte" in name or "embed" in name:
-                parameter.data.mul_(1 / SPREAD)
+            elif "c_proj" in name:  # GPT-2 starts its residual branches smaller
+                parameter.data.mul_((2 * config.n_layer) ** 0.5)
+            elif "wpe" in name:  # tied embeddings pull the text towards repetition, positions push it on
+                parameter.data.mul_(4)
         model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     return model.float().eval()
 

@@ -15,7 +15,8 @@ from paceline.core.errors import CheckpointError
 from paceline.layers.mlp import activations
 from paceline.layers.rotary import RotaryConfig, rotary_kinds
 
-MAX_INTEGER = 2**31 - 1
+MAX_SIZE = 2**26
+MAX_POSITIONS = 2**31 - 1
 MAX_LAYERS = 4096
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -72,7 +73,7 @@ class Fields:
         found = f"got {self.values[key]!r}"[:200] if key in self.values else "and is missing"
         return CheckpointError(f"{self.path}: {key} must be {allowed}, {found}")
 
-    def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_INTEGER) -> int:
+    def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(key, f"an integer in [{low}, {high}]")
@@ -93,9 +94,9 @@ class Fields:
 
     def activation(self, key: str, default: str) -> str:
         value = self.values.get(key, default)
-        if value not in activations:
+        if not isinstance(value, str) or value not in activations:
             raise self.error(key, f"one of {', '.join(sorted(activations))}")
-        return str(value)
+        return value
 
     def token_ids(self, key: str) -> set[int]:
         """One id or a list of ids; those outside the vocabulary (some files say -1) are never generated."""
@@ -138,11 +139,11 @@ def rotary_config(fields: Fields, *, head_dim: int) -> RotaryConfig:
         raise fields.error(key, "an object")
     rope = Fields(fields.path, {"rope_theta": fields.values.get("rope_theta"), **nested})
     kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if kind not in rotary_kinds:
+    if not isinstance(kind, str) or kind not in rotary_kinds:
         raise CheckpointError(
             f"{fields.path}: rotary kind {kind!r} is not supported\nSupported: {', '.join(sorted(rotary_kinds))}."
         )
-    max_positions = fields.integer("max_position_embeddings", 2048)
+    max_positions = fields.integer("max_position_embeddings", 2048, high=MAX_POSITIONS)
     rope.values.setdefault("original_max_position_embeddings", max_positions)
     if rope.number("partial_rotary_factor", 1.0) != 1.0:
         raise rope.error("partial_rotary_factor", "1: rotating a part of each head is not supported")

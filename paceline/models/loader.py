@@ -80,9 +80,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: t
     family = families[config.family]
     entries = read_index(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    # Names and shapes are compared on a model without memory, so that a lying config.json allocates nothing.
-    outline = family.build(config, Placement(on.dtype, torch.device("meta")))
-    placed = _match(entries, _destinations(outline, family), family, directory)
+    placed = _match(entries, _outline(config, family, directory), family, directory)
     model = family.build(config, on)
     _stream(placed, _destinations(model, family))
     return model.eval()
@@ -119,6 +117,17 @@ def _resolve_dtype(
     if chosen is None or chosen not in DTYPES.values():
         raise ConfigError(f"dtype {dtype!r} is not supported\nChoose one of: auto, {', '.join(DTYPES)}.")
     return chosen
+
+
+def _outline(config: ModelConfig, family: Family, directory: Path) -> dict[str, Destination]:
+    """The destinations of a model without memory, so that a config.json that lies allocates nothing."""
+    try:
+        model = family.build(config, Placement(torch.float32, torch.device("meta")))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{directory / 'config.json'} describes no possible model: {error}\n{_MISMATCH}"
+        ) from None
+    return _destinations(model, family)
 
 
 def _destinations(model: CausalLM, family: Family) -> dict[str, Destination]:

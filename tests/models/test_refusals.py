@@ -1,0 +1,193 @@
+"""What the loader refuses, and that it says which file and why."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paceline.core.errors import CheckpointError
+from paceline.models import hub, load_config, load_model, resolve_model
+from tests.checkpoints import edit_json, tiny_gpt2, tiny_llama
+
+
+@pytest.fixture
+def llama(tmp_path):
+    tiny_llama(tmp_path)
+    return tmp_path
+
+
+def refused(path, match):
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_model(path)
+    return str(caught.value)
+
+
+def edit_tensors(directory, **changes):
+    """Replaces tensors of model.safetensors; None removes one."""
+    tensors = load_file(directory / "model.safetensors") | changes
+    save_file({name: t for name, t in tensors.items() if t is not None}, directory / "model.safetensors")
+
+
+CONFIGS = [
+    ({"model_type": "mamba"}, "model_type 'mamba' is not supported\nSupported: gpt2, llama"),
+    ({"model_type": ["llama"]}, "is not supported"),
+    ({"auto_map": {"AutoModel": "code.Model"}}, "'auto_map': the model asks for code"),
+    ({"_attn_implementation_internal": "someone/kernel"}, "'_attn_implementation_internal'"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported"),
+    ({"hidden_size": "32"}, "hidden_size must be an integer in .*, got '32'"),
+    ({"hidden_size": None}, "hidden_size must be an integer in .*missing"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer in"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor of num_attention_heads"),
+    ({"head_dim": 7}, "head_dim must be even"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0"),
+    ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
+    ({"hidden_act": "mish"}, "hidden_act must be one of gelu"),
+    ({"eos_token_id": "end"}, "eos_token_id must be a token id"),
+    ({"dtype": "int4"}, "dtype must be one of float16"),
+    ({"rope_parameters": [1]}, "rope_parameters must be an object"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary kind 'dynamic' .*\nSupported: default, li"),
+    ({"rope_parameters": {"rope_type": ["yarn"]}}, "rotary kind .* is not supported"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a number above 0, and is missing"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), CONFIGS, ids=[next(iter(changes)) for changes, _ in CONFIGS])
+def test_config(llama, changes, match):
+    edit_json(llama / "config.json", **changes)
+    assert "config.json" in refused(llama, match)
+
+
+def test_a_lying_config_allocates_nothing(llama):
+    edit_json(llama / "config.json", vocab_size=2**26, hidden_size=2**26, max_position_embeddings=2**31 - 1)
+    assert "model.safetensors" in refused(llama, r"has shape .* config.json implies \[67108864, 67108864\]")
+    edit_json(llama / "config.json", num_attention_heads=2**26, num_key_value_heads=1, head_dim=2**26)
+    refused(llama, "config.json describes no possible model")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, "\xff"])
+def test_config_that_is_not_an_object(llama, text):
+    (llama / "config.json").write_text(text, encoding="latin-1")
+    refused(llama, r"config.json (cannot be read as JSON|must hold a JSON object)")
+
+
+def test_missing_config(llama):
+    (llama / "config.json").unlink()
+    refused(llama, "config.json is missing\nGive a Hugging Face model directory")
+
+
+def test_gpt2_config(tmp_path):
+    tiny_gpt2(tmp_path)
+    edit_json(tmp_path / "config.json", n_head=5)
+    refused(tmp_path, "n_head must be a divisor of n_embd")
+    edit_json(tmp_path / "config.json", n_head=4, add_cross_attention=True)
+    refused(tmp_path, "add_cross_attention must be false")
+
+
+TENSORS = [
+    ({"model.norm.weight": None}, "'model.norm.weight' is missing"),
+    ({"model.norm.weight": None, "lm_head.weight": None}, "'model.norm.weight' and 1 more is missing"),
+    ({"model.norm.bias": torch.ones(32)}, "model.safetensors: unexpected tensor 'model.norm.bias'"),
+    ({"model.layers.2.mlp.down_proj.weight": torch.ones(1)}, "unexpected tensor 'model.layers.2.mlp.down_proj.weight'"),
+    ({"model.norm.weight": torch.ones(33)}, r"model.safetensors: tensor 'model.norm.weight' has shape \[33\]"),
+    ({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "tensor 'model.norm.weight' is I8"),
+    ({"norm.weight": torch.ones(32)}, "'model.norm.weight' comes twice"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), TENSORS, ids=[match for _, match in TENSORS])
+def test_tensors(llama, changes, match):
+    edit_tensors(llama, **changes)
+    refused(llama, match)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1, -1000])
+def test_truncated_safetensors(llama, keep):
+    file = llama / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(llama, "model.safetensors is truncated or corrupt")
+
+
+@pytest.mark.parametrize("header", [b"not json", b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'])
+def test_corrupt_safetensors(llama, header):
+    (llama / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    refused(llama, "model.safetensors is truncated or corrupt")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    tiny_llama(tmp_path, max_shard_size="20KB")
+    return tmp_path
+
+
+def edit_index(directory, change):
+    index = directory / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    change(values)
+    index.write_text(json.dumps(values))
+
+
+ESCAPES = ["../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", ".safetensors", 3, "x"]
+
+
+@pytest.mark.parametrize("file", [*ESCAPES, "pytorch_model.bin"])
+def test_index_that_leaves_the_directory(sharded, file):
+    edit_index(sharded, lambda values: values["weight_map"].update({"model.norm.weight": file}))
+    refused(sharded, "index.json places tensor 'model.norm.weight' in .* not a safetensors file of its own directory")
+
+
+def test_index_without_a_map(sharded):
+    edit_index(sharded, lambda values: values.clear())
+    refused(sharded, "index.json has no weight_map")
+
+
+def test_index_that_does_not_fit_its_files(sharded):
+    files = sorted(sharded.glob("model-*.safetensors"))
+    edit_index(sharded, lambda values: values["weight_map"].update({"model.extra": files[0].name}))
+    refused(sharded, "has no tensor 'model.extra', which")
+    files[0].unlink()
+    refused(sharded, f"{files[0].name} is missing")
+
+
+def test_pickles_are_never_opened(llama):
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    refused(llama, "only as pickles .pytorch_model.bin.*\nConvert them to safetensors")
+    (llama / "pytorch_model.bin").unlink()
+    refused(llama, "has neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_refusals_hold_without_asserts(llama):
+    edit_json(llama / "config.json", auto_map={"AutoModel": "code.Model"})
+    program = "import sys; from paceline.models import load_model; load_model(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program, str(llama)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "CheckpointError" in done.stderr
+
+
+def test_neither_a_directory_nor_a_hub_model(tmp_path, monkeypatch):
+    def offline(name, **patterns):
+        assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in patterns["allow_patterns"])
+        raise ConnectionError("no route to the hub\nmore lines")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"^'owner/name' is not a local directory .* no route to the hub\nGive a"):
+        resolve_model("owner/name")
+    with pytest.raises(CheckpointError, match=r"^there is no directory .*absent\nGive a model directory"):
+        load_config(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        resolve_model(str(tmp_path / "file"))
+
+
+def test_hub_model_is_downloaded_once_named(llama, monkeypatch):
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(llama))
+    assert resolve_model("owner/name") == llama
+    assert load_model("owner/name").config.vocab_size == 320
