@@ -1,0 +1,9 @@
+"""Knows the way from text to tokens and back: tokenizer, chat template, incremental text, stop strings."""
+
+from paceline.text.bad_words import bad_word_ids
+from paceline.text.chat_template import ChatTemplate
+from paceline.text.detokenizer import Detokenizer
+from paceline.text.stop import StopMatcher
+from paceline.text.tokenizer import Tokenizer
+
+__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "Tokenizer", "bad_word_ids"]

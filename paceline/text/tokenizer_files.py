@@ -1,0 +1,123 @@
+"""Knows how a Hugging Face tokenizer directory is read; knows nothing of encoding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from paceline.core.errors import CheckpointError
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a directory says: the tokenizer, the named special tokens and the chat template's source."""
+
+    backend: tokenizers.Tokenizer
+    special_tokens: Mapping[str, str]
+    chat_template: str | None
+
+
+def read_tokenizer(directory: Path) -> TokenizerFiles:
+    """Reads ``tokenizer.json``, ``tokenizer_config.json``, ``special_tokens_map.json`` and the chat template.
+
+    Which tokens an encoding begins and ends with is what tokenizer.json says, as in transformers 5; an
+    ``add_bos_token`` in tokenizer_config.json changes nothing.
+
+    Raises:
+        CheckpointError: a missing or corrupt file, by name.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory.name}: there is no tokenizer.json\nConvert the tokenizer with transformers.")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises bare Exception.
+        raise CheckpointError(f"{path.name}: not a tokenizer ({error})") from None
+    config = _read_json(directory / "tokenizer_config.json")
+    special_tokens = _named_tokens(config, _read_json(directory / "special_tokens_map.json"))
+    # A file made for training may cut or pad; a prompt is never cut silently.
+    backend.no_truncation()
+    backend.no_padding()
+    _mark_special(backend, config, special_tokens)
+    return TokenizerFiles(backend, special_tokens, _chat_template(directory, config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path.name}: cannot be read ({type(error).__name__})") from None
+
+
+def _content(value: object) -> str | None:
+    """A token is written as a string or as ``{"content": ...}``."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def _named_tokens(*sources: Mapping[str, Any]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for source in sources:
+        for name in SPECIAL_NAMES:
+            token = _content(source.get(name))
+            if token is not None:
+                named.setdefault(name, token)
+    return named
+
+
+def _extra_special(config: Mapping[str, Any]) -> Iterator[str | None]:
+    for token in config.get("additional_special_tokens") or ():
+        yield _content(token)
+    decoder = config.get("added_tokens_decoder")
+    for token in decoder.values() if isinstance(decoder, dict) else ():
+        if isinstance(token, dict) and token.get("special") is True:
+            yield _content(token)
+
+
+def _mark_special(backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
+    """Marks tokens that the config calls special and tokenizer.json does not; adds none that the vocabulary lacks."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    wanted = [token for token in (*named.values(), *_extra_special(config)) if token is not None]
+    for content in dict.fromkeys(wanted):
+        known = added.get(content)
+        if backend.token_to_id(content) is None or (known is not None and known.special):
+            continue
+        kept = {"lstrip": known.lstrip, "rstrip": known.rstrip, "single_word": known.single_word} if known else {}
+        backend.add_special_tokens([tokenizers.AddedToken(content, special=True, normalized=False, **kept)])
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return _read_text(path)
+    found: object = config.get("chat_template") or _read_json(directory / "chat_template.json").get("chat_template")
+    if found is None or isinstance(found, str):
+        return found
+    named: dict[str, str] = {
+        item["name"]: item["template"]
+        for item in (found if isinstance(found, list) else ())
+        if isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("template"), str)
+    }
+    if not named:
+        raise CheckpointError("tokenizer_config.json: chat_template must be a string or a list of named templates")
+    return named.get("default", next(iter(named.values())))

@@ -1,0 +1,120 @@
+"""What a tokenizer directory says, and what it may not do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from paceline.core.errors import CheckpointError, InvalidRequestError
+from paceline.text import Tokenizer, bad_word_ids
+from tests.text.tokenizers_for_tests import CHAT, byte_fallback, byte_level, unigram, write_byte_level
+
+
+def test_a_directory(tmp_path):
+    tokenizer = Tokenizer.load(write_byte_level(tmp_path))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert tokenizer.special_ids == set(range(6))
+    assert tokenizer.decode(tokenizer.encode("hello 你好\0")) == "hello 你好\0"
+    assert tokenizer.vocab_size == tokenizer.backend.get_vocab_size()
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}]).endswith("<|assistant|>")
+
+
+def test_no_tokenizer(tmp_path):
+    assert Tokenizer.try_load(tmp_path) is None
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+)
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]", b"[" * 100_000])
+def test_corrupt_files_are_named(tmp_path, name, content):
+    write_byte_level(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    if name == "chat_template.jinja" and content != b"\xff\xfe":
+        Tokenizer.load(tmp_path)  # Any text is a template; a broken one fails when it is used.
+        return
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        Tokenizer.load(tmp_path)
+
+
+def test_chat_templates_by_name_and_by_file(tmp_path):
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    write_byte_level(tmp_path, chat_template=named)
+    messages = [{"role": "user", "content": "hi"}]
+    assert Tokenizer.load(tmp_path).apply_chat_template(messages) == "d"
+    (tmp_path / "chat_template.jinja").write_text("file {{ eos_token }}")
+    assert Tokenizer.load(tmp_path).apply_chat_template(messages) == "file <|end|>"
+    (tmp_path / "chat_template.jinja").unlink()
+    write_byte_level(tmp_path, chat_template=[3])
+    with pytest.raises(CheckpointError, match="chat_template"):
+        Tokenizer.load(tmp_path)
+    write_byte_level(tmp_path, chat_template=None)
+    assert Tokenizer.load(tmp_path).chat_template is None
+
+
+def test_truncation_and_padding_are_off(tmp_path):
+    write_byte_level(tmp_path)
+    backend = byte_level().backend
+    copy = type(backend).from_str(backend.to_str())
+    copy.enable_truncation(2)
+    copy.enable_padding(length=9)
+    copy.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode("hello world") == byte_level().encode("hello world")
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}]
+)
+def test_bos_and_eos_as_transformers_adds_them(tmp_path, flags):
+    write_byte_level(tmp_path, **flags)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert Tokenizer.load(tmp_path).encode("hello é") == theirs("hello é")["input_ids"]
+
+
+def test_tokens_that_only_the_config_calls_special(tmp_path):
+    write_byte_level(tmp_path, additional_special_tokens=["<x>", "<absent>"], pad_token={"content": "<y>"})
+    backend = byte_level().backend
+    copy = type(backend).from_str(backend.to_str())
+    copy.add_tokens([AddedToken("<x>", special=False, rstrip=True), AddedToken("<y>", special=False)])
+    copy.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = tokenizer.encode("<x> a<y><absent>")
+    assert tokenizer.decode(ids) == "a<absent>"
+    assert tokenizer.vocab_size == copy.get_vocab_size()
+    assert "<absent>" not in json.loads(tokenizer.backend.to_str())["added_tokens"]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", 3, None])
+def test_text_that_is_not_unicode(text):
+    with pytest.raises(InvalidRequestError):
+        byte_level().encode(text)
+
+
+def test_ids_that_are_not_tokens():
+    assert byte_level().decode([40, 100_000, 41]) == byte_level().decode([40, 41])
+    for ids in ([-1], [2**70], ["a"]):
+        with pytest.raises(InvalidRequestError):
+            byte_level().decode(ids)
+
+
+def test_byte_tokens_only_where_they_are_decoded():
+    assert byte_level().byte_tokens == {}
+    assert unigram().byte_tokens == {}
+    assert byte_fallback().byte_tokens == {3 + byte: byte for byte in range(256)}
+
+
+def test_bad_words_with_and_without_a_space():
+    tokenizer = byte_level()
+    bare, spaced = bad_word_ids(tokenizer, [" hello", "hello"])
+    assert tokenizer.decode(bare) == "hello"
+    assert tokenizer.decode(spaced) == " hello"
+    assert bad_word_ids(tokenizer, []) == ()
+    with pytest.raises(InvalidRequestError) as caught:
+        bad_word_ids(tokenizer, [" "])
+    assert caught.value.param == "bad_words"
+    assert CHAT.end in tokenizer.backend.get_vocab()
