@@ -37,10 +37,13 @@ Frequencies = tuple[torch.Tensor, float]
 
 @dataclass(frozen=True, slots=True)
 class RotaryKind:
-    """How one kind changes the plain frequencies [head_dim / 2], and which numbers of ``scaling`` it needs."""
+    """How one kind changes the plain frequencies [head_dim / 2], and what it reads from ``scaling``."""
 
     scale: Callable[[torch.Tensor, RotaryConfig], Frequencies]
     needs: tuple[str, ...] = ()
+    allows: tuple[str, ...] = ()
+    flags: tuple[tuple[str, bool], ...] = ()
+    """True-or-false values and their defaults; 1.0 or 0.0 in ``scaling``."""
 
 
 rotary_kinds: Registry[RotaryKind] = Registry("rotary kind")
@@ -70,7 +73,7 @@ def _yarn(plain: torch.Tensor, config: RotaryConfig) -> Frequencies:
     """YaRN (Peng et al. 2023, arXiv 2309.00071): a ramp between plain and interpolated frequencies."""
     scaling, factor = config.scaling, config.scaling["factor"]
     bounds = [_yarn_channel(config, scaling.get(*rate)) for rate in (("beta_fast", 32.0), ("beta_slow", 1.0))]
-    if scaling.get("truncate", 1.0):
+    if scaling["truncate"]:
         bounds = [math.floor(bounds[0]), math.ceil(bounds[1])]
     low, high = max(bounds[0], 0), min(bounds[1], config.head_dim - 1)
     channels = torch.arange(config.head_dim // 2, dtype=plain.dtype, device=plain.device)
@@ -89,8 +92,9 @@ def _yarn_attention_factor(config: RotaryConfig) -> float:
     if "attention_factor" in scaling:
         return scaling["attention_factor"]
     growth = math.log(max(scaling["factor"], 1.0)) * 0.1
-    both = scaling.get("mscale") and scaling.get("mscale_all_dim")
-    return (growth * scaling["mscale"] + 1) / (growth * scaling["mscale_all_dim"] + 1) if both else growth + 1
+    if "mscale" in scaling and "mscale_all_dim" in scaling:
+        return (growth * scaling["mscale"] + 1) / (growth * scaling["mscale_all_dim"] + 1)
+    return growth + 1
 
 
 rotary_kinds.add("default")(RotaryKind(_default))
@@ -98,7 +102,14 @@ rotary_kinds.add("linear")(RotaryKind(_linear, ("factor",)))
 rotary_kinds.add("llama3")(
     RotaryKind(_llama3, ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
 )
-rotary_kinds.add("yarn")(RotaryKind(_yarn, ("factor", "original_max_position_embeddings")))
+rotary_kinds.add("yarn")(
+    RotaryKind(
+        _yarn,
+        needs=("factor", "original_max_position_embeddings"),
+        allows=("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+        flags=(("truncate", True),),
+    )
+)
 
 
 def frequencies(config: RotaryConfig, *, dtype: torch.dtype, device: torch.device) -> Frequencies:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from paceline.core.errors import CheckpointError
 from paceline.layers.mlp import activations
-from paceline.layers.rotary import RotaryConfig, rotary_kinds
+from paceline.layers.rotary import RotaryConfig, RotaryKind, rotary_kinds
 
 MAX_SIZE = 2**26
 MAX_POSITIONS = 2**31 - 1
@@ -82,7 +81,7 @@ class Fields:
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
             raise self.error(key, "a number above 0")
         return float(value)
 
@@ -149,12 +148,16 @@ def rotary_config(fields: Fields, *, head_dim: int) -> RotaryConfig:
         raise rope.error("partial_rotary_factor", "1: rotating a part of each head is not supported")
     if head_dim % 2:
         raise CheckpointError(f"{fields.path}: head_dim must be even for a rotary embedding, got {head_dim}")
-    numbers = {name for name, value in rope.values.items() if isinstance(value, int | float)}
     return RotaryConfig(
         head_dim=head_dim,
         max_position_embeddings=max_positions,
         theta=rope.number("rope_theta", 10000.0),
         kind=kind,
-        scaling={name: float(rope.values[name]) for name in numbers}
-        | {name: rope.number(name) for name in rotary_kinds[kind].needs},
+        scaling=_scaling(rope, rotary_kinds[kind]),
     )
+
+
+def _scaling(rope: Fields, kind: RotaryKind) -> dict[str, float]:
+    given = [name for name in kind.allows if rope.values.get(name)]  # 0 and null both mean absent
+    numbers = {name: rope.number(name) for name in (*kind.needs, *given)}
+    return numbers | {name: float(rope.flag(name, default)) for name, default in kind.flags}

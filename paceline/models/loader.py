@@ -123,10 +123,9 @@ def _outline(config: ModelConfig, family: Family, directory: Path) -> dict[str, 
     """The destinations of a model without memory, so that a config.json that lies allocates nothing."""
     try:
         model = family.build(config, Placement(torch.float32, torch.device("meta")))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{directory / 'config.json'} describes no possible model: {error}\n{_MISMATCH}"
-        ) from None
+    except (RuntimeError, ArithmeticError, ValueError) as error:
+        cause = f"{directory / 'config.json'} describes no possible model: {error}"
+        raise CheckpointError(f"{cause}\n{_MISMATCH}") from None
     return _destinations(model, family)
 
 

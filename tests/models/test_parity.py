@@ -30,6 +30,18 @@ LLAMAS = {
     "llama3 rotary": {"rope": LLAMA3},
     "linear rotary": {"rope": {"rope_type": "linear", "factor": 4.0}},
     "yarn rotary": {"rope": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "yarn rotary, all options": {
+        "rope": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 0.7,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        }
+    },
     "biased": {"bias": True, "mlp_bias": True},
     "head_dim": {"head_dim": 20},
 }

@@ -54,6 +54,9 @@ CONFIGS = [
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary kind 'dynamic' .*\nSupported: default, li"),
     ({"rope_parameters": {"rope_type": ["yarn"]}}, "rotary kind .* is not supported"),
     ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a number above 0, and is missing"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, "factor must be a number above 0"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1}}, "describes no possible model"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": "x"}}, "mscale must be a number above 0"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
 ]
 
