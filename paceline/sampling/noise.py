@@ -34,9 +34,9 @@ class Noise:
         keeps order, hence the argmax is that of ``dense`` noise bit for bit.
         """
         if self._prunes:
-            candidates = self._candidates(scores)  # [N, 2]
-            if len(candidates) * POINTWISE_COST + POINTWISE_START < scores.numel():
-                row, token = candidates.unbind(1)
+            candidates = _candidates(scores)  # [R, V]
+            if int(candidates.count_nonzero()) * POINTWISE_COST + POINTWISE_START < scores.numel():
+                row, token = candidates.nonzero(as_tuple=True)
                 seed, sample_index, output_index = (column[row] for column in self._columns(rows, scores.device))
                 noise = gumbel(seed, sample_index, output_index, Domain.TARGET, token).to(scores.dtype)
                 return torch.full_like(scores, -torch.inf).index_put_((row, token), scores[row, token] + noise)
@@ -53,7 +53,7 @@ class Noise:
         seed, sample_index, output_index = (torch.from_numpy(array).to(device) for array in arrays)
         return seed, sample_index, output_index
 
-    @staticmethod
-    def _candidates(scores: Tensor) -> Tensor:
-        least = scores.amax(-1, keepdim=True) + GUMBEL_MIN
-        return ((scores + GUMBEL_MAX >= least) & (scores > -torch.inf)).nonzero()
+
+def _candidates(scores: Tensor) -> Tensor:
+    least = scores.amax(-1, keepdim=True) + GUMBEL_MIN
+    return (scores + GUMBEL_MAX >= least) & (scores > -torch.inf)

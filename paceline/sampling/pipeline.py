@@ -74,6 +74,10 @@ class Pipeline:
             scores[here] += self._noise.dense(take_rows(rows, noisy), scores.dtype, domain)
         return scores
 
+    def noise(self, rows: SampleRows, domain: Domain, dtype: torch.dtype = torch.float64) -> Tensor:
+        """f[R, V]: the Gumbel noise of each row's seed, sample and output index in ``domain``."""
+        return self._noise.dense(rows, dtype, domain)
+
     def logprobs(
         self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
     ) -> list[TokenLogprobs]:

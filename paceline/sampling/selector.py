@@ -28,8 +28,9 @@ class Selector(Protocol):
 
     ``select`` may return other verdicts than it was given: other tokens, or another ``parent`` for a member. A
     verdict whose parent is not its member asks the engine to first drop what the member has and fork the parent's
-    state from before this step (known tokens, pages, count vectors), then to accept ``tokens``. It must return one
-    verdict per member that is to go on, and name only parents of the same group. Beam search is such a selector.
+    state from before this step (known tokens and pages; for this room, ``leave`` and then ``join`` with these
+    tokens), then to accept ``tokens``. It must return one verdict per member that is to go on, and name only
+    parents of the same group. Beam search is such a selector.
     """
 
     def select(self, group: Group, verdicts: list[MemberVerdict]) -> list[MemberVerdict]:

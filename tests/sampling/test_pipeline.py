@@ -125,6 +125,27 @@ def test_read_only_arrays_are_taken():
     assert len(room.pipeline.sample(random_logits(3), rows)) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_ties_go_to_the_lowest_token_of_a_wide_row(dtype):
+    room = Room(vocab=5003)
+    request = room.join(temperature=0.0)
+    logits = random_logits(30, vocab=5003).round().to(dtype)
+    expected = np.argmax(logits.double().numpy(), axis=-1).tolist()
+    assert room.pipeline.sample(logits, many_rows(request, 30)).tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-8, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_extreme_temperatures_choose_tokens(dtype, temperature):
+    room = Room()
+    request = room.join(temperature=temperature, top_p=0.9)
+    logits = random_logits(9, dtype=dtype, scale=50.0)
+    tokens = room.pipeline.sample(logits, many_rows(request, 9))
+    assert (tokens >= 0).all()
+    if temperature < 1e-5:
+        assert tokens.tolist() == logits.argmax(-1).tolist()
+
+
 def test_domains_give_other_noise():
     room = Room()
     request, greedy = room.join(), room.join(temperature=0.0)
@@ -132,6 +153,7 @@ def test_domains_give_other_noise():
     target, draft = (room.pipeline.perturbed(logits, rows, domain) for domain in (Domain.TARGET, Domain.DRAFT))
     assert (target[0] != draft[0]).all()
     assert torch.equal(target[1], logits[1])
+    assert torch.equal(target[0], logits[0] + room.pipeline.noise(rows, Domain.TARGET)[0])
     assert torch.equal(draft[1], logits[1])
 
 

@@ -126,18 +126,24 @@ def test_a_row_alone_is_the_row_in_a_batch(dtype, vocab):
     assert shuffled.tolist() == tokens[order].tolist()
 
 
-@pytest.mark.parametrize("width", [1, 2, 64, 100])
+@pytest.mark.parametrize("decimals", [0, 1, 2, 9])
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999, 0.9999999])
-def test_top_p_is_the_same_however_far_it_looks(monkeypatch, width, top_p):
+def test_top_p_keeps_the_same_however_it_looks(monkeypatch, decimals, top_p):
     room = Room(vocab=3000)
     request = room.join(top_p=top_p)
-    logits = random_logits(4, vocab=3000, dtype=torch.float32).round(decimals=1)
-    rows = rows_of(*[(request, [])] * 4)
+    logits = random_logits(5, vocab=3000, dtype=torch.float32).round(decimals=decimals)
+    logits[3], logits[4, 2:] = 0.0, -torch.inf
+    rows = rows_of(*[(request, [])] * 5)
     found = room.pipeline.scores(logits, rows)
-    monkeypatch.setattr("paceline.sampling.processors.top_p.FIRST_WIDTH", width)
-    assert torch.equal(room.pipeline.scores(logits, rows), found)
-    monkeypatch.setattr("paceline.sampling.processors.top_p.FIRST_WIDTH", 3000)
-    assert torch.equal(room.pipeline.scores(logits, rows), found)
+    for first, second in ((1, 1), (1, 3000), (3000, 1)):
+        monkeypatch.setattr("paceline.sampling.processors.top_p.FIRST_WIDTH", first)
+        monkeypatch.setattr("paceline.sampling.processors.top_p.SECOND_WIDTH", second)
+        assert torch.equal(room.pipeline.scores(logits, rows), found)
+    for row in range(5):
+        ordered = logits[row].double().softmax(-1).sort(descending=True).values
+        least = ordered[(ordered.cumsum(-1) < top_p).sum().clamp(max=2999)]
+        expected = int((logits[row].double().softmax(-1) >= least * (1 - 1e-12)).sum())
+        assert abs(int((found[row] > -torch.inf).sum()) - expected) <= (top_p > 0.999999) * 3
 
 
 def test_ties_with_the_last_kept_score_are_kept():

@@ -7,7 +7,9 @@ import torch
 from paceline.core.params import SamplingParams
 from paceline.sampling import SamplingState
 from paceline.sampling.noise import Noise
+from paceline.sampling.processors import processors
 from paceline.sampling.processors.bad_words import BadWords
+from paceline.sampling.processors.base import Stateless
 from paceline.sampling.processors.penalties import Penalties
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 from tests.sampling.test_distribution import PAIR_THRESHOLD, pair_statistic, sampled
@@ -102,6 +104,26 @@ def test_a_readmitted_request_counts_what_it_had():
     room.join(make_request(output=[8, 8, 8], frequency_penalty=1.0))
     room.join(request)
     assert torch.equal(room.pipeline.scores(logits, rows_of((request, []))), before)
+
+
+class OnlyEvenTokens(Stateless):
+    """A control of one's own: one class and one line."""
+
+    def join(self, request):
+        return request.params.top_k == 7
+
+    def apply(self, scores, rows):
+        scores[:, 1::2] = -torch.inf
+
+
+def test_a_control_of_ones_own_plugs_in(monkeypatch):
+    monkeypatch.setattr(processors, "_parts", dict(processors._parts))
+    processors.add("even")(OnlyEvenTokens)
+    room = Room()
+    even, plain = room.join(make_request(top_k=7)), room.join(make_request())
+    scores = room.pipeline.scores(random_logits(2), rows_of((even, []), (plain, [])))
+    assert (scores[0, 1::2] == -torch.inf).all()
+    assert (scores[1] > -torch.inf).all()
 
 
 # Planted bugs: each check above must be able to fail.

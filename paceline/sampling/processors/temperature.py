@@ -20,6 +20,9 @@ class Temperature(Stateless):
         return not request.params.greedy and request.params.temperature != 1.0
 
     def apply(self, scores: torch.Tensor, rows: SampleRows) -> None:
-        # The clamp keeps a row in which everything is banned at -inf instead of NaN.
-        best = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
-        scores.sub_(best).div_(self.controls.column("temperature", rows.seats, scores))
+        limits = torch.finfo(scores.dtype)
+        # Finite, so that a row in which everything is banned stays -inf instead of becoming NaN.
+        best = scores.amax(-1, keepdim=True).clamp_(limits.min, limits.max)
+        # Above 0 in this dtype too, so that the best token stays 0 instead of becoming NaN.
+        temperature = self.controls.column("temperature", rows.seats, scores).clamp_min_(limits.tiny)
+        scores.sub_(best).div_(temperature)
