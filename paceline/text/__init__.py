@@ -4,6 +4,7 @@ from paceline.text.bad_words import bad_word_ids
 from paceline.text.chat_template import ChatTemplate
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopMatcher
+from paceline.text.token_text import token_bytes, token_text
 from paceline.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "Tokenizer", "bad_word_ids"]
+__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "Tokenizer", "bad_word_ids", "token_bytes", "token_text"]

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from paceline.core.errors import CheckpointError, InvalidRequestError
-from paceline.text import Tokenizer, bad_word_ids
+from paceline.text import Tokenizer, bad_word_ids, token_bytes, token_text
 from tests.text.tokenizers_for_tests import CHAT, byte_fallback, byte_level, unigram, write_byte_level
 
 
@@ -118,3 +118,15 @@ def test_bad_words_with_and_without_a_space():
         bad_word_ids(tokenizer, [" "])
     assert caught.value.param == "bad_words"
     assert CHAT.end in tokenizer.backend.get_vocab()
+
+
+def test_one_tokens_text_and_bytes():
+    for tokenizer in (byte_level(), byte_fallback()):
+        ids = tokenizer.encode("hello lo w 你", add_special_tokens=False)
+        joined = b"".join(token_bytes(tokenizer, token) for token in ids).decode()
+        assert joined.strip() == tokenizer.decode(ids)
+    tokenizer = unigram()
+    assert [token_text(tokenizer, token) for token in tokenizer.encode("hello lo")] == [" hel", "lo", " ", "lo"]
+    assert token_text(byte_level(), 1) == "<|end|>"
+    assert token_bytes(byte_level(), 1) == b"<|end|>"
+    assert token_bytes(byte_level(), 9999) == b""

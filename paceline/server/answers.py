@@ -1,0 +1,68 @@
+"""Knows the parts that answers share: usage, metrics, log-probabilities, drafted tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.core.outputs import RequestMetrics, TokenLogprobs
+from paceline.text import Tokenizer, token_bytes, token_text
+
+# JSON has no infinities; this is OpenAI's value for "very unlikely".
+_LOWEST_LOGPROB = -9999.0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one call so far."""
+
+    prompt: int
+    completion: int = 0
+    cached: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
+    """The ``paceline`` object of a whole answer; times in seconds, null where there were too few tokens."""
+    return {
+        "drafted_tokens": metrics.num_drafted,
+        "accepted_tokens": metrics.num_accepted,
+        "mean_acceptance_length": metrics.mean_acceptance_length,
+        "time_to_first_token": metrics.time_to_first_token,
+        "time_per_output_token": metrics.time_per_output_token,
+        "num_preemptions": metrics.num_preemptions,
+    }
+
+
+def token_dict(tokenizer: Tokenizer, token_ids: Sequence[int], drafted: Sequence[bool]) -> dict[str, Any]:
+    """The ``paceline`` object of a chunk: each token's text, and whether it was an accepted draft token.
+
+    The chunk's text may lag behind: text is held back while a character or a stop string is incomplete.
+    """
+    return {"tokens": [token_text(tokenizer, token) for token in token_ids], "drafted": list(drafted)}
+
+
+def logprobs_dict(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprobs]) -> dict[str, Any]:
+    """OpenAI's chat form."""
+    content = [
+        _token(tokenizer, item.token_id, item.logprob)
+        | {"top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in item.top]}
+        for item in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    return {
+        "token": token_text(tokenizer, token),
+        "logprob": max(logprob, _LOWEST_LOGPROB),
+        "bytes": list(token_bytes(tokenizer, token)),
+    }

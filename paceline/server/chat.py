@@ -1,0 +1,58 @@
+"""Knows ``POST /chat``: a message or a conversation in, one answer and how it went out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from paceline.core.outputs import RequestMetrics, StreamUpdate
+from paceline.server.answers import Usage, metrics_dict, token_dict
+from paceline.server.schemas import ChatRequest
+from paceline.server.service import Answer, Call, Service
+from paceline.server.sse import EventStream, event
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/chat", response_model=None)
+    async def chat(request: Request) -> Response:
+        call = await service.call(request, ChatRequest)
+        if call.body.stream:
+            updates = await service.begun(request, call)
+            return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
+        answers, metrics = await service.answers(request, call)
+        tokens = token_dict(service.tokenizer(), answers[0].token_ids, answers[0].drafted)
+        return JSONResponse({"text": answers[0].text} | tokens | _ending(service, call, answers[0], metrics))
+
+    return router
+
+
+def _ending(service: Service, call: Call[ChatRequest], answer: Answer, metrics: RequestMetrics) -> dict[str, object]:
+    usage = Usage(len(call.prompt), len(answer.token_ids), metrics.num_cached_tokens)
+    return {
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+        "model": service.model_name,
+        "usage": usage.as_dict(),
+        "metrics": metrics_dict(metrics),
+    }
+
+
+async def _events(
+    service: Service, call: Call[ChatRequest], updates: AsyncGenerator[StreamUpdate]
+) -> AsyncGenerator[bytes]:
+    """``{"delta", "tokens", "drafted"}`` per step, then the metrics."""
+    answer, metrics = Answer(), RequestMetrics()
+    async with aclosing(updates):
+        async for update in updates:
+            for delta in update.deltas:
+                answer.add(delta)
+                tokens = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
+                yield event({"delta": delta.text} | tokens)
+            metrics = update.metrics or metrics
+    yield event({"delta": "", "tokens": [], "drafted": []} | _ending(service, call, answer, metrics))

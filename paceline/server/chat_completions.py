@@ -1,0 +1,92 @@
+"""Knows ``POST /v1/chat/completions``, as OpenAI's clients speak it, with vLLM's extra fields and ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from paceline.core.outputs import CompletionDelta, StreamUpdate
+from paceline.server.answers import Usage, logprobs_dict, metrics_dict, token_dict
+from paceline.server.schemas import ChatCompletionRequest
+from paceline.server.service import Answer, Call, Service
+from paceline.server.sse import DONE, EventStream, event
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(request: Request) -> Response:
+        call = await service.call(request, ChatCompletionRequest)
+        if call.body.stream:
+            updates = await service.begun(request, call)
+            return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
+        answers, metrics = await service.answers(request, call)
+        usage = Usage(len(call.prompt), sum(len(a.token_ids) for a in answers), metrics.num_cached_tokens)
+        choices = [_choice(service, call, index, answer) for index, answer in enumerate(answers)]
+        body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
+        return JSONResponse(body | {"paceline": metrics_dict(metrics)})
+
+    return router
+
+
+def _envelope(service: Service, call: Call[ChatCompletionRequest], kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{call.id}", "object": kind, "created": int(time.time()), "model": service.model_name}
+
+
+def _choice(service: Service, call: Call[ChatCompletionRequest], index: int, answer: Answer) -> dict[str, Any]:
+    wants = call.params.logprobs is not None
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "logprobs": logprobs_dict(service.tokenizer(), answer.logprobs) if wants else None,
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+        "paceline": token_dict(service.tokenizer(), answer.token_ids, answer.drafted),
+    }
+
+
+async def _events(
+    service: Service, call: Call[ChatCompletionRequest], updates: AsyncGenerator[StreamUpdate]
+) -> AsyncGenerator[bytes]:
+    """One chunk per answer and step; the chunk with usage, which has no choices, is last."""
+    envelope = _envelope(service, call, "chat.completion.chunk")
+    counts_usage = call.body.stream_options is not None and call.body.stream_options.include_usage
+    nothing: dict[str, Any] = {"usage": None} if counts_usage else {}
+    usage = Usage(len(call.prompt))
+    for index in range(call.params.n):
+        opening = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        yield event(envelope | {"choices": [opening]} | nothing)
+    async with aclosing(updates):
+        async for update in updates:
+            for place, delta in enumerate(update.deltas, 1):
+                usage.completion += len(delta.token_ids)
+                extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
+                if update.metrics is not None and place == len(update.deltas):
+                    usage.cached = update.metrics.num_cached_tokens
+                    extra |= metrics_dict(update.metrics)
+                yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | nothing)
+    if counts_usage:
+        yield event(envelope | {"choices": [], "usage": usage.as_dict()})
+    yield DONE
+
+
+def _chunk(service: Service, delta: CompletionDelta) -> dict[str, Any]:
+    return {
+        "index": delta.index,
+        "delta": {"content": delta.text},
+        "logprobs": None if delta.logprobs is None else logprobs_dict(service.tokenizer(), delta.logprobs),
+        "finish_reason": delta.finish_reason,
+        "stop_reason": delta.stop_reason,
+    }

@@ -1,0 +1,50 @@
+"""What the server needs of an engine; ``paceline.engine.EngineWorker`` is one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from paceline.core.outputs import StreamUpdate
+from paceline.core.params import SamplingParams
+from paceline.text import Tokenizer
+
+
+class EngineClient(Protocol):
+    """Generates for many callers at once; methods may be called from the event loop."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine has stopped for good."""
+        ...
+
+    def generate(
+        self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, speculate: bool = True
+    ) -> AsyncIterator[StreamUpdate]:
+        """Streams a call's updates; the last one holds the metrics.
+
+        Raises:
+            InvalidRequestError: before the first update, if the call is invalid.
+            EngineDeadError: at any time, if the engine has stopped.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Ends a call; nothing happens if it is over or unknown."""
+        ...
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges; may wait for a step, so it is called off the event loop."""
+        ...

@@ -1,0 +1,59 @@
+"""Knows server-sent events: one JSON object per event, errors included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from paceline.server.disconnect import unless_disconnected
+from paceline.server.errors import as_api_error, payload
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come. Closes their generator whatever happens: its end, an error, a client that left.
+
+    An error becomes a last event ``{"error": ...}``, so that a client does not take it for a clean end.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], *, write_seconds: float) -> None:
+        self._events, self._write_seconds = events, write_seconds
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_disconnected(receive, self._send_all(send))
+        except (ClientDisconnect, TimeoutError, OSError):
+            return
+        finally:
+            await self._events.aclose()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for chunk in self._events:
+                await self._write(send, chunk)
+        except (ClientDisconnect, TimeoutError, OSError):
+            raise
+        except Exception as error:
+            await self._write(send, event(payload(as_api_error(error))))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, send: Send, chunk: bytes) -> None:
+        message = {"type": "http.response.body", "body": chunk, "more_body": True}
+        await asyncio.wait_for(send(message), self._write_seconds)
