@@ -1,0 +1,77 @@
+"""Knows the commands and how each ends: exit codes, errors as cause and fix. The commands know the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+import paceline
+from paceline.cli.chat import chat
+from paceline.cli.demo import demo
+from paceline.cli.engine_options import takes_engine
+from paceline.cli.generate import generate
+from paceline.cli.serve import serve
+from paceline.cli.terminal import print_error, silence_output
+from paceline.core.errors import PacelineError
+
+FAILED = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="paceline", help=paceline.__doc__, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+for command in (serve, chat, generate, demo):
+    app.command()(takes_engine(command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"paceline {paceline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Low-latency LLM inference whose speculative decoding never changes the text."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 not as it should be, 2 refused, 130 interrupted."""
+    try:
+        code = get_command(app).main(arguments or ["--help"], prog_name="paceline", standalone_mode=False)
+    except PacelineError as error:
+        print_error(error if "\n" in str(error) else f"{error}\nSee paceline --help.")
+        return FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        silence_output()
+        return 0
+    except Exception as error:
+        # Usage errors of typer's parser; which class they are differs between its versions.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "paceline"
+        print_error(f"{error.format_message()}\nSee {path} --help.")
+        return FAILED
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    # Weights are read from local files by several libraries that like to talk; the command's own output matters more.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

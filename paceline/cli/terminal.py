@@ -1,0 +1,47 @@
+"""Knows how results and errors look in a terminal: colours where they are wanted, one JSON object where asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+from rich.console import Console
+
+DRAFTED = "green"
+FAINT = "dim"
+# A model's text may spell terminal commands; only newline and tab pass.
+_HARMLESS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """Colours on a terminal only, and none with NO_COLOR."""
+    return Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def print_spans(out: Console, spans: Iterable[tuple[str, bool]]) -> None:
+    """Prints a model's text as it is; what came from accepted draft tokens is coloured."""
+    for text, drafted in spans:
+        out.out(text.translate(_HARMLESS), style=DRAFTED if drafted else None, highlight=False, end="")
+    out.file.flush()
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_error(error: object) -> None:
+    """The cause on the first line, in red, the fix on the second."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    err = console(sys.stderr)
+    err.out(f"error: {lines[0]}", style="red", highlight=False)
+    for line in lines[1:]:
+        err.out(line, style="red", highlight=False)
+
+
+def silence_output() -> None:
+    """Nobody reads standard output any more: what is left to flush goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
