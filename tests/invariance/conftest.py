@@ -1,0 +1,31 @@
+"""Tiny models in float64, where a row's argmax does not depend on how many rows ran beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from paceline.models import load_model
+from tests.checkpoints import perturb, tiny_gpt2, tiny_llama
+from tests.invariance.engines import Models
+
+VOCAB_SIZE = 61
+
+
+def _models(directory, make, **options) -> Models:
+    target, near, far = (directory / name for name in ("target", "near", "far"))
+    make(target, vocab_size=VOCAB_SIZE, **options)
+    perturb(target, near, 0.03)
+    perturb(target, far, 0.15, seed=2)
+    load = lambda path: load_model(path, dtype=torch.float64)  # noqa: E731
+    return Models(load(target), {"near": load(near), "far": load(far)})
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Models:
+    return _models(tmp_path_factory.mktemp("llama"), tiny_llama)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory) -> Models:
+    return _models(tmp_path_factory.mktemp("gpt2"), tiny_gpt2)

@@ -1,0 +1,84 @@
+"""Proposers for tests: trees that are sometimes right, and drafters that misbehave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.config import SpeculativeConfig
+from paceline.models import CausalLM
+from paceline.speculation import ProposerTools, proposers
+
+Key = tuple[tuple[int, ...], int]
+
+TRUTH: dict[Key, list[int]] = {}
+"""(prompt, sample index) -> the tokens that plain decoding gave; lets a random tree be right now and then."""
+
+
+class RandomTreeProposer:
+    """Random trees of up to ``nodes`` nodes; some paths follow the truth, siblings may repeat each other's token."""
+
+    model: CausalLM | None = None
+
+    def __init__(self, nodes: int, vocab_size: int) -> None:
+        self.nodes, self.vocab_size = nodes, vocab_size
+        self.random = np.random.default_rng(7)
+
+    def bind(self, tools: ProposerTools) -> None:
+        self.seats = tools.seats
+
+    def num_nodes(self, depth: int) -> int:
+        return self.nodes
+
+    def propose(self, works: Works) -> Drafts:
+        shape = (len(works), self.nodes)
+        tokens, parents = np.zeros(shape, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
+        counts = np.zeros(len(works), dtype=np.int32)
+        for number, request in enumerate(works.requests):
+            budget = int(works.draft_budget[number])
+            if not budget:
+                continue
+            truth = TRUTH.get((tuple(request.prompt_token_ids), request.sample_index), [])
+            counts[number] = count = int(self.random.integers(1, self.nodes + 1))
+            self._grow(tokens[number], parents[number], count, budget, truth[len(request.output_token_ids) :])
+        return Drafts(tokens, parents, counts)
+
+    def _grow(self, tokens: Any, parents: Any, count: int, budget: int, truth: list[int]) -> None:
+        depths: list[int] = []
+        for node in range(count):
+            shallow = [-1, *(other for other in range(node) if depths[other] < budget)]
+            # Recent nodes are likelier parents, so that some paths run deep.
+            parent = shallow[-1 - int(self.random.geometric(0.5)) % len(shallow)]
+            depth = 1 if parent < 0 else depths[parent] + 1
+            right = depth <= len(truth) and self.random.random() < 0.7
+            tokens[node] = truth[depth - 1] if right else self.random.integers(0, self.vocab_size)
+            parents[node] = parent
+            depths.append(depth)
+
+    def observe(self, works: Works, verdict: Verdict) -> None:
+        pass
+
+    def forget(self, seat: int) -> None:
+        pass
+
+
+class FaultyProposer(RandomTreeProposer):
+    """Answers with whatever ``fault`` makes of a good tree."""
+
+    fault: Callable[[Drafts], Drafts]
+
+    def propose(self, works: Works) -> Drafts:
+        return type(self).fault(super().propose(works))
+
+
+@proposers.add("random_tree")
+def random_tree(config: SpeculativeConfig, target: CausalLM, _load: Any) -> RandomTreeProposer:
+    return RandomTreeProposer(int(config.model or 9), target.config.vocab_size)
+
+
+@proposers.add("faulty")
+def faulty(_config: SpeculativeConfig, target: CausalLM, _load: Any) -> FaultyProposer:
+    return FaultyProposer(6, target.config.vocab_size)
