@@ -24,18 +24,20 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the port is taken, naming a free one, or the address cannot be used.
     """
+    if not 0 <= port <= 65535:  # The system would wrap it round.
+        raise ConfigError(f"there is no port {port}\nUse --port with a number in [1, 65535].")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"the host {host!r} cannot be resolved ({error})\nUse --host 127.0.0.1.") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         listener.listen(2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
-        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             why = "is in use" if error.errno == errno.EADDRINUSE else "may not be used by this user"
             raise ConfigError(f"port {port} {why}\nUse another one, for example --port {_free_port(host)}.") from None
         raise ConfigError(f"cannot listen on {host}:{port} ({error})\nCheck --host and --port.") from None

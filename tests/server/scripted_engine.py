@@ -14,7 +14,9 @@ from tests.text.tokenizers_for_tests import byte_level
 class ScriptedEngine:
     """Answers every call with ``answer``, one token per update; ``fault`` strikes after ``fault_after`` tokens."""
 
-    def __init__(self, answer="Hello wörld, this is an answer.", *, fault=None, fault_after=0, pause=0.0, tokenizer=True):
+    def __init__(
+        self, answer="Hello wörld, this is an answer.", *, fault=None, fault_after=0, pause=0.0, tokenizer=True
+    ):
         self.tokenizer = byte_level() if tokenizer else None
         self.script = byte_level().encode(answer)
         self.model_name, self.max_model_len, self.vocab_size, self.alive = "scripted", 4096, 320, True
@@ -36,7 +38,7 @@ class ScriptedEngine:
                 for index, watcher in enumerate(watchers):
                     stopped = watcher.push(token)
                     over = stopped or count == limit
-                    deltas.append(self.delta(index, watcher, token, params, count, over, stopped))
+                    deltas.append(self.delta(index, watcher, token, params=params, count=count, over=over))
                 metrics = RequestMetrics(3, 2, 1.5, 0.1, 0.01, 0, 4) if over else None
                 yield StreamUpdate(request_id, deltas, metrics)
                 if over:
@@ -44,8 +46,9 @@ class ScriptedEngine:
         finally:
             self.running.discard(request_id)
 
-    def delta(self, index, watcher, token, params, count, over, stopped):
-        reason = (FinishReason.STOP if stopped else FinishReason.LENGTH) if over else None
+    def delta(self, index, watcher, token, *, params, count, over):
+        stop = FinishReason.STOP if watcher.stop_string else FinishReason.LENGTH
+        reason = stop if over else None
         if self.fault is not None and count > self.fault_after:
             if isinstance(self.fault, BaseException):
                 raise self.fault

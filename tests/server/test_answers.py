@@ -8,7 +8,13 @@ from tests.server.calling import HELLO, assert_error, call, chat, complete, even
 from tests.server.scripted_engine import ScriptedEngine
 
 ANSWER = "Hello wörld, this is an answer."
-METRICS = {"drafted_tokens", "accepted_tokens", "mean_acceptance_length", "time_to_first_token", "time_per_output_token"}
+METRICS = {
+    "drafted_tokens",
+    "accepted_tokens",
+    "mean_acceptance_length",
+    "time_to_first_token",
+    "time_per_output_token",
+}
 
 
 def test_a_whole_completion():
@@ -42,7 +48,9 @@ def test_a_stream_joins_to_the_whole(n):
         assert "".join(choice["delta"]["content"] for choice in mine) == ANSWER
         assert mine[-1]["finish_reason"] == "length"
         assert not any("\ufffd" in choice["delta"]["content"] for choice in mine)
-    drafted = [flag for chunk in chunks[n:] if chunk["choices"][0]["index"] == 0 for flag in chunk["paceline"]["drafted"]]
+    drafted = [
+        flag for chunk in chunks[n:] if chunk["choices"][0]["index"] == 0 for flag in chunk["paceline"]["drafted"]
+    ]
     assert drafted == [count % 2 == 0 for count in range(1, len(drafted) + 1)]
     assert set(chunks[-1]["paceline"]) >= METRICS
 
@@ -70,7 +78,7 @@ def test_logprobs():
     assert b"".join(bytes(item["bytes"]) for item in content).decode() == "é!"
     assert content[0]["top_logprobs"][1]["logprob"] == -9999.0
     assert complete(ScriptedEngine()).json()["choices"][0]["logprobs"] is None
-    (chunk, *_) = [c for c in events(complete(ScriptedEngine(), logprobs=True, stream=True))[1:]]
+    chunk = events(complete(ScriptedEngine(), logprobs=True, stream=True))[1]
     assert len(chunk["choices"][0]["logprobs"]["content"]) == 1
 
 
@@ -83,7 +91,14 @@ def test_every_control_reaches_the_engine():
     lists = {"stop_token_ids": [3], "stop": ["zz"], "allowed_token_ids": [1, 2]}
     engine = ScriptedEngine()
     response = complete(
-        engine, **fields, **lists, n=2, logit_bias={"7": -100}, max_completion_tokens=9, logprobs=True, speculation=False
+        engine,
+        **fields,
+        **lists,
+        n=2,
+        logit_bias={"7": -100},
+        max_completion_tokens=9,
+        logprobs=True,
+        speculation=False,
     )
     assert response.status_code == 200, response.text
     _, params, speculate = engine.calls[0]
@@ -95,7 +110,13 @@ def test_every_control_reaches_the_engine():
 
 def test_null_and_neutral_fields_are_the_defaults():
     engine = ScriptedEngine()
-    neutral = {"temperature": None, "stop": None, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    neutral = {
+        "temperature": None,
+        "stop": None,
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+    }
     assert complete(engine, **neutral, user="me", metadata={"a": 1}, seed=None, n=None).status_code == 200
     _, params, speculate = engine.calls[0]
     assert (params.temperature, params.n, params.max_tokens, speculate) == (1.0, 1, 2048, True)
