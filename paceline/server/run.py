@@ -14,6 +14,7 @@ from paceline.core.errors import ConfigError
 from paceline.server.app import create_app
 from paceline.server.engine_client import EngineClient
 from paceline.server.limits import Limits
+from paceline.server.service import served_name
 
 DRAIN_SECONDS = 30
 
@@ -50,17 +51,10 @@ def _free_port(host: str) -> int:
         return port
 
 
-def serve(
-    engine: EngineClient,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    limits: Limits | None = None,
-    announce: bool = True,
-) -> None:
+def serve(engine: EngineClient, host: str = "127.0.0.1", port: int = 8000, *, limits: Limits | None = None) -> None:
     """Serves until interrupted; then lets calls in progress end, for at most ``DRAIN_SECONDS``.
 
-    ``announce`` prints the URL and a curl line once the port listens.
+    Prints the URL and a curl line once the port listens.
 
     Raises:
         ConfigError: as ``listen``.
@@ -75,15 +69,14 @@ def serve(
         lifespan="off",
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    if announce:
-        _announce(engine, host, listener.getsockname()[1])
+    _announce(engine, host, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 
 
 def _announce(engine: EngineClient, host: str, port: int) -> None:
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = json.dumps({"message": "Hello"})
-    print(f"Paceline serves {engine.model_name} at {url} (context {engine.max_model_len} tokens)")
+    print(f"Paceline serves {served_name(engine.model_name)} at {url} (context {engine.max_model_len} tokens)")
     print(f"Try: curl {url}/chat -H 'Content-Type: application/json' -d '{body}'", flush=True)
     if not _is_loopback(host):
         print("Warning: anybody who reaches this address can use the model; there is no key.", file=sys.stderr)

@@ -58,8 +58,7 @@ class Service:
 
     def __init__(self, engine: EngineClient, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
-        # A model given by its directory is served under the directory's name: answers show no paths.
-        self.model_name = engine.model_name.rstrip("/").rpartition("/")[2] if _is_path(engine) else engine.model_name
+        self.model_name = served_name(engine.model_name)
         self._num_running = 0
 
     def tokenizer(self) -> Tokenizer:
@@ -139,8 +138,10 @@ class Service:
         return answers, metrics
 
 
-def _is_path(engine: EngineClient) -> bool:
-    return engine.model_name.startswith(("/", "./", "../", "~")) or engine.model_name.count("/") > 1
+def served_name(model: str) -> str:
+    """A model given by its directory is served under the directory's name: answers show no paths."""
+    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    return model.rstrip("/").rpartition("/")[2] if is_path else model
 
 
 def _check(delta: CompletionDelta) -> None:

@@ -103,6 +103,26 @@ def test_a_client_that_leaves_half_way(stream, after):
     assert not engine.running
 
 
+def test_a_stream_that_cannot_even_begin():
+    engine = ScriptedEngine(pause=0.01)
+
+    async def go():
+        body = [{"type": "http.request", "body": json.dumps(BODY | {"stream": True}).encode(), "more_body": False}]
+
+        async def receive():
+            return body.pop() if body else await asyncio.sleep(60)
+
+        async def send(message):
+            raise OSError("gone")
+
+        await create_app(engine)(scope(), receive, send)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(go())
+    assert len(engine.aborted) == 1
+    assert not engine.running
+
+
 def test_a_client_that_stops_reading_is_dropped():
     engine = ScriptedEngine()
     limits = Limits(write_seconds=0.1)
