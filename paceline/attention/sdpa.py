@@ -53,7 +53,8 @@ class SdpaAttention:
             if spec.softcap is not None
             else functional.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=spec.scale)
         )
-        return out.unflatten(2, (fold, q.shape[1])).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        result: torch.Tensor = out.unflatten(2, (fold, q.shape[1])).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return result
 
 
 def _softcapped(

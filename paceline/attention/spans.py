@@ -38,14 +38,14 @@ def _span(batch: Batch, group: int, page_size: int, members: Int64, device: torc
     width = int(counts.max())
     offsets = np.arange(width)
     real = offsets < counts[:, None]
-    rows = batch.row_start[members][:, None] + np.where(real, offsets, 0)
+    rows = batch.row_start[members].astype(np.int64)[:, None] + np.where(real, offsets, 0)
     num_slots = int(batch.num_slots[members].max())
     pages = batch.page_table[group][members][:, : -(-num_slots // page_size)]
     mask = visible_slots(batch, group, rows, members, num_slots)
     return Span(
-        rows=torch.from_numpy(rows.astype(np.int64)).to(device),
+        rows=torch.from_numpy(rows).to(device),
         flat=torch.from_numpy(np.flatnonzero(real)).to(device),
-        targets=torch.from_numpy(rows[real].astype(np.int64)).to(device),
+        targets=torch.from_numpy(rows[real]).to(device),
         pages=torch.from_numpy(pages.astype(np.int64)).to(device),
         mask=None if mask.all() else torch.from_numpy(mask[:, None]).to(device),
         num_slots=num_slots,

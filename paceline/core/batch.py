@@ -59,7 +59,7 @@ class Drafts:
 
     @property
     def width(self) -> int:
-        return self.tokens.shape[1]
+        return int(self.tokens.shape[1])
 
     @cached_property
     def is_chain(self) -> bool:

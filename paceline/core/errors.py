@@ -8,7 +8,7 @@ class PacelineError(Exception):
 
 
 class InvalidRequestError(PacelineError, ValueError):
-    """A request that cannot be served as asked. ``param`` names the field, ``code`` is OpenAI's error code if it has one."""
+    """A request that cannot be served as asked. ``param`` names the field, ``code`` is OpenAI's error code, if any."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -55,9 +55,9 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
     dtype = resolve_dtype(config.dtype, device)
 
     def load(name: str) -> CausalLM:
-        return load_model(resolve_model(name), dtype=dtype, device=device)  # type: ignore[arg-type]
+        return load_model(resolve_model(name), dtype=dtype, device=device)
 
-    target = load_model(model_path, dtype=dtype, device=device)  # type: ignore[arg-type]
+    target = load_model(model_path, dtype=dtype, device=device)
     return join_parts(target, config, device, load)
 
 

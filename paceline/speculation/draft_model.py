@@ -17,7 +17,7 @@ from paceline.speculation.base import ProposerTools, proposers
 
 
 class DraftModelProposer:
-    """Drafts with the target's own controls and noise, so that ``match`` accepts wherever both choose alike (2408.07978).
+    """Drafts with the target's own controls and noise: ``match`` accepts wherever both choose alike (2408.07978).
 
     Of a draft of k tokens, k - 1 are forwarded: the last needs no successor. After the verdict the cache therefore
     holds the known tokens and at most k - 1 accepted ones; what is missing is fed in the next round.
@@ -155,7 +155,7 @@ def build(config: SpeculativeConfig, target: CausalLM, load: Callable[[str], Cau
     draft = load(config.model)
     if draft.config.vocab_size != target.config.vocab_size:
         raise ConfigError(
-            f"the draft's vocabulary ({draft.config.vocab_size}) differs from the target's ({target.config.vocab_size})\n"
+            f"the draft has {draft.config.vocab_size} tokens, the target {target.config.vocab_size}\n"
             f'Set speculative_config["model"] to a draft with {target.config.vocab_size} tokens.'
         )
     return DraftModelProposer(draft)

@@ -96,8 +96,7 @@ class GuardedProposer:
             (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.parents < -1) | (drafts.parents >= node)
         )
         allowed = np.array([self.inner.num_nodes(int(depth)) if depth else 0 for depth in works.draft_budget])
-        bad = (used & wild).any(axis=1) | (drafts.counts > allowed) | (drafts.counts < 0)
+        bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > allowed) | (drafts.counts < 0)
         if not bad.any() and drafts.width:
-            bad = (used & (drafts.depths > works.draft_budget[:, None])).any(axis=1)
-        result: npt.NDArray[np.bool_] = bad
-        return result
+            bad = np.any(used & (drafts.depths > works.draft_budget[:, None]), axis=1)
+        return bad

@@ -54,7 +54,8 @@ def _parse(raw: bytes, where: str) -> Dialogue:
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg})") from None
     if isinstance(record, dict) and "question" in record:
-        record = {"turns": [{"role": "user", "text": record["question"]}, {"role": "assistant", "text": record.get("answer")}]}
+        pair = (("user", record["question"]), ("assistant", record.get("answer")))
+        record = {"turns": [{"role": role, "text": text} for role, text in pair]}
     turns = record.get("turns") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise DataError(f'{where}: expected {{"turns": [...]}} or {{"question": ..., "answer": ...}}')
@@ -104,7 +105,8 @@ def encode(dialogues: Sequence[Dialogue], tokenizer: Tokenizer, chat: ChatFormat
     """Encodes dialogues into one stream; a reply's closing ``<end>`` counts as part of the reply."""
     texts = [turn.text for dialogue in dialogues for turn in dialogue]
     encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
-    bos, end = tokenizer.token_to_id(chat.bos), tokenizer.token_to_id(chat.end)
+    ids_of = {token: tokenizer.token_to_id(token) or 0 for token in chat.special_tokens()}
+    bos, end = ids_of[chat.bos], ids_of[chat.end]
     tokens: list[int] = []
     reply: list[bool] = []
     for dialogue in dialogues:
@@ -112,7 +114,7 @@ def encode(dialogues: Sequence[Dialogue], tokenizer: Tokenizer, chat: ChatFormat
         reply.append(False)
         for turn in dialogue:
             ids = next(encoded).ids
-            tokens += [tokenizer.token_to_id(chat.role(turn.role)), *ids, end]
+            tokens += [ids_of[chat.role(turn.role)], *ids, end]
             reply += [False] + [turn.role == "assistant"] * (len(ids) + 1)
     return TokenStream(torch.tensor(tokens), torch.tensor(reply))
 

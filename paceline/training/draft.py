@@ -37,7 +37,8 @@ def parse() -> argparse.Namespace:
 
 def draft_config(arguments: argparse.Namespace, target: LlamaConfig) -> LlamaConfig:
     """The draft shares the target's vocabulary, context and special tokens, and nothing else."""
-    shared = ("vocab_size", "max_position_embeddings", "rope_parameters", "bos_token_id", "eos_token_id", "pad_token_id")
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    shared = ("vocab_size", "max_position_embeddings", "rope_parameters", *special)
     return LlamaConfig(
         hidden_size=arguments.hidden_size,
         intermediate_size=arguments.intermediate_size,
@@ -99,7 +100,8 @@ def main() -> None:
         checkpoint=arguments.work / "draft.pt",
         report=lambda line: print(line, flush=True),
     )
-    draft.to(torch.bfloat16).save_pretrained(arguments.out)
+    torch.nn.Module.to(draft, torch.bfloat16)
+    draft.save_pretrained(arguments.out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(arguments.target / name, arguments.out / name)
     if arguments.held_out:

@@ -59,7 +59,8 @@ class Optimizers:
 
 
 def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if hidden else others).append(parameter)
@@ -73,7 +74,9 @@ def rate_scale(step: int, config: LoopConfig) -> float:
     return max(0.05, min(1.0, rise, fall))
 
 
-def run(model: nn.Module, loss_of: LossFunction, config: LoopConfig, *, checkpoint: Path, report: Callable[[str], None]) -> float:
+def run(
+    model: nn.Module, loss_of: LossFunction, config: LoopConfig, *, checkpoint: Path, report: Callable[[str], None]
+) -> float:
     """Runs to ``config.steps``, resuming from ``checkpoint`` if it exists; returns the last smoothed loss.
 
     A killed run loses at most ``checkpoint_every`` steps and ends with the weights of a run that was never killed.
@@ -88,7 +91,8 @@ def run(model: nn.Module, loss_of: LossFunction, config: LoopConfig, *, checkpoi
         optimizers.step(rate_scale(step, config))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} at step {step}\nLower --learning-rate to {config.learning_rate / 2:g}.")
+            lower = config.learning_rate / 2
+            raise FloatingPointError(f"the loss became {value} at step {step}\nLower --learning-rate to {lower:g}.")
         smoothed = value if step == 0 else 0.95 * smoothed + 0.05 * value
         step += 1
         if step % config.report_every == 0 or step == config.steps:

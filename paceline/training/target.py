@@ -77,7 +77,7 @@ def main() -> None:
     tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size, chat=chat)
     save_tokenizer(tokenizer, arguments.out, chat=chat, max_length=arguments.length)
     stream = encode(dialogues, tokenizer, chat)
-    ids = {name: tokenizer.token_to_id(getattr(chat, name)) for name in ("bos", "end", "pad")}
+    ids = {name: tokenizer.token_to_id(getattr(chat, name)) or 0 for name in ("bos", "end", "pad")}
     model = LlamaForCausalLM(model_config(arguments, vocab_size=tokenizer.get_vocab_size(), **ids))
     print(f"{trainable(model.parameters()):,} parameters, {len(stream.tokens):,} training tokens", flush=True)
 
@@ -91,7 +91,8 @@ def main() -> None:
         checkpoint=arguments.work / "target.pt",
         report=lambda line: print(line, flush=True),
     )
-    model.to(torch.bfloat16).save_pretrained(arguments.out)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(arguments.out)
     if arguments.held_out:
         unseen = encode(read_dialogues(arguments.held_out), tokenizer, chat)
         print(f"held-out loss {held_out_loss(model.float().eval(), unseen, length=arguments.length):.4f} nats/token")

@@ -65,6 +65,26 @@ class RandomTreeProposer:
         pass
 
 
+class LateTruthProposer(RandomTreeProposer):
+    """63 wrong children of the root, then a chain that is right: its first node is bit 63, a word's sign."""
+
+    def _grow(self, tokens: Any, parents: Any, count: int, budget: int, truth: list[int]) -> None:
+        right = truth[: min(budget, self.nodes - 63)]
+        wrong = truth[0] + 1 + np.arange(63) % (self.vocab_size - 2) if truth else np.zeros(63)
+        tokens[:63] = wrong % self.vocab_size
+        tokens[63 : 63 + len(right)] = right
+        parents[63 : 63 + len(right)] = [-1, *range(63, 62 + len(right))][: len(right)]
+
+    def propose(self, works: Works) -> Drafts:
+        drafts = super().propose(works)
+        truths = [TRUTH[tuple(r.prompt_token_ids), r.sample_index][len(r.output_token_ids) :] for r in works.requests]
+        deep = [
+            min(int(budget), self.nodes - 63, len(truth))
+            for budget, truth in zip(works.draft_budget, truths, strict=True)
+        ]
+        return Drafts(drafts.tokens, drafts.parents, np.array([63 + n if n else 0 for n in deep], dtype=np.int32))
+
+
 class FaultyProposer(RandomTreeProposer):
     """Answers with whatever ``fault`` makes of a good tree."""
 
@@ -77,6 +97,11 @@ class FaultyProposer(RandomTreeProposer):
 @proposers.add("random_tree")
 def random_tree(config: SpeculativeConfig, target: CausalLM, _load: Any) -> RandomTreeProposer:
     return RandomTreeProposer(int(config.model or 9), target.config.vocab_size)
+
+
+@proposers.add("late_truth")
+def late_truth(_config: SpeculativeConfig, target: CausalLM, _load: Any) -> LateTruthProposer:
+    return LateTruthProposer(70, target.config.vocab_size)
 
 
 @proposers.add("faulty")

@@ -49,7 +49,7 @@ def check(case: Case, models: Models) -> None:
     assert found[0] == expected
 
 
-@pytest.mark.parametrize("case", covering_array(), ids=str)
+@pytest.mark.parametrize("case", [case for seed in range(3) for case in covering_array(seed)], ids=str)
 def test_every_pair_of_factors(case: Case, llama: Models, gpt2: Models) -> None:
     check(case, {"llama": llama, "gpt2": gpt2}[case.family])
 
