@@ -71,6 +71,8 @@ class StreamDecoder:
         broken = "" if self._in_bytes else self.pending
         piece = self._utf8.decode(bytes([self._byte_tokens[token]]))
         self.pending = BROKEN if self._utf8.getstate()[0] else ""
+        if not self._window and not self._in_bytes and not self._backend.decode([token]):
+            piece = ""  # A space at the beginning of the text, which the decoder drops.
         self._in_bytes = True
         return broken + piece
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -64,6 +64,8 @@ def test_random_unicode_through_every_kind(text, kind, skip):
 
 
 @FEW
+@example(ids=[3 + 0x20], skip=True)
+@example(ids=[3 + 0x20, 3 + 0x20, 3 + 0xC3], skip=True)
 @given(ids=st.lists(st.integers(0, 279), max_size=60), skip=st.booleans())
 def test_byte_fallback_breaks_only_the_bad_bytes(ids, skip):
     tokenizer = byte_fallback()
