@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import paceline
 from paceline.cli.comparison import Comparison, Question, ask, summary
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.loopback import running_service
@@ -42,7 +44,7 @@ def demo(
     """Starts the service, asks the same questions with speculation off and on, and compares."""
     if engine.speculative is None or (engine.speculative == "auto" and engine.model is not None):
         raise ConfigError("the demo compares speculation off and on, and no drafter is named\nAdd --draft DIR.")
-    out = console(open(os.devnull, "w", encoding="utf-8") if as_json else sys.stdout)  # noqa: SIM115 (for the process)
+    out = console(io.StringIO() if as_json else sys.stdout)
     out.out("starting the service ...", style=FAINT)
     with running_service(engine.arguments()) as client:
         out.out(f"it answers at {client.base_url}; text in green was drafted and accepted\n", style=FAINT)
@@ -79,7 +81,7 @@ def compare(client: httpx.Client, questions: Sequence[Question], out: Console) -
 def report(comparisons: Sequence[Comparison], engine: EngineChoice) -> dict[str, Any]:
     """Everything the demo found, ready for JSON."""
     return {
-        "paceline": version("paceline"),
+        "paceline": paceline.__version__,
         "torch": version("torch"),
         "machine": {"platform": platform.platform(), "num_cpus": os.cpu_count()},
         "model": engine.model or "paceline-pair",

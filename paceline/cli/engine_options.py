@@ -117,7 +117,7 @@ def takes_engine(command: Callable[..., None]) -> Callable[..., None]:
     defaults = {item.name: item.default for item in derived}
 
     @functools.wraps(command)
-    def wrapper(**values: Any) -> None:  # noqa: ANN401 (each command has its own)
+    def wrapper(**values: Any) -> None:
         mine = {name: value for name, value in values.items() if name in names}
         rest = {name: value for name, value in values.items() if name not in names}
         options = {name: rest.pop(name) for name in defaults}

@@ -15,7 +15,7 @@ from paceline.cli.demo import demo
 from paceline.cli.engine_options import takes_engine
 from paceline.cli.generate import generate
 from paceline.cli.serve import serve
-from paceline.cli.terminal import print_error, silence_output
+from paceline.cli.terminal import print_error
 from paceline.core.errors import PacelineError
 
 FAILED = 2
@@ -52,9 +52,6 @@ def run(arguments: list[str]) -> int:
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        silence_output()
-        return 0
     except Exception as error:
         # Usage errors of typer's parser; which class they are differs between its versions.
         if not hasattr(error, "format_message"):

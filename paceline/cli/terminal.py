@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
@@ -40,8 +39,3 @@ def print_error(error: object) -> None:
     err.out(f"error: {lines[0]}", style="red", highlight=False)
     for line in lines[1:]:
         err.out(line, style="red", highlight=False)
-
-
-def silence_output() -> None:
-    """Nobody reads standard output any more: what is left to flush goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

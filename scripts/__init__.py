@@ -1,0 +1,1 @@
+"""What run.py and CI use; not part of the package."""

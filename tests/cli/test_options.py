@@ -1,0 +1,45 @@
+"""The engine options: one list for every command, and the same engine after a round trip through arguments."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import typer
+from typer.main import get_command
+
+from paceline.cli.engine_options import HELP, EngineChoice, takes_engine
+from paceline.cli.main import app
+from paceline.core.config import EngineConfig
+
+REQUEST_OPTIONS = {"seed"}
+
+
+def options_of(command: str) -> set[str]:
+    return {parameter.name for parameter in get_command(app).commands[command].params}
+
+
+def test_every_engine_option_is_documented():
+    assert set(HELP) == {field.name for field in fields(EngineConfig)} - {"speculative"}
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "generate", "demo"])
+def test_every_command_has_every_engine_option(command):
+    assert set(HELP) | {"model", "draft", "speculative_config", "no_speculation"} <= options_of(command)
+
+
+def test_choice_survives_being_spelled_as_arguments():
+    chosen = []
+
+    def command(*, engine: EngineChoice) -> None:
+        chosen.append(engine)
+
+    parser = typer.Typer()
+    parser.command()(takes_engine(command))
+    for choice in (
+        EngineChoice(None, "auto", {}),
+        EngineChoice("target", None, {"block_size": 4, "enable_prefix_caching": False, "num_blocks": 9}),
+        EngineChoice("target", {"method": "draft_model", "model": "draft"}, {"seed": -3, "dtype": "float64"}),
+    ):
+        get_command(parser).main(choice.arguments(), standalone_mode=False)
+        assert chosen.pop() == choice
