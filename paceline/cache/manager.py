@@ -76,7 +76,7 @@ class CacheManager:
             group.release(seat)
 
     def clear(self, seat: int) -> None:
-        """Zeroes everything a failed sequence wrote, lest its NaN reach the pages' next owner."""
+        """Zeroes everything a sequence wrote, lest its NaN reach the pages' next owner."""
         for group in self.groups:
             group.clear(seat)
 

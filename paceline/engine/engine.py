@@ -50,17 +50,19 @@ class Engine:
         self.target_groups = list(target_groups)
         self.counters = Counters(max_depth=scheduler.max_depth)
         self.selector = selectors["sample"]
+        self._restarting: list[Request] = []
 
     def add(self, group: Group) -> None:
         for request in group.members:
             self.scheduler.add(request)
 
     def abort(self, group: Group) -> None:
-        """Ends every unfinished member at once and gives back all it held."""
+        """Ends every unfinished member at once and gives back all it held, also after a step that raised."""
         for request in group.members:
             if not request.finished:
                 request.finish_reason = FinishReason.ABORT
-                self.scheduler.remove(request)
+                self.counters.record_finished(request)
+            self.scheduler.remove(request)
 
     @property
     def has_work(self) -> bool:
@@ -98,7 +100,7 @@ class Engine:
                 continue  # its chunk did not reach the last known token
             kept = request.accept(verdict.tokens[number])
             if not verdict.tokens[number]:
-                self._fail(request, "the model returned NaN, or no token was allowed")
+                self._without_token(request, drafted=bool(drafts.counts[number]))
             del verdict.tokens[number][kept:], verdict.rows[number][kept:], verdict.path[number][kept:]
             self.seats.append(request.seat, verdict.tokens[number])
             self.pipeline.state.commit(request.seat, verdict.tokens[number])
@@ -108,10 +110,14 @@ class Engine:
         self.counters.num_steps += 1
         return progress
 
-    def _fail(self, request: Request, reason: str) -> None:
-        request.finish_reason = FinishReason.ERROR
-        request.error = reason
-        self.cache.clear(request.seat)
+    def _without_token(self, request: Request, *, drafted: bool) -> None:
+        """Fails the request; but with a draft the NaN may be a drafted token's, so it first starts over without one."""
+        if drafted:
+            request.group.speculate = False
+            self._restarting.append(request)
+        else:
+            request.finish_reason = FinishReason.ERROR
+            request.error = "the model returned NaN, or no token was allowed"
 
     def _commit(self, works: Works, verdict: Verdict) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""
@@ -137,3 +143,5 @@ class Engine:
             if request.finished:
                 self.scheduler.remove(request)
                 self.counters.record_finished(request)
+        while self._restarting:
+            self.scheduler.preempt(self._restarting.pop())

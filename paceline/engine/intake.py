@@ -77,13 +77,16 @@ class Intake:
 
     def _member(self, group: Group, index: int, seed: int, limit: int) -> Request:
         params = group.params
-        watcher = Detokenizer(self.tokenizer, params) if self.tokenizer is not None and params.detokenize else None
+        ends = frozenset() if params.ignore_eos else self.model.eos_token_ids
+        watcher = None
+        if self.tokenizer is not None and params.detokenize:
+            watcher = Detokenizer(self.tokenizer, params, prompt_token_ids=group.prompt_token_ids, end_token_ids=ends)
         return Request(
             id=f"{group.id}-{index}",
             group=group,
             sample_index=index,
             seed=seed,
-            eos_token_ids=frozenset() if params.ignore_eos else self.model.eos_token_ids,
+            eos_token_ids=ends,
             max_new_tokens=limit,
             watcher=watcher,
         )

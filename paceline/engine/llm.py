@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paceline.core.config import EngineConfig, SpeculativeConfig
-from paceline.core.errors import InvalidRequestError
+from paceline.core.errors import ConfigError, InvalidRequestError
 from paceline.core.outputs import RequestOutput
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
@@ -42,8 +42,12 @@ class LLM:
         **options: Any,
     ) -> None:
         if isinstance(speculative_config, str):
+            if speculative_config != "auto":
+                raise ConfigError(f'speculative_config is {speculative_config!r}\nFor example {{"method": "ngram"}}.')
             embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 4}
-            speculative_config = embedded if model is None and speculative_config == "auto" else None
+            speculative_config = embedded if model is None else None
+        if "speculative" in options:
+            raise ConfigError("unknown engine option 'speculative'\nUse speculative_config.")
         config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))
         path = EMBEDDED_TARGET if model is None else resolve_model(model)
         self.model_name = "paceline-pair" if model is None else model
@@ -73,9 +77,13 @@ class LLM:
             InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
         """
         many = _prompt_list(prompts)
-        each = [params or SamplingParams()] * len(many) if not isinstance(params, Sequence) else list(params)
+        one = SamplingParams() if params is None else params
+        each = list(one) if isinstance(one, Sequence) else [one] * len(many)
         if len(each) != len(many):
             raise InvalidRequestError(f"{len(many)} prompts, but {len(each)} params", param="params")
+        for wanted in each:
+            if not isinstance(wanted, SamplingParams):
+                raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
         groups = []
         for prompt, wanted in zip(many, each, strict=True):
             group = self.intake.group(self.intake.encode(prompt), wanted, speculate=speculate)
@@ -97,8 +105,7 @@ class LLM:
         """
         if self.tokenizer is None:
             raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nUse generate with token ids.")
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-        prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(list(one))} for one in conversations]  # type: ignore[arg-type]
+        prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(one)} for one in _conversations(messages)]
         return self.generate(prompts, params, speculate=speculate)
 
     def stats(self) -> dict[str, Any]:
@@ -125,3 +132,12 @@ def _prompt_list(prompts: Any) -> list[Any]:
     if not isinstance(prompts, Sequence) or not prompts:
         raise InvalidRequestError("prompts must be text, token ids or a non-empty list of them", param="prompts")
     return [list(prompts)] if isinstance(prompts[0], int) else list(prompts)
+
+
+def _conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
+    """One conversation or many: a list of messages is one."""
+    many = [messages] if isinstance(messages, Sequence) and any(isinstance(m, Mapping) for m in messages) else messages
+    lists = isinstance(many, Sequence) and all(isinstance(one, Sequence) for one in many)
+    if not (lists and all(isinstance(message, Mapping) for one in many for message in one)):
+        raise InvalidRequestError("messages must be a list of messages, or a list of such lists", param="messages")
+    return [list(one) for one in many]

@@ -7,9 +7,10 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
-from paceline.core.errors import EngineDeadError
+from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
@@ -33,6 +34,9 @@ class EngineWorker:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, tuple[Group, Emit]] = {}
         self._lock = threading.Lock()
+        self._stopped = False
+        self._door = threading.Lock()
+        """Guards ``_stopped``: no command comes in after the last were carried out."""
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
         self._thread.start()
@@ -51,7 +55,7 @@ class EngineWorker:
             EngineDeadError: at once or while streaming, if the engine has stopped.
         """
         if not self.alive:
-            raise EngineDeadError("the engine has stopped\nRestart the service; its log holds the cause.")
+            raise _dead()
         tokens = self.llm.intake.encode(prompt_token_ids)
         group = self.llm.intake.group(tokens, params, request_id=request_id, speculate=speculate)
         return self._stream(group)
@@ -61,9 +65,11 @@ class EngineWorker:
         updates: asyncio.Queue[StreamUpdate | Exception] = asyncio.Queue()
 
         def emit(update: StreamUpdate | Exception) -> None:
-            loop.call_soon_threadsafe(updates.put_nowait, update)
+            with suppress(RuntimeError):  # the reader's event loop was closed: its call is of no use to anybody
+                loop.call_soon_threadsafe(updates.put_nowait, update)
 
-        self._commands.put(lambda: self._begin(group, emit))
+        if not self._submit(lambda: self._begin(group, emit)):
+            raise _dead()
         finished = False
         try:
             while not finished:
@@ -79,7 +85,7 @@ class EngineWorker:
 
     def abort(self, request_id: str) -> None:
         """Ends a call, if it still runs, and gives back its pages before the next step."""
-        self._commands.put(lambda: self._abort(request_id))
+        self._submit(lambda: self._abort(request_id))
 
     def stats(self) -> dict[str, Any]:
         with self._lock:
@@ -87,8 +93,15 @@ class EngineWorker:
 
     def close(self, timeout: float = 10.0) -> None:
         """Aborts what runs and joins the thread; waits at most ``timeout`` seconds."""
-        self._commands.put(None)
+        self._submit(None)
         self._thread.join(timeout)
+
+    def _submit(self, command: Callable[[], None] | None) -> bool:
+        """Hands a command to the thread; False if that has stopped."""
+        with self._door:
+            if not self._stopped:
+                self._commands.put(command)
+            return not self._stopped
 
     def _run(self) -> None:
         try:
@@ -104,7 +117,7 @@ class EngineWorker:
             log.exception("the engine stopped")
             self._error = error
         finally:
-            self._close_streams()
+            self._stop()
 
     def _obey(self, *, block: bool) -> bool:
         """Carries out what was asked since the last step; false once told to stop."""
@@ -120,13 +133,18 @@ class EngineWorker:
             block = False
 
     def _begin(self, group: Group, emit: Emit) -> None:
+        if group.id in self._streams:
+            emit(InvalidRequestError(f"request_id must be unique, {group.id!r} is running", param="request_id"))
+            return
         self._streams[group.id] = (group, emit)
         self.llm.engine.add(group)
 
     def _abort(self, request_id: str) -> None:
         if request_id in self._streams:
-            group, _ = self._streams.pop(request_id)
+            group, emit = self._streams.pop(request_id)
+            ended = [request for request in group.members if not request.finished]
             self.llm.engine.abort(group)
+            emit(StreamUpdate(request_id, [delta_of(request, 0) for request in ended], metrics_of(group)))
 
     def _report(self, request_id: str, members: list[tuple[Request, int]]) -> None:
         group, emit = self._streams[request_id]
@@ -135,9 +153,22 @@ class EngineWorker:
             del self._streams[request_id]
         emit(StreamUpdate(request_id, deltas, metrics_of(group) if group.finished else None))
 
-    def _close_streams(self) -> None:
+    def _stop(self) -> None:
+        """Lets no more commands in; ends every stream, also those whose command is still in the queue."""
+        with self._door:
+            self._stopped = True
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                command()
         for group, emit in self._streams.values():
             for request in group.members:
                 request.error = "the engine stopped"
-            emit(EngineDeadError("the engine has stopped\nRestart the service; its log holds the cause."))
+            emit(_dead())
+        for group, _ in self._streams.values():
+            self.llm.engine.abort(group)
         self._streams.clear()
+
+
+def _dead() -> EngineDeadError:
+    return EngineDeadError("the engine has stopped\nRestart the service; its log holds the cause.")

@@ -61,7 +61,7 @@ class Scheduler:
         """Takes a finished or aborted request out, wherever it is, and gives back all it held."""
         if request.seat >= 0:
             self._vacate(request)
-        else:
+        elif request in self.waiting:
             self.waiting.remove(request)
 
     @property
@@ -75,8 +75,9 @@ class Scheduler:
             return steady
         shares: dict[Request, Share] = {}
         budget, preempted = self.max_tokens, self.num_preemptions
-        for request in self._running_order():
-            budget -= self._share(request, budget, shares)
+        order = self._running_order()
+        for place, request in enumerate(order, 1):
+            budget -= self._share(request, budget, shares, others=len(order) - place)
         if self.num_preemptions == preempted:  # else whoever gave way would come straight back
             self._admit(budget, shares)
         return self._works(shares)
@@ -113,14 +114,17 @@ class Scheduler:
     def _pending(self, request: Request) -> int:
         return int(self.seats.num_tokens[request.seat]) - int(self._cached(request.seat))  # type: ignore[arg-type]
 
-    def _share(self, request: Request, budget: int, shares: dict[Request, Share]) -> int:
-        """Gives a seated request its share of the step; returns the tokens it takes (0: it must sit this one out)."""
+    def _share(self, request: Request, budget: int, shares: dict[Request, Share], others: int = 0) -> int:
+        """Gives a seated request its share of the step; returns the tokens it takes (0: it must sit this one out).
+
+        No draft takes the row that each of the ``others`` still to be served needs to go on.
+        """
         if request.seat < 0 or budget <= 0:
             return 0
         seat, pending = request.seat, self._pending(request)
         start = int(self.seats.num_tokens[seat]) - pending
         known = min(pending, budget)
-        depth, nodes = self._draft_of(request, budget - known) if known == pending else (0, 0)
+        depth, nodes = self._draft_of(request, budget - known - others) if known == pending else (0, 0)
         if nodes and self.cache.reserve(seat, start + known + nodes, self.groups_of(request)):
             shares[request] = Share(start, known, depth)
             return known + nodes
@@ -160,6 +164,9 @@ class Scheduler:
 
     def _vacate(self, request: Request) -> None:
         seat = request.seat
+        # Only a token sampled from all that is cached proves it finite; NaN must not reach the pages' next owner.
+        if self._pending(request) != 1:
+            self.cache.clear(seat)
         self.cache.release(seat)
         if self.proposer is not None:
             self.proposer.forget(seat)

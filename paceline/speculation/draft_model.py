@@ -12,7 +12,7 @@ from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict, Works
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import CausalLM
-from paceline.runner import assemble
+from paceline.runner import assemble, assemble_chain_end
 from paceline.speculation.base import ProposerTools, proposers
 
 
@@ -70,7 +70,10 @@ class DraftModelProposer:
         return torch.cat(collected) if len(collected) > 1 else (collected[0] if collected else None)
 
     def _draft(self, works: Works, logits: torch.Tensor | None) -> tuple[Int32, Int32]:
-        """Samples a chain per work: tokens [B, K] and how many of them are good."""
+        """Samples a chain per work: tokens [B, K] and how many of them are good; -1 where not even the first is.
+
+        Then the logits were NaN, and so may be what is cached: the count tells the engine to start this draft anew.
+        """
         longest = int(works.draft_budget.max(initial=0))
         tokens = np.zeros((len(works), longest), dtype=np.int32)
         counts = np.zeros(len(works), dtype=np.int32)
@@ -81,6 +84,8 @@ class DraftModelProposer:
             good = sampled >= 0
             tokens[alive[good], depth] = sampled[good]
             counts[alive[good]] += 1
+            if depth == 0:
+                counts[~good] = -1
             alive = alive[good & (works.draft_budget[alive] > depth + 1)]
             if not len(alive):
                 break
@@ -95,13 +100,10 @@ class DraftModelProposer:
         return self.tools.pipeline.sample(logits, rows)
 
     def _forward(self, works: Works, alive: Int64, tokens: Int32, depth: int) -> torch.Tensor:
-        """Feeds one drafted token per request, as a draft of one node behind everything written so far."""
-        part = _select(works, alive)
-        step = replace(part, start=part.end + depth, num_known=np.zeros_like(part.num_known))
-        ones = np.ones(len(part), dtype=np.int32)
-        batch = assemble(step, Drafts.chains(tokens[:, None], ones), self.tools.seats, self.groups)
-        self.written[part.seats] = step.start + 1
-        return self.runner.forward(replace(batch, logit_rows=np.arange(len(part), dtype=np.int64))).logits
+        """Feeds one drafted token per request, behind everything written so far."""
+        seats, slots = works.seats[alive], works.end[alive] + depth
+        self.written[seats] = slots + 1
+        return self.runner.forward(assemble_chain_end(seats, slots, tokens, self.groups)).logits
 
     def observe(self, works: Works, verdict: Verdict) -> None:
         active = self._active(works)

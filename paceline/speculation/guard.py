@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,11 @@ class GuardedProposer:
         self.inner, self.vocab_size = inner, vocab_size
         self.model = inner.model
         self.counters = GuardCounters()
-        self._in_a_row = 0
+        self._in_a_row = Counter[str]()
 
     def bind(self, tools: ProposerTools) -> None:
         self.tools = tools
+        self._strikes = np.zeros(tools.seats.capacity, dtype=np.int32)
         self.inner.bind(tools)
 
     def num_nodes(self, depth: int) -> int:
@@ -45,11 +47,11 @@ class GuardedProposer:
         if self.counters.disabled:
             return Drafts.empty(len(works))
         try:
-            drafts = self._checked(works, self.inner.propose(works))
+            drafts = self._checked(works, self.inner.propose(self._trusted(works)))
         except Exception as error:  # whatever a drafter raises, its requests go on without it
             self._failed("propose", error, works.seats)
             return Drafts.empty(len(works))
-        self._in_a_row = 0
+        self._in_a_row["propose"] = 0
         return drafts
 
     def observe(self, works: Works, verdict: Verdict) -> None:
@@ -59,44 +61,70 @@ class GuardedProposer:
             self.inner.observe(works, verdict)
         except Exception as error:
             self._failed("observe", error, works.seats)
+        else:
+            self._in_a_row["observe"] = 0
 
     def forget(self, seat: int) -> None:
-        self.inner.forget(seat)
+        self._strikes[seat] = 0
+        self._drop(seat)
+
+    def _drop(self, seat: int) -> None:
+        try:
+            self.inner.forget(seat)
+        except Exception as error:
+            self._count("forget", error)
 
     def _failed(self, call: str, error: Exception, seats: Int32) -> None:
+        self._count(call, error)
+        self._reset(seats.tolist())
+
+    def _count(self, call: str, error: Exception) -> None:
         self.counters.num_failures += 1
-        self._in_a_row += 1
-        self.counters.disabled = self._in_a_row >= MAX_FAILURES_IN_A_ROW
+        self._in_a_row[call] += 1
+        self.counters.disabled |= self._in_a_row[call] >= MAX_FAILURES_IN_A_ROW
         then = "speculation is now off" if self.counters.disabled else "these requests decode without a draft"
         log.warning("the drafter failed in %s (%s: %s); %s", call, type(error).__name__, error, then)
-        self._reset(seats.tolist())
 
     def _reset(self, seats: list[int]) -> None:
         """What a failed drafter has cached may be NaN or half written: it starts over."""
         for seat in seats:
-            self.inner.forget(seat)
+            self._drop(seat)
             for index in self.tools.groups:
                 self.tools.cache.groups[index].clear(seat)
 
+    def _trusted(self, works: Works) -> Works:
+        """Asks nothing more of a request whose drafts were malformed several times in a row."""
+        lost = self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW
+        return replace(works, draft_budget=np.where(lost, 0, works.draft_budget).astype(np.int32))
+
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:
-        bad = self._malformed(works, drafts)
-        if not bad.any():
-            return drafts
-        self.counters.num_rejected_drafts += int(bad.sum())
-        log.warning("%d malformed drafts were dropped", int(bad.sum()))
-        self._reset(works.seats[bad].tolist())
-        tokens, parents = np.where(bad[:, None], 0, drafts.tokens), np.where(bad[:, None], -1, drafts.parents)
-        return Drafts(tokens, parents, np.where(bad, 0, drafts.counts).astype(np.int32))
+        _check_arrays(drafts, len(works))
+        node = np.arange(drafts.width, dtype=np.int32)
+        wild = (drafts.parents < -1) | (drafts.parents >= node)
+        # A chain in their place: what is dropped or padding may hold anything, and depths are read of every node.
+        safe = replace(drafts, parents=np.where(wild, node - 1, drafts.parents))
+        bad = self._malformed(works, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
+        self._strikes[works.seats] = np.where(
+            bad, self._strikes[works.seats] + 1, np.where(drafts.counts > 0, 0, self._strikes[works.seats])
+        )
+        if bad.any():
+            self.counters.num_rejected_drafts += int(bad.sum())
+            log.warning("%d malformed drafts were dropped", int(bad.sum()))
+            self._reset(works.seats[bad].tolist())
+        return Drafts(safe.tokens, safe.parents, np.where(bad, 0, drafts.counts).astype(np.int32))
 
     def _malformed(self, works: Works, drafts: Drafts) -> npt.NDArray[np.bool_]:
-        """[B] token outside the vocabulary, parent at or after its child, or more nodes or depth than allowed."""
-        node = np.arange(drafts.width)
-        used = node < drafts.counts[:, None]
-        wild = (
-            (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.parents < -1) | (drafts.parents >= node)
-        )
+        """[B] a token outside the vocabulary, or more nodes or depth than allowed."""
+        used = np.arange(drafts.width) < drafts.counts[:, None]
         allowed = np.array([self.inner.num_nodes(int(depth)) if depth else 0 for depth in works.draft_budget])
-        bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > allowed) | (drafts.counts < 0)
-        if not bad.any() and drafts.width:
-            bad = np.any(used & (drafts.depths > works.draft_budget[:, None]), axis=1)
+        limit = np.minimum(allowed, drafts.width)
+        wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > works.draft_budget[:, None])
+        bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
+
+
+def _check_arrays(drafts: Drafts, num_requests: int) -> None:
+    shape = (num_requests, drafts.width)
+    wanted = ((drafts.tokens, shape), (drafts.parents, shape), (drafts.counts, shape[:1]))
+    if any(array.shape != expected or array.dtype.kind != "i" for array, expected in wanted):
+        raise TypeError(f"drafts must be integer arrays of shape {shape}, with {num_requests} counts")
