@@ -27,9 +27,9 @@ class Span:
 def spans_of(batch: Batch, group: int, page_size: int, device: torch.device) -> list[Span]:
     """Blocks by the power of two above a request's row count, so that padding at most doubles the rows."""
     counts = np.diff(batch.row_start)
-    buckets = np.where(counts > 1, np.ceil(np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
-    if (counts == counts[0]).all():
+    if len(counts) == 1 or (counts == counts[0]).all():
         return [_span(batch, group, page_size, np.arange(len(counts)), device)]
+    buckets = np.where(counts > 1, np.ceil(np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
     return [_span(batch, group, page_size, np.flatnonzero(buckets == b), device) for b in np.unique(buckets)]
 
 
@@ -41,13 +41,14 @@ def _span(batch: Batch, group: int, page_size: int, members: Int64, device: torc
     rows = batch.row_start[members].astype(np.int64)[:, None] + np.where(real, offsets, 0)
     num_slots = int(batch.num_slots[members].max())
     pages = batch.page_table[group][members][:, : -(-num_slots // page_size)]
-    mask = visible_slots(batch, group, rows, members, num_slots)
+    alone = len(members) == 1 and width == 1 and batch.first_visible[group] is None
+    mask = None if alone else visible_slots(batch, group, rows, members, num_slots)
     return Span(
         rows=torch.from_numpy(rows).to(device),
         flat=torch.from_numpy(np.flatnonzero(real)).to(device),
         targets=torch.from_numpy(rows[real]).to(device),
         pages=torch.from_numpy(pages.astype(np.int64)).to(device),
-        mask=None if mask.all() else torch.from_numpy(mask[:, None]).to(device),
+        mask=None if mask is None or mask.all() else torch.from_numpy(mask[:, None]).to(device),
         num_slots=num_slots,
         dense=bool(real.all()) and len(members) == len(batch.context),
     )

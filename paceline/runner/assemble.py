@@ -56,6 +56,32 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
     )
 
 
+def assemble_chain_end(
+    seats: Int32, slots: Int32, tokens: Int32, groups: Sequence[LayerGroup]
+) -> Batch:
+    """One row per request: ``tokens`` [B] at logical ``slots`` [B], seeing everything up to itself.
+
+    A drafter feeds its own tokens this way: they are not known yet, and it needs all rows' logits.
+    """
+    rows = np.arange(len(seats), dtype=np.int32)
+    return Batch(
+        token_ids=tokens.astype(np.int64),
+        positions=slots.astype(np.int64),
+        row_request=rows,
+        visible=slots + 1,
+        tree_bits=np.zeros((len(seats), 0), dtype=np.int64),
+        row_start=np.arange(len(seats) + 1, dtype=np.int32),
+        context=slots + 1,
+        num_slots=slots + 1,
+        slots=np.stack([group.cells(seats, slots) for group in groups]),
+        page_table=tuple(group.page_table[seats] for group in groups),
+        logit_rows=rows.astype(np.int64),
+        sample_start=np.arange(len(seats) + 1, dtype=np.int32),
+        prompt_rows=np.zeros(0, dtype=np.int64),
+        first_visible=tuple(_first_visible(group, slots) for group in groups),
+    )
+
+
 def _sampled(works: Works, drafts: Drafts, seats: Seats, row_start: Int32) -> tuple[Int64, Int32]:
     """Rows to sample: the last known token, if the chunk reaches it, and every draft node."""
     reaches = works.end == seats.num_tokens[works.seats]
