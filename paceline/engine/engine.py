@@ -78,6 +78,7 @@ class Engine:
         output = self.runner.forward(batch)
         rows = sample_rows(works, drafts, self.seats, batch.sample_start)
         verdict = self.verifier.verify(output.logits, rows, drafts, batch.sample_start, self.pipeline)
+        verdict = self.selector.select(works, verdict)
         progress = self._accept(works, batch, drafts, output, verdict)
         self._commit(works, verdict)
         if self.proposer is not None:

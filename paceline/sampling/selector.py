@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from paceline.core.batch import Verdict, Works
 from paceline.core.registry import Registry
 from paceline.core.request import FinishReason, Group, Request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberVerdict:
-    """One member's part of a step's verdict (the lists of ``core.batch.Verdict`` for that member).
-
-    ``parent`` is the member whose tokens and pages this one continues: itself, unless a selector says otherwise.
-    """
-
-    member: Request
-    parent: Request
-    tokens: list[int]
-    path: list[int]
-    rows: list[int]
-
-
 class Selector(Protocol):
-    """Sits between the verifier and accepting tokens, once per group and step.
+    """Sits between the verifier and the accepting of tokens, and at the end chooses what a call returns."""
 
-    ``select`` may return other verdicts than it was given: other tokens, or another ``parent`` for a member. A
-    verdict whose parent is not its member asks the engine to first drop what the member has and fork the parent's
-    state from before this step (known tokens and pages; for this room, ``leave`` and then ``join`` with these
-    tokens), then to accept ``tokens``. It must return one verdict per member that is to go on, and name only
-    parents of the same group. Beam search is such a selector.
-    """
+    def select(self, works: Works, verdict: Verdict) -> Verdict:
+        """The verdict to accept: as it was given, or with other tokens.
 
-    def select(self, group: Group, verdicts: list[MemberVerdict]) -> list[MemberVerdict]:
-        """The verdicts to accept; ``verdicts`` are of the members that ran in this step."""
+        Members of a group that compete, as beams do, are a matter of this method: it sees the whole step, and a
+        request of ``works`` names its group.
+        """
         ...
 
     def finish(self, group: Group) -> list[Request]:
@@ -52,8 +35,8 @@ class SampleSelector:
     ended in an error coming last. Where every member is handed back they keep their order.
     """
 
-    def select(self, group: Group, verdicts: list[MemberVerdict]) -> list[MemberVerdict]:  # noqa: ARG002
-        return verdicts
+    def select(self, works: Works, verdict: Verdict) -> Verdict:  # noqa: ARG002
+        return verdict
 
     def finish(self, group: Group) -> list[Request]:
         members = sorted(group.members, key=lambda member: member.sample_index)

@@ -1,8 +1,9 @@
 """The sample selector keeps verdicts and hands back the likeliest members."""
 
+from paceline.core.batch import Verdict
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Group, Request
-from paceline.sampling import MemberVerdict, selectors
+from paceline.sampling import selectors
 
 
 def group_of(logprobs, n, best_of=None):
@@ -33,6 +34,5 @@ def test_a_failed_member_is_the_last_choice():
 
 
 def test_verdicts_pass_through():
-    group = group_of([0.0], n=1)
-    verdicts = [MemberVerdict(member=group.members[0], parent=group.members[0], tokens=[1], path=[], rows=[0])]
-    assert selectors["sample"].select(group, verdicts) is verdicts
+    verdict = Verdict(tokens=[[1]], path=[[]], rows=[[0]])
+    assert selectors["sample"].select(None, verdict) is verdict
