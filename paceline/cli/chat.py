@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import itertools
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +51,8 @@ def chat(
 def _converse(worker: EngineWorker, params: SamplingParams, opening: list[Message]) -> None:
     out, interactive = console(), sys.stdin.isatty()
     if interactive:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # gives input() its history and editing
         out.out(f"{worker.model_name}, context {worker.max_model_len} tokens. /new, /exit", style=FAINT)
     messages = list(opening)
     for number in itertools.count():
