@@ -1,0 +1,87 @@
+"""Every backend equals the spelled-out one, over trees, windows, soft caps, chunks and ragged batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.attention import LayerMap, attention_backends
+from paceline.cache import DenseStore, LayerGroup, PageAllocator
+from paceline.core.batch import Drafts, Works
+from paceline.core.layer import LayerSpec
+from paceline.core.params import SamplingParams
+from paceline.core.request import Group, Request
+from paceline.core.seats import Seats
+from paceline.runner import assemble
+
+SPECS = {
+    "mha": LayerSpec(num_heads=4, num_kv_heads=4, head_dim=8, scale=0.3),
+    "gqa": LayerSpec(num_heads=6, num_kv_heads=2, head_dim=8, scale=0.3),
+    "mqa_window": LayerSpec(num_heads=4, num_kv_heads=1, head_dim=8, scale=0.3, window=6),
+    "softcap": LayerSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=1.0, softcap=2.0),
+}
+
+
+def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape: str):
+    """Three requests in the shape asked for, their earlier slots already filled."""
+    requests = []
+    for length in (9, 21, 14):
+        whole = Group("g", list(range(1, length + 1)), SamplingParams())
+        request = Request("r", whole, 0, 0, frozenset(), 8)
+        seats.join(request)
+        requests.append(request)
+    own = np.array([request.seat for request in requests], dtype=np.int32)
+    known = {"decode": [1, 1, 1], "tree": [1, 1, 1], "chunks": [9, 5, 14], "mixed": [1, 12, 3]}[shape]
+    known = np.array(known, dtype=np.int32)
+    nodes = {"decode": 0, "tree": 70, "chunks": 0, "mixed": 5}[shape]
+    counts = np.array([nodes, 0 if shape == "mixed" else nodes, max(0, nodes - 2)], dtype=np.int32)
+    parents = np.array([[random.integers(-1, node) if node else -1 for node in range(nodes)] for _ in own])
+    drafts = Drafts(
+        random.integers(0, 50, (3, nodes)).astype(np.int32), parents.astype(np.int32).reshape(3, -1), counts
+    )
+    works = Works(requests, own, seats.num_tokens[own] - known, known, counts)
+    for seat, end in zip(own.tolist(), (works.end + counts).tolist(), strict=True):
+        assert group.reserve(seat, 0, end)
+    return assemble(works, drafts, seats, [group])
+
+
+@pytest.mark.parametrize("shape", ["decode", "tree", "chunks", "mixed"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("backend", [name for name in attention_backends if name != "reference"])
+def test_backend_equals_the_reference(backend: str, spec: LayerSpec, shape: str) -> None:
+    outputs = []
+    for name in ("reference", backend):
+        random = np.random.default_rng(0)
+        torch.manual_seed(0)
+        store = DenseStore([spec], num_pages=80, page_size=4, dtype=torch.float64, device="cpu")
+        group = LayerGroup("g", store, PageAllocator(79), num_seats=4, max_slots=128, window=spec.window)
+        store.write(0, *torch.randn(2, 79 * 4, spec.num_kv_heads, 8).double(), *_all_cells(79, 4))
+        batch = batch_of(group, Seats(4, 128), random, shape)
+        layers = LayerMap(specs=[spec], stores=[store], group_of=[0], index_in_group=[0])
+        attention = attention_backends[name](layers, torch.device("cpu"))
+        attention.plan(batch)
+        rows = len(batch.token_ids)
+        q, k, v = (torch.randn(rows, heads, 8).double() for heads in (spec.num_heads, *[spec.num_kv_heads] * 2))
+        outputs.append(attention.attend(0, q, k, v))
+    assert torch.allclose(*outputs, atol=1e-12)
+
+
+def _all_cells(num_pages: int, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    cells = torch.arange(page_size, (num_pages + 1) * page_size)
+    return cells // page_size, cells % page_size
+
+
+def test_the_comparison_can_fail() -> None:
+    with pytest.raises(AssertionError):
+        spec = replace(SPECS["gqa"], window=3)
+        attention_backends.add("forgets_windows")(
+            lambda layers, device: attention_backends["sdpa"](_without_window(layers), device)  # type: ignore[arg-type]
+        )
+        test_backend_equals_the_reference("forgets_windows", replace(spec, softcap=1.0), "decode")
+
+
+def _without_window(layers: LayerMap) -> LayerMap:
+    return replace(layers, specs=[replace(spec, softcap=None) for spec in layers.specs])
