@@ -59,8 +59,10 @@ def test_stop_strings_end_the_answer_anywhere_in_a_draft(start, llm: LLM, plain:
     assert answer.text == free.text[:cut]
     assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
     assert answer.token_ids == free.token_ids[: len(answer.token_ids)]
-    assert len(llm.tokenizer.decode(answer.token_ids[:-1])) < cut + len(stop) <= len(
-        llm.tokenizer.decode(answer.token_ids)
+    assert (
+        len(llm.tokenizer.decode(answer.token_ids[:-1]))
+        < cut + len(stop)
+        <= len(llm.tokenizer.decode(answer.token_ids))
     )
     kept = only(llm.generate(PROMPT, seeded(**controls, stop=stop, include_stop_str_in_output=True)))
     assert kept.text == free.text[: cut + len(stop)]

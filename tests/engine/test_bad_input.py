@@ -1,0 +1,245 @@
+"""Nothing invalid gets past the door: the field is named, nothing is held, and whoever runs is not disturbed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from paceline import LLM, CheckpointError, ConfigError, InvalidRequestError, SamplingParams
+from paceline.engine.intake import Intake
+from tests.engine.helpers import (
+    VOCAB_SIZE,
+    assert_idle,
+    begin,
+    finish,
+    greedy,
+    make,
+    only,
+    random_prompt,
+    seeded,
+    tokens_of,
+)
+from tests.invariance.engines import Models
+
+GOOD = random_prompt(2, 8)
+
+BAD_PROMPTS = {
+    "no prompts": ([], "prompts"),
+    "nothing": (None, "prompts"),
+    "a number": (5, "prompts"),
+    "a set": ({1, 2}, "prompts"),
+    "empty text": ("", "prompt"),
+    "empty ids": ([[]], "prompt"),
+    "empty ids in a dict": ({"prompt_token_ids": []}, "prompt"),
+    "a dict of something else": ({"text": "hello"}, "prompt"),
+    "None among prompts": ([GOOD, None], "prompt"),
+    "a float": ([[1.0]], "prompt_token_ids"),
+    "text for an id": ([["a"]], "prompt_token_ids"),
+    "bool": ([True, 4], "prompt_token_ids"),
+    "bool later": ([4, True], "prompt_token_ids"),
+    "negative": ([4, -1], "prompt_token_ids"),
+    "beyond the vocabulary": ([VOCAB_SIZE], "prompt_token_ids"),
+    "far beyond": ([[2**70]], "prompt_token_ids"),
+    "nested": ([4, [5]], "prompt_token_ids"),
+    "deeply nested": ([[4, [5]]], "prompt_token_ids"),
+    "as long as the context": ([[5] * 128], "prompt"),
+    "a lone surrogate": ("\ud800", "prompt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_bad_prompts(name, plain: LLM) -> None:
+    prompts, field = BAD_PROMPTS[name]
+    with pytest.raises(InvalidRequestError) as caught:
+        plain.generate(prompts, greedy())
+    assert caught.value.param == field
+    assert_idle(plain.engine)
+
+
+BAD_PARAMS = {
+    "logit_bias": {"logit_bias": {VOCAB_SIZE: 1.0}},
+    "allowed_token_ids": {"allowed_token_ids": [3, VOCAB_SIZE]},
+    "stop_token_ids": {"stop_token_ids": [2**31 - 1]},
+    "min_tokens": {"min_tokens": 121, "max_tokens": None},
+    "bad_words": {"bad_words": [" "]},
+}
+
+
+@pytest.mark.parametrize("field", BAD_PARAMS)
+def test_params_that_do_not_fit_the_model(field, plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match=field) as caught:
+        plain.generate(GOOD, greedy(**BAD_PARAMS[field]))
+    assert caught.value.param == field
+    assert_idle(plain.engine)
+
+
+@pytest.mark.parametrize(
+    "params", [[], [greedy()] * 3, {"max_tokens": 3}, "greedy", 7, [greedy(), None], [greedy(), {}]], ids=str
+)
+def test_params_that_are_not_one_per_prompt(params, plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plain.generate([GOOD, GOOD], params)
+    assert caught.value.param == "params"
+    assert_idle(plain.engine)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], None, "hello", ["hello"], [[]], [{}], [{"role": "pirate", "content": "x"}], [[{"role": "user"}], 5]],
+    ids=str,
+)
+def test_bad_conversations(messages, plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError):
+        plain.chat(messages, greedy())
+    assert_idle(plain.engine)
+
+
+def test_one_bad_prompt_stops_the_whole_call(plain: LLM) -> None:
+    before = plain.stats()
+    with pytest.raises(InvalidRequestError):
+        plain.generate([GOOD, GOOD, [VOCAB_SIZE]], greedy())
+    assert plain.stats() == before
+
+
+def test_texts_need_a_tokenizer(checkpoints) -> None:
+    llm = make(checkpoints.without_tokenizer)
+    calls = {
+        "prompt": lambda: llm.generate("hello"),
+        "stop": lambda: llm.generate(GOOD, greedy(stop="x")),
+        "bad_words": lambda: llm.generate(GOOD, greedy(bad_words=["x"])),
+        None: lambda: llm.chat([{"role": "user", "content": "x"}]),
+    }
+    for field, call in calls.items():
+        with pytest.raises(InvalidRequestError, match="tokenizer") as caught:
+            call()
+        if field != "bad_words":
+            assert caught.value.param == field
+    assert_idle(llm.engine)
+
+
+@pytest.mark.parametrize("speculation", [None, {"method": "draft_model", "model": "near"}], ids=["off", "near"])
+def test_whoever_runs_is_not_disturbed(speculation, models: Models) -> None:
+    alone = models.engine()
+    expected = finish(alone, [begin(alone, GOOD, seeded())])
+    engine = models.engine(speculation, num_blocks=7)
+    intake = Intake(engine, None)
+    running = begin(engine, GOOD, seeded(), intake=intake)
+    bad = [
+        ([], greedy()),
+        ([5] * 128, greedy()),
+        ([VOCAB_SIZE], greedy()),
+        (GOOD, greedy(logit_bias={VOCAB_SIZE: 1.0})),
+        (GOOD, greedy(stop="x")),
+        ([5] * 100, greedy(max_tokens=None)),
+    ]
+
+    def refuse() -> None:
+        for prompt, params in bad:
+            with pytest.raises(InvalidRequestError):
+                intake.group(intake.encode(prompt), params)
+
+    assert finish(engine, [running], refuse) == expected
+    assert_idle(engine)
+
+
+@pytest.mark.parametrize("drafter", [None, "near"])
+@pytest.mark.parametrize(("length", "max_tokens"), [(8, 100), (8, None), (47, 2), (60, 20)])
+def test_a_request_larger_than_the_cache_is_told_what_fits(drafter, length, max_tokens, checkpoints) -> None:
+    """And the number in the message does fit, while one more does not."""
+    draft = getattr(checkpoints, drafter) if drafter else None
+    prompt = random_prompt(1, length)
+
+    def ask(num_blocks: int, limit: int | None) -> LLM:
+        llm = make(checkpoints.llama, draft, block_size=8, num_blocks=num_blocks)
+        assert len(only(llm.generate(prompt, greedy(max_tokens=limit, ignore_eos=True))).token_ids) == (
+            limit or 128 - length
+        )
+        assert_idle(llm.engine)
+        return llm
+
+    with pytest.raises(InvalidRequestError) as caught:
+        ask(6, max_tokens)
+    assert caught.value.code == "context_length_exceeded"
+    option, number = re.search(r"set (\w+) to at (?:most|least) (\d+)", str(caught.value)).groups()
+    right, wrong = (int(number), int(number) + 1) if option == "max_tokens" else (int(number), int(number) - 1)
+    ask(*((6, right) if option == "max_tokens" else (right, max_tokens)))
+    with pytest.raises(InvalidRequestError):
+        ask(*((6, wrong) if option == "max_tokens" else (wrong, max_tokens)))
+
+
+BAD_OPTIONS = {
+    "an unknown option": ({"max_seqs": 4}, "max_seqs"),
+    "the config's own name": ({"speculative": {"method": "ngram"}}, "speculative_config"),
+    "speculation by name": ({"speculative_config": "ngram"}, "ngram"),
+    "speculation as a number": ({"speculative_config": 4}, "method"),
+    "no method": ({"speculative_config": {"model": "x"}}, "method"),
+    "method": ({"speculative_config": {"method": "guess"}}, "guess.*\n.*draft_model"),
+    "an option of no method": ({"speculative_config": {"method": "ngram", "depth": 3}}, "depth"),
+    "no draft": ({"speculative_config": {"method": "draft_model"}}, "model"),
+    "no tokens": ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 0}}, "num_speculative_tokens"),
+    "65 tokens": ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 65}}, "num_speculative_tokens"),
+    "lookup": ({"speculative_config": {"method": "ngram", "prompt_lookup_max": 1}}, "prompt_lookup_max"),
+    "verifier": ({"speculative_config": {"method": "ngram", "verifier": "trust"}}, "trust.*\n.*match"),
+    "policy": ({"scheduling_policy": "random"}, "random.*\n.*fcfs"),
+    "cache": ({"cache": "infinite"}, "infinite.*\n.*paged"),
+    "backend": ({"attention_backend": "magic"}, "magic.*\n.*sdpa"),
+    "dtype": ({"dtype": "int3"}, "int3.*\n.*float32"),
+    "kv dtype": ({"kv_cache_dtype": "int3"}, "int3.*\n.*float32"),
+    "device": ({"device": "abacus"}, "abacus.*\n.*cpu"),
+    "max_model_len": ({"max_model_len": 129}, "max_model_len.*\n.*128"),
+    "max_model_len 1": ({"max_model_len": 1}, "max_model_len"),
+    "num_blocks": ({"num_blocks": 0}, "num_blocks"),
+    "block_size": ({"block_size": 1.5}, "block_size"),
+    "max_num_seqs": ({"max_num_seqs": True}, "max_num_seqs"),
+    "max_num_batched_tokens": ({"max_num_batched_tokens": "many"}, "max_num_batched_tokens"),
+    "seed": ({"seed": 2**63}, "seed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options(name, checkpoints) -> None:
+    options, message = BAD_OPTIONS[name]
+    with pytest.raises(ConfigError, match=message):
+        make(checkpoints.llama, **options)
+
+
+def test_a_draft_with_another_vocabulary(checkpoints) -> None:
+    with pytest.raises(ConfigError, match=f"{VOCAB_SIZE + 1}.*{VOCAB_SIZE}"):
+        make(checkpoints.llama, checkpoints.other_vocabulary)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(checkpoints) -> None:
+    with pytest.raises(ConfigError, match='device="cuda"'):
+        make(checkpoints.llama, device="cuda")
+
+
+def test_models_that_are_not_there(checkpoints, tmp_path) -> None:
+    for model in (tmp_path, tmp_path / "absent", checkpoints.llama / "config.json"):
+        with pytest.raises(CheckpointError, match=re.escape(str(model))):
+            make(model)
+        with pytest.raises(CheckpointError, match=re.escape(str(model))):
+            make(checkpoints.llama, model)
+
+
+def test_an_interrupted_call_gives_everything_back(checkpoints, plain: LLM, monkeypatch) -> None:
+    """Also what had finished in the step that was interrupted."""
+    llm = make(checkpoints.llama, checkpoints.near)
+    prompts = [random_prompt(seed, 9) for seed in range(4)]
+    for part, name in ((llm.engine, "_commit"), (llm.engine.runner, "forward"), (llm.engine.proposer, "propose")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate(prompts, greedy(max_tokens=1))
+        assert_idle(llm.engine)
+    assert tokens_of(llm.generate(prompts, seeded())) == tokens_of(plain.generate(prompts, seeded()))
+
+
+def _interrupt(*_arguments) -> None:
+    raise KeyboardInterrupt
+
+
+def test_nothing_asked_is_the_default(plain: LLM) -> None:
+    assert len(only(plain.generate(GOOD, None)).token_ids) == SamplingParams().max_tokens
