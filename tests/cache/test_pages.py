@@ -120,7 +120,7 @@ def test_a_window_gives_back_what_has_left_it() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("reserve fork release".split()), st.integers(0, 3), st.integers(1, 40))))
+@given(st.lists(st.tuples(st.sampled_from(["reserve", "fork", "release"]), st.integers(0, 3), st.integers(1, 40))))
 def test_books_balance_under_any_calls(calls: list[tuple[str, int, int]]) -> None:
     group = group_of(20)
     for call, seat, amount in calls:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 
 from paceline.training.loop import LoopConfig, rate_scale, run
 
-WORDS = "red green blue small large round square table chair lamp book".split()
+WORDS = ["red", "green", "blue", "small", "large", "round", "square", "table", "chair", "lamp", "book"]
 
 
-class Stopped(Exception):
+class KilledError(Exception):
     """Stands for the process being killed."""
 
 
@@ -39,10 +40,10 @@ def test_resuming_equals_not_stopping(tmp_path) -> None:
 
     def dies(step: int) -> torch.Tensor:
         if step == 25:
-            raise Stopped
+            raise KilledError
         return loss(step)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(KilledError):
         run(killed, dies, CONFIG, checkpoint=tmp_path / "part.pt", report=lambda _: None)
     resumed, loss = line_fit(seed=9)  # other weights: the checkpoint must replace them
     run(resumed, loss, CONFIG, checkpoint=tmp_path / "part.pt", report=lambda _: None)
@@ -60,7 +61,7 @@ def test_progress_names_loss_rate_and_time_left(tmp_path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path) -> None:
     model, _ = line_fit()
-    with pytest.raises(FloatingPointError, match="Lower --learning-rate to 0.001"):
+    with pytest.raises(FloatingPointError, match=r"Lower --learning-rate to 0\.001"):
         run(model, lambda _: model[0].weight.sum() * float("nan"), CONFIG, checkpoint=tmp_path / "c", report=print)
 
 
@@ -68,7 +69,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
     scales = [rate_scale(step, LoopConfig(steps=100, tokens_per_step=1)) for step in range(100)]
     assert scales[0] < scales[4] == 1.0 == scales[49]
     assert scales[-1] == 0.05
-    assert all(a >= b for a, b in zip(scales[50:], scales[51:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales[50:]))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def toy(tmp_path_factory):
 
 
 def _loss(line: str) -> float:
-    return float(line.split("loss")[1].split()[0])
+    return float(line.split("loss", maxsplit=1)[1].split(maxsplit=1)[0])
 
 
 def test_the_targets_loss_falls(toy) -> None:
