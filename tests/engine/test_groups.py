@@ -57,7 +57,7 @@ def test_members_share_the_prompts_pages(speculation, chunk, models: Models) -> 
             seats = [member.seat for member in group.members if member.seat >= 0]
             tables = [layers.held_pages(seat) for seat in seats]
             shared = {page for table in tables for page in table if layers.pages.references[page] > 1}
-            most = max(most, max(layers.pages.references))
+            most = max(most, *layers.pages.references)
             if len(seats) == 3 and all(member.output_token_ids for member in group.members):
                 assert shared == set(tables[0][: (len(PROMPT) - 1) // 4])
 
