@@ -56,9 +56,7 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
     )
 
 
-def assemble_chain_end(
-    seats: Int32, slots: Int32, tokens: Int32, groups: Sequence[LayerGroup]
-) -> Batch:
+def assemble_chain_end(seats: Int32, slots: Int32, tokens: Int32, groups: Sequence[LayerGroup]) -> Batch:
     """One row per request: ``tokens`` [B] at logical ``slots`` [B], seeing everything up to itself.
 
     A drafter feeds its own tokens this way: they are not known yet, and it needs all rows' logits.
