@@ -32,6 +32,13 @@ class LayerGroup:
         lacking: Int32 = -(-ends // self.page_size) - self.num_pages[seats]
         return lacking
 
+    def shares_next(self, seats: Int32) -> bool:
+        """Whether the page that any of these seats writes next is shared, so that it must be copied first."""
+        if not self.pages.num_shared:
+            return False
+        number = np.minimum(self.num_cached[seats] // self.page_size, self.page_table.shape[1] - 1)
+        return bool((self.pages.references[self.page_table[seats, number]] > 1).any())
+
     def reserve(self, seat: int, start: int, end: int) -> bool:
         """Makes slots [start, end) of a seat writable; False, and nothing changed, if pages are short."""
         held = int(self.num_pages[seat])
@@ -83,6 +90,13 @@ class LayerGroup:
                 self.page_table[seat, old:first] = 0
                 self.first_page[seat] = first
 
+    def adopt(self, seat: int, pages: list[int]) -> None:
+        """Gives a fresh seat pages that already hold its first tokens, shared with whoever has them."""
+        self.pages.share(pages)
+        self.page_table[seat, : len(pages)] = pages
+        self.num_pages[seat] = len(pages)
+        self.num_cached[seat] = len(pages) * self.page_size
+
     def release(self, seat: int) -> None:
         """Gives back every page of a seat."""
         self.pages.release(self.held_pages(seat))
@@ -94,9 +108,9 @@ class LayerGroup:
         return held
 
     def clear(self, seat: int) -> None:
-        """Zeroes a seat's pages, which may hold NaN, and forgets their content. Shared pages are their sharers' too."""
-        self.store.clear_pages([page for page in self.held_pages(seat) if self.pages.references[page] == 1])
-        self.num_cached[seat] = 0
+        """Gives back every page of a seat, zeroing those that nobody else sees: they may hold NaN."""
+        self.store.clear_pages([page for page in self.held_pages(seat) if self.pages.writable(page)])
+        self.release(seat)
 
     def cells(self, seats: Int32, slots: Int32) -> Int64:
         """Physical cells of logical slots: i64, same shape as ``slots``."""

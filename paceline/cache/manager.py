@@ -9,8 +9,13 @@ import numpy as np
 
 from paceline.cache.group import LayerGroup
 from paceline.cache.kinds import CacheKind
-from paceline.cache.prefix import PrefixIndex
+from paceline.cache.prefix import PageRow, PrefixIndex, Tokens
 from paceline.core.batch import Int32
+
+
+def _leading(rows: list[PageRow], group: int) -> int:
+    """How many rows from the first on have a page of the group."""
+    return next((number for number, row in enumerate(rows) if not row[group]), len(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +33,19 @@ class CacheManager:
 
     def __init__(self, groups: Sequence[LayerGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
         self.groups, self.kind, self.prefix = list(groups), kind, prefix
+        self.num_prefix_queries = 0
+        """Tokens that were looked up."""
+        self.num_prefix_hits = 0
+        """Tokens that were found."""
 
     def reserve(self, seat: int, end: int, groups: Sequence[int]) -> bool:
         """Makes the uncached slots before ``end`` writable in the given groups; False, nothing changed, if short."""
         chosen = [self.groups[index] for index in groups]
         before = [int(group.num_pages[seat]) for group in chosen]
         for done, group in enumerate(chosen):
-            if not group.reserve(seat, int(group.num_cached[seat]), end):
+            while not group.reserve(seat, int(group.num_cached[seat]), end):
+                if self.prefix.evict():
+                    continue
                 for undone, held in zip(chosen[:done], before, strict=False):
                     self._shrink(undone, seat, held)
                 return False
@@ -42,7 +53,7 @@ class CacheManager:
 
     def holds(self, seats: Int32, ends: Int32) -> bool:
         """Whether slots [0, ends) are already writable in every group, so that nothing needs reserving."""
-        return all(not g.pages.num_shared and not (g.missing(seats, ends) > 0).any() for g in self.groups)
+        return not any((group.missing(seats, ends) > 0).any() or group.shares_next(seats) for group in self.groups)
 
     @staticmethod
     def _shrink(group: LayerGroup, seat: int, held: int) -> None:
@@ -59,6 +70,32 @@ class CacheManager:
         for index in groups:
             group = self.groups[index]
             group.fork(source, target, min(num_tokens, int(group.num_cached[source])))
+
+    def attach_prefix(self, seat: int, tokens: Tokens, salt: str, groups: Sequence[int], targets: Sequence[int]) -> int:
+        """Gives a fresh seat the indexed pages of its tokens, in each group as far as that has them.
+
+        Returns how many tokens the target's groups, which must agree, need not compute.
+        """
+        rows = self.prefix.lookup(tokens, salt)
+        self.num_prefix_queries += len(tokens)
+        shared = min((_leading(rows, index) for index in targets), default=0)
+        for index in groups:
+            count = min(shared, _leading(rows, index))
+            self.groups[index].adopt(seat, [row[index] for row in rows[:count]])
+        self.num_prefix_hits += shared * self.kind.page_size
+        return shared * self.kind.page_size
+
+    def publish_prefix(self, seat: int, tokens: Tokens, salt: str) -> None:
+        """Offers a seat's full pages to the prefix index; ``tokens`` are all it knows."""
+        full = [int(group.num_cached[seat]) // group.page_size for group in self.groups]
+        rows = [
+            [
+                int(group.page_table[seat, number]) if number < full[index] else 0
+                for index, group in enumerate(self.groups)
+            ]
+            for number in range(max(full))
+        ]
+        self.prefix.insert(tokens, rows, salt)
 
     def commit(self, seats: Int32, num_cached: Int32, groups: Sequence[int]) -> None:
         """Sets what is valid from now on, and lets go of pages that nobody will read again."""

@@ -18,7 +18,9 @@ class PageAllocator:
         self.num_pages = num_pages
         self.references = np.zeros(num_pages + 1, dtype=np.int32)
         self._free = list(range(num_pages, 0, -1))
-        self._kept: set[int] = set()
+        self._kept = np.zeros(num_pages + 1, dtype=bool)
+        self.num_cached = 0
+        """Pages that only the prefix index holds."""
         self.num_shared = 0
         """Pages with more than one reference; while 0, no write needs a copy."""
 
@@ -29,10 +31,6 @@ class PageAllocator:
     @property
     def num_referenced(self) -> int:
         return int(np.count_nonzero(self.references))
-
-    @property
-    def num_cached(self) -> int:
-        return sum(1 for page in self._kept if self.references[page] == 0)
 
     def allocate(self, count: int) -> list[int] | None:
         """Takes ``count`` free pages, each referenced once; None, and nothing taken, if there are fewer."""
@@ -45,6 +43,7 @@ class PageAllocator:
     def share(self, pages: Iterable[int]) -> None:
         """Adds one reference to each page."""
         for page in pages:
+            self.num_cached -= self.references[page] == 0
             self.references[page] += 1
             self.num_shared += self.references[page] == 2
 
@@ -54,23 +53,36 @@ class PageAllocator:
             assert self.references[page] > 0, f"page {page} released twice"
             self.references[page] -= 1
             self.num_shared -= self.references[page] == 1
-            if self.references[page] == 0 and page not in self._kept:
-                self._free.append(page)
+            if self.references[page] == 0:
+                self._let_go(page)
 
     def keep(self, page: int) -> None:
         """The prefix index holds on to a page."""
-        self._kept.add(page)
+        self._kept[page] = True
+        self.num_cached += self.references[page] == 0
 
     def drop(self, page: int) -> None:
         """The prefix index lets go of a page."""
-        self._kept.remove(page)
+        self._kept[page] = False
         if self.references[page] == 0:
+            self.num_cached -= 1
+            self._free.append(page)
+
+    def writable(self, page: int) -> bool:
+        """Whether one sequence holds the page and nobody else would see a write to it."""
+        return self.references[page] == 1 and not self._kept[page]
+
+    def _let_go(self, page: int) -> None:
+        if self._kept[page]:
+            self.num_cached += 1
+        else:
             self._free.append(page)
 
     def check(self) -> None:
         """Raises AssertionError unless every page is accounted for exactly once."""
         counted = self.num_free + self.num_cached + self.num_referenced
         assert counted == self.num_pages, f"{counted} pages accounted for, {self.num_pages} exist"
+        assert self.num_cached == np.count_nonzero(self._kept & (self.references == 0)), "cached pages are miscounted"
         assert len(set(self._free)) == len(self._free), "a page is in the free list twice"
         assert not self.references[self._free].any(), "a free page is referenced"
         assert self.references[0] == 0, "the padding page is referenced"

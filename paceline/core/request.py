@@ -59,6 +59,8 @@ class Request:
     num_decode_steps: int = 0
     """Steps that gave this request at least one token."""
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens that the prefix cache saved."""
     token_times: list[float] = field(default_factory=list)
     """time.monotonic() at which each output token was accepted."""
     token_drafted: list[bool] = field(default_factory=list)
@@ -117,6 +119,8 @@ class Group:
     members: list[Request] = field(default_factory=list)
     arrival: float = field(default_factory=time.monotonic)
     priority: int = 0
+    cache_salt: str = ""
+    """Prefixes are shared only between calls with the same salt."""
     speculate: bool = True
     """False turns speculation off for this group alone."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from paceline.cache import CacheManager, cache_kinds, prefix_indexes
+from paceline.cache import CacheKind, CacheManager, LayerGroup, PrefixIndex, cache_kinds, prefix_indexes
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
@@ -82,6 +82,13 @@ def _proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], Caus
     return GuardedProposer(inner, vocab_size=target.config.vocab_size)
 
 
+def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[LayerGroup]) -> PrefixIndex:
+    """Pages that slide out of a window cannot be found again, so windowed models share no prefixes."""
+    usable = config.enable_prefix_caching and kind.retains and all(group.window is None for group in groups)
+    allocators = [group.pages for group in groups]
+    return prefix_indexes["lru" if usable else "none"](allocators, kind.page_size, allocators[0].num_pages)
+
+
 def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:
     """Lays out memory for the target and the drafter and wires everything into one engine."""
     verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
@@ -93,7 +100,8 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
 
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     groups = build_groups(config, kind, models, max_slots=max_slots, device=device)
-    cache = CacheManager([group for part in groups for group in part], kind, prefix_indexes["none"]())
+    flat = [group for part in groups for group in part]
+    cache = CacheManager(flat, kind, _prefix_index(config, kind, flat))
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)

@@ -83,6 +83,7 @@ class Engine:
         self._commit(works, verdict)
         if self.proposer is not None:
             self.proposer.observe(works, verdict)
+        self._publish(works, verdict)
         self._retire(works)
         return progress
 
@@ -138,6 +139,12 @@ class Engine:
         accepted = np.array([len(path) for path in verdict.path], dtype=np.int32)
         # A request that ended inside its draft has no pending token left; it leaves in this very step.
         self.cache.commit(works.seats, works.end + accepted, self.target_groups)
+
+    def _publish(self, works: Works, verdict: Verdict) -> None:
+        """Lets others share a prompt as soon as a token sampled behind it has proved its K/V finite."""
+        for number in np.flatnonzero(works.num_known > 1).tolist():
+            if verdict.tokens[number]:
+                self.scheduler.publish(works.requests[number])
 
     def _retire(self, works: Works) -> None:
         for request in works.requests:

@@ -33,6 +33,7 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
             "accepted_per_position": counters.accepted_per_position.tolist(),
             **(asdict(proposer.counters) if proposer is not None else {}),
         },
+        "prefix_cache": {"queries": engine.cache.num_prefix_queries, "hits": engine.cache.num_prefix_hits},
         "pages": asdict(engine.cache.counts()),
         "memory_bytes": {
             "target_weights": _weight_bytes(engine.runner.model),

@@ -63,4 +63,5 @@ def metrics_of(group: Group) -> RequestMetrics:
         time_to_first_token=times[0] - group.arrival if times else None,
         time_per_output_token=sum(g for g, _ in gaps) / sum(n for _, n in gaps) if gaps else None,
         num_preemptions=sum(member.num_preemptions for member in members),
+        num_cached_tokens=members[0].num_cached_tokens,
     )

@@ -167,7 +167,9 @@ class Scheduler:
         # Only a token sampled from all that is cached proves it finite; NaN must not reach the pages' next owner.
         if self._pending(request) != 1:
             self.cache.clear(seat)
-        self.cache.release(seat)
+        else:
+            self.publish(request)
+            self.cache.release(seat)
         if self.proposer is not None:
             self.proposer.forget(seat)
         self.sampling.leave(seat)
@@ -213,7 +215,11 @@ class Scheduler:
         if not self.running:
             return True
         groups = [self.cache.groups[index] for index in self.groups_of(request)]
-        return all(-(-(request.num_tokens + 1) // group.page_size) <= group.pages.num_free for group in groups)
+        # Pages that only the prefix index holds are as good as free: they are evicted on demand.
+        return all(
+            -(-(request.num_tokens + 1) // group.page_size) <= group.pages.num_free + group.pages.num_cached
+            for group in groups
+        )
 
     def _seat(self, request: Request, source: Request | None) -> None:
         seat = self.seats.join(request)
@@ -223,9 +229,26 @@ class Scheduler:
         # The last token's logits lie this side of max_new_tokens: a draft that goes further cannot be used.
         self._last_slot[seat] = len(request.prompt_token_ids) + request.max_new_tokens - 1
         self._depth[seat] = self.max_depth if request.group.speculate else 0
-        shared = len(request.prompt_token_ids) - 1
+        self._share_prefix(request, source)
+
+    def _share_prefix(self, request: Request, source: Request | None) -> None:
+        """Starts a fresh seat with what others have cached of its tokens; at least one is left to compute."""
+        seat, shared = request.seat, len(request.prompt_token_ids) - 1
         if source is not None and self.cache.can_fork(source.seat, shared, self.groups_of(request)):
             self.cache.fork(source.seat, seat, shared, self.groups_of(request))
+        elif not self._needs_prompt_rows(request):
+            known = self.seats.tokens[seat, : self.seats.num_tokens[seat] - 1]
+            groups = self.groups_of(request)
+            found = self.cache.attach_prefix(seat, known, request.group.cache_salt, groups, self.target_groups)
+            if not request.num_preemptions:
+                request.num_cached_tokens = min(found, len(request.prompt_token_ids))
+
+    def publish(self, request: Request) -> None:
+        """Offers a seated request's full pages to the prefix index."""
+        seat = request.seat
+        self.cache.publish_prefix(
+            seat, self.seats.tokens[seat, : self.seats.num_tokens[seat]], request.group.cache_salt
+        )
 
     def _works(self, shares: dict[Request, Share]) -> Works:
         chosen = list(shares.items())
