@@ -11,7 +11,7 @@ import numpy as np
 from paceline.cache import CacheManager
 from paceline.core.batch import Int32, Works
 from paceline.core.config import EngineConfig
-from paceline.core.request import Request
+from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
 from paceline.scheduling.policies import policies
@@ -165,7 +165,7 @@ class Scheduler:
     def _vacate(self, request: Request) -> None:
         seat = request.seat
         # Only a token sampled from all that is cached proves it finite; NaN must not reach the pages' next owner.
-        if self._pending(request) != 1:
+        if self._pending(request) != 1 and request.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
             self.cache.clear(seat)
         else:
             self.publish(request)

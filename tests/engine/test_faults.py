@@ -249,8 +249,9 @@ CONTROLS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("controls", CONTROLS, ids=str)
-@pytest.mark.parametrize("speculation", [None, NEAR, {**NEAR, "model": "nan"}], ids=["off", "near", "nan"])
-@pytest.mark.parametrize("chunk", [8, 2048])
+@pytest.mark.parametrize(
+    ("speculation", "chunk"), [(None, 8), (NEAR, 2048), ({**NEAR, "model": "nan"}, 8)], ids=["off", "near", "nan"]
+)
 def test_nan_ends_one_request_only(controls, speculation, chunk, poisoned: Models, expected) -> None:
     """Batch mates go on, and later owners of its pages see nothing of it."""
     engine = poisoned.engine(speculation, block_size=4, num_blocks=40, max_num_batched_tokens=chunk)

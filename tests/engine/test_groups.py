@@ -136,7 +136,7 @@ def test_prompt_logprobs_under_preemption(period, speculation, models: Models, c
     group = begin(engine, PROMPT, seeded(n=3, prompt_logprobs=2, logprobs=0))
     preempt, steps = preempt_every(period, times=8), iter(range(1, 1000))
     finish(engine, [group], lambda: preempt(engine, next(steps)))
-    assert sum(member.num_preemptions for member in group.members) >= 3
+    assert sum(member.num_preemptions for member in group.members) >= 2
     check_prompt(group.prompt_logprobs, PROMPT, checkpoints.reference["llama"])
     alone = models.engine()
     assert answers(group) == finish(alone, [begin(alone, PROMPT, seeded(n=3))])[0]

@@ -83,7 +83,8 @@ def test_stats_add_up(checkpoints) -> None:
     assert (speculation["num_failures"], speculation["num_rejected_drafts"], speculation["disabled"]) == (0, 0, False)
     assert set(stats["memory_bytes"]) == {"target_weights", "draft_weights", "kv_target", "kv_draft"}
     assert min(stats["memory_bytes"].values()) > 0
-    assert stats["pages"]["free"] == stats["pages"]["total"] > 0
+    pages = stats["pages"]
+    assert pages["free"] + pages["cached"] == pages["total"] > pages["referenced"] == 0
     assert_idle(llm.engine)
 
 
@@ -109,6 +110,19 @@ def test_every_kind_of_speculation_gives_the_same_tokens(speculation, checkpoint
     assert tokens_of(llm.generate(prompts, seeded(), speculate=False)) == tokens_of(plain.generate(prompts, seeded()))
     assert llm.stats()["speculation"]["num_drafted"] == drafted
     assert bool(drafted) == (speculation is not None)
+
+
+def test_the_next_turn_finds_the_whole_answer_cached(checkpoints, plain: LLM) -> None:
+    """Also if the answer ended inside a draft."""
+    prompt = random_prompt(7, 9)
+    free = only(plain.generate(prompt, seeded(max_tokens=20))).token_ids
+    stop = next(token for place, token in enumerate(free) if place >= 10 and token not in free[:place])
+    for draft in (None, checkpoints.llama):
+        llm = make(checkpoints.llama, draft, depth=6, block_size=4)
+        turn = prompt + only(llm.generate(prompt, seeded(max_tokens=20, stop_token_ids=[stop]))).token_ids
+        (output,) = llm.generate([*turn, 5], greedy())
+        assert output.metrics.num_cached_tokens >= len(turn) - 4
+        assert tokens_of([output]) == tokens_of(plain.generate([*turn, 5], greedy()))
 
 
 def test_auto_without_the_embedded_target_does_not_speculate(checkpoints) -> None:

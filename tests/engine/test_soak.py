@@ -14,7 +14,7 @@ from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.models import load_model
 from tests.checkpoints import perturb, tiny_llama
-from tests.engine.helpers import answers, assert_idle, begin, finish
+from tests.engine.helpers import answers, assert_idle, begin, finish, random_prompt
 from tests.invariance import proposers
 from tests.invariance.engines import Models, check_books
 
@@ -24,6 +24,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
     "random_tree": {"method": "random_tree", "model": "6", "num_speculative_tokens": 3},
 }
+PREFIXES = [random_prompt(n, length, VOCAB_SIZE) for n, length in enumerate((0, 5, 9, 13))]
+"""Prompts begin alike, so that the prefix cache has something to find."""
 STAGES = ("queued", "in its prompt", "decoding")
 
 
@@ -48,7 +50,9 @@ class Soak:
         self.doom: dict[Group, str] = {}
 
     def arrive(self) -> None:
-        prompt = [int(token) for token in self.random.integers(3, VOCAB_SIZE, size=self.random.integers(1, 24))]
+        beginning = PREFIXES[int(self.random.integers(len(PREFIXES)))]
+        own = self.random.integers(3, VOCAB_SIZE, size=self.random.integers(1, 12))
+        prompt = [*beginning, *map(int, own)]
         params = self._params()
         group = begin(self.engine, prompt, params, intake=self.intake, speculate=self.random.random() < 0.9)
         group.priority = int(self.random.integers(3))
@@ -109,19 +113,20 @@ class Soak:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_soak(method, small: Models) -> None:
-    count = 700
-    engine = small.engine(METHODS[method], num_blocks=18, block_size=3, max_num_batched_tokens=10)
+    count = 670
+    engine = small.engine(METHODS[method], num_blocks=18, block_size=3, max_num_batched_tokens=14)
     proposers.TRUTH.clear()
     soak = Soak(engine, seed=list(METHODS).index(method))
     soak.run(count)
     assert_idle(engine)
     assert engine.scheduler.num_preemptions > 20
     assert engine.counters.num_accepted > 0
+    assert engine.cache.num_prefix_hits > 0
     assert min(soak.num_aborted.values()) > 10
     assert sum(soak.num_aborted.values()) > 0.25 * count
     complete = [job for job in soak.jobs if all(m.finish_reason in ("stop", "length") for m in job[0].members)]
     assert len(complete) + sum(soak.num_aborted.values()) == count
-    sample = complete[::3]
+    sample = complete[::4]
     plain = small.engine(max_num_seqs=32)
     expected = finish(plain, [begin(plain, prompt, params) for _, prompt, params in sample])
     assert [answers(group) for group, _, _ in sample] == expected
