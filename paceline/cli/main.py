@@ -14,8 +14,10 @@ from paceline.cli.chat import chat
 from paceline.cli.demo import demo
 from paceline.cli.engine_options import takes_engine
 from paceline.cli.generate import generate
+from paceline.cli.models import models
 from paceline.cli.serve import serve
 from paceline.cli.terminal import print_error
+from paceline.cli.train import app as train
 from paceline.core.errors import PacelineError
 
 FAILED = 2
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 for command in (serve, chat, generate, demo):
     app.command()(takes_engine(command))
+app.command()(models)
+app.add_typer(train)
 
 
 def _show_version(wanted: bool) -> None:

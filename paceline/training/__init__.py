@@ -1,1 +1,1 @@
-"""Recipes that train a target, or distil a draft from one; they know data files and checkpoints, not the engine."""
+"""Recipes that train a target, distil a draft from one, and measure both; nothing of the engine knows of them."""

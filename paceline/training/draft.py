@@ -1,113 +1,97 @@
-"""Distils a draft from a target: ``python -m paceline.training.draft --target DIR --data ... --out DIR``."""
+"""The recipe of a draft: a smaller Llama that learns the target's distribution on replies the target wrote."""
 
 from __future__ import annotations
 
-import argparse
-import shutil
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline.training.data import Blocks, ChatFormat, TokenStream, encode, read_dialogues
-from paceline.training.loop import LoopConfig, run, trainable
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the model to imitate")
-    parser.add_argument("--data", nargs="+", required=True, help="JSON-lines files of dialogues")
-    parser.add_argument("--held-out", nargs="*", default=[], help="files for the final acceptance")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where the resumable checkpoint lies")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--hidden-size", type=int, default=80)
-    parser.add_argument("--intermediate-size", type=int, default=208)
-    parser.add_argument("--num-layers", type=int, default=2)
-    parser.add_argument("--num-heads", type=int, default=5)
-    parser.add_argument("--num-kv-heads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-compile", action="store_true")
-    return parser.parse_args()
+from paceline.training.compute import DTYPES, choose_device, mixed_precision
+from paceline.training.corpus import Corpus, read_corpus
+from paceline.training.data import ChatFormat, DataError, Document
+from paceline.training.evaluate import Measured, measure
+from paceline.training.hugging_face import copy_tokenizer, load_frozen, new_llama, save_model
+from paceline.training.options import DraftOptions
+from paceline.training.progress import Progress
+from paceline.training.recipe import check_places, fit
+from paceline.training.regenerate import regenerate
+from paceline.training.stream import Blocks, Part, encode, marker_ids
+from paceline.training.tokenizer import load_tokenizer
 
 
-def draft_config(arguments: argparse.Namespace, target: LlamaConfig) -> LlamaConfig:
+def train_draft(options: DraftOptions, progress: Progress) -> Mapping[str, Any]:
+    """Lets the target write replies, distils, writes the draft to ``options.out`` and measures it; returns the figures.
+
+    Raises:
+        PacelineError: naming the option, or the file and line, that cannot be used.
+    """
+    check_places(options)
+    device = choose_device(options.device)
+    chat = ChatFormat()
+    target = load_frozen(options.target, device)
+    tokenizer = load_tokenizer(options.target)
+    corpus = read_corpus(options.data, options.held_out, seed=options.seed)
+    parts = _parts(corpus, tokenizer, chat, options, progress)
+    blocks = Blocks(parts, length=options.length, batch_size=options.batch_size, seed=options.seed)
+    draft = _new_draft(options, target, tokenizer, chat).to(device)
+    loss = fit(draft, partial(divergence, DTYPES[options.dtype], target), blocks, options, progress)
+    copy_tokenizer(options.target, options.out)
+    save_model(draft, options.out)
+    del target, draft
+    measured = Measured(options.target, options.out, corpus.held_out, encode(corpus.documents, tokenizer, chat))
+    facts = {"recipe": "draft", "train_loss": loss}
+    return measure(measured, options, progress, length=options.length, facts=facts, out=options.out / "metrics.json")
+
+
+def _parts(
+    corpus: Corpus, tokenizer: Tokenizer, chat: ChatFormat, options: DraftOptions, progress: Progress
+) -> list[Part]:
+    dialogues = [document for document in corpus.documents if _has_reply(document)]
+    if not dialogues:
+        raise DataError("no dialogue in the data has a reply of the assistant\nGive --data a file of dialogues.")
+    parts = [Part(regenerate(dialogues, tokenizer, chat, options, progress))]
+    if options.human_weight:
+        parts.append(Part(encode(dialogues, tokenizer, chat), options.human_weight))
+    return parts
+
+
+def _has_reply(document: Document) -> bool:
+    return any(turn.role == "assistant" for turn in document[1:])
+
+
+def _new_draft(options: DraftOptions, target: Any, tokenizer: Tokenizer, chat: ChatFormat) -> Any:
     """The draft shares the target's vocabulary, context and special tokens, and nothing else."""
-    special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    shared = ("vocab_size", "max_position_embeddings", "rope_parameters", *special)
-    return LlamaConfig(
-        hidden_size=arguments.hidden_size,
-        intermediate_size=arguments.intermediate_size,
-        num_hidden_layers=arguments.num_layers,
-        num_attention_heads=arguments.num_heads,
-        num_key_value_heads=arguments.num_kv_heads,
-        tie_word_embeddings=True,
-        **{name: getattr(target, name) for name in shared},
+    ids = marker_ids(tokenizer, chat)
+    return new_llama(
+        options.shape,
+        vocab_size=target.config.vocab_size,
+        context=target.config.max_position_embeddings,
+        bos=ids[chat.bos],
+        end=ids[chat.end],
+        pad=ids[chat.pad],
+        seed=options.seed,
     )
 
 
-def _log_probs(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def log_probs(dtype: torch.dtype, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """fp32 log-probabilities [B * T, V] after each of tokens int64[B, T]."""
-    with torch.autocast(tokens.device.type, torch.bfloat16):
+    with mixed_precision(tokens.device, dtype):
         logits = model(input_ids=tokens, use_cache=False).logits
     return functional.log_softmax(logits.flatten(0, 1).float(), dim=-1)
 
 
-def divergence(draft: torch.nn.Module, target: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean KL(target || draft) over tokens int64[B, T + 1], in nats."""
+def divergence(
+    dtype: torch.dtype, target: nn.Module, draft: nn.Module, tokens: torch.Tensor, reply: torch.Tensor
+) -> torch.Tensor:
+    """Mean KL(target || draft) in nats where reply bool[B, T + 1] marks tokens int64[B, T + 1] as an assistant's."""
     with torch.no_grad():
-        wanted = _log_probs(target, tokens[:, :-1])
-    return functional.kl_div(_log_probs(draft, tokens[:, :-1]), wanted, log_target=True, reduction="batchmean")
-
-
-@torch.inference_mode()
-def agreement(
-    draft: torch.nn.Module, target: torch.nn.Module, stream: TokenStream, *, length: int, rows: int = 32
-) -> dict[str, float]:
-    """On an assistant's held-out tokens, teacher-forced: how often the greedy choices agree, and sum(min(p, q))."""
-    blocks = Blocks(stream, length=length, batch_size=min(rows, (len(stream.tokens) - 1) // length), seed=0)
-    tokens, reply = blocks.batch(0)
-    equal, overlap, count = 0.0, 0.0, 0
-    for part, wanted in zip(tokens.split(8), reply.split(8), strict=True):
-        chosen = wanted[:, 1:].flatten()
-        p, q = (_log_probs(model, part[:, :-1])[chosen] for model in (target, draft))
-        equal += float((p.argmax(-1) == q.argmax(-1)).sum())
-        overlap += float(torch.minimum(p.exp(), q.exp()).sum())
-        count += int(chosen.sum())
-    return {"greedy_agreement": equal / count, "overlap": overlap / count}
-
-
-def main() -> None:
-    arguments = parse()
-    torch.manual_seed(arguments.seed)
-    target = LlamaForCausalLM.from_pretrained(arguments.target, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = Tokenizer.from_file(str(arguments.target / "tokenizer.json"))
-    chat = ChatFormat()
-    stream = encode(read_dialogues(arguments.data), tokenizer, chat)
-    draft = LlamaForCausalLM(draft_config(arguments, target.config))
-    print(f"{trainable(draft.parameters()):,} parameters, {len(stream.tokens):,} training tokens", flush=True)
-
-    blocks = Blocks(stream, length=arguments.length, batch_size=arguments.batch_size, seed=arguments.seed)
-    loss = divergence if arguments.no_compile else torch.compile(divergence)
-    run(
-        draft,
-        lambda step: loss(draft, target, blocks.batch(step)[0]),
-        LoopConfig(steps=arguments.steps, tokens_per_step=arguments.batch_size * arguments.length),
-        checkpoint=arguments.work / "draft.pt",
-        report=lambda line: print(line, flush=True),
-    )
-    torch.nn.Module.to(draft, torch.bfloat16)
-    draft.save_pretrained(arguments.out)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(arguments.target / name, arguments.out / name)
-    if arguments.held_out:
-        unseen = encode(read_dialogues(arguments.held_out), tokenizer, chat)
-        print(agreement(draft.float().eval(), target, unseen, length=arguments.length))
-
-
-if __name__ == "__main__":
-    main()
+        wanted = log_probs(dtype, target, tokens[:, :-1])
+    given = log_probs(dtype, draft, tokens[:, :-1])
+    each = functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
+    mask = reply[:, 1:].flatten().float()
+    return (each * mask).sum() / mask.sum().clamp(min=1)

@@ -1,134 +1,130 @@
-"""The recipes on a toy: the loss falls, a killed run ends like one that was not, a draft learns to agree."""
+"""The recipes on a toy: the loss falls, a killed run ends like one that was not, a draft learns to be accepted."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from paceline.training.loop import LoopConfig, rate_scale, run
-
-WORDS = ["red", "green", "blue", "small", "large", "round", "square", "table", "chair", "lamp", "book"]
+from paceline.cli.main import run
+from paceline.core.errors import ConfigError
+from paceline.training import recipe
+from paceline.training.draft import train_draft
+from paceline.training.target import train_target
+from tests.training.recording import RecordingProgress
 
 
 class KilledError(Exception):
     """Stands for the process being killed."""
 
 
-def line_fit(seed: int = 0) -> tuple[torch.nn.Module, object]:
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+def killed_at(monkeypatch, step: int) -> None:
+    """Lets the next run die before this step."""
+    plain = recipe.Blocks.batch
 
-    def loss(step: int) -> torch.Tensor:
-        inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
-        return (model(inputs)[:, 0] - inputs.sum(1)).square().mean()
-
-    return model, loss
-
-
-CONFIG = LoopConfig(steps=40, tokens_per_step=16, checkpoint_every=10, report_every=10)
-
-
-def test_resuming_equals_not_stopping(tmp_path) -> None:
-    whole, loss = line_fit()
-    run(whole, loss, CONFIG, checkpoint=tmp_path / "whole.pt", report=lambda _: None)
-    killed, loss = line_fit()
-
-    def dies(step: int) -> torch.Tensor:
-        if step == 25:
+    def dies(self, wanted: int):
+        if wanted == step:
+            monkeypatch.setattr(recipe.Blocks, "batch", plain)
             raise KilledError
-        return loss(step)
+        return plain(self, wanted)
 
+    monkeypatch.setattr(recipe.Blocks, "batch", dies)
+
+
+def same_weights(one, other) -> bool:
+    first, second = (load_file(path / "model.safetensors") for path in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_targets_loss_falls_below_the_baseline(toy) -> None:
+    losses = [report.loss for report in toy.target_progress.reports]
+    assert losses[-1] < 0.6 * losses[0]
+    held_out = toy.target_metrics["held_out"]
+    assert held_out["target"]["nats_per_token"] < losses[-1]
+    assert held_out["baseline"]["nats_per_token"] > 0
+    assert held_out["target"]["bits_per_byte"] < held_out["target"]["nats_per_token"]
+    assert toy.target_metrics == json.loads((toy.target / "metrics.json").read_text())
+
+
+def test_a_killed_target_run_ends_with_the_same_weights(toy, monkeypatch) -> None:
+    options = replace(toy.target_options, out=toy.directory / "killed", steps=40, eval_prompts=1)
+    whole = replace(options, out=toy.directory / "whole")
+    train_target(whole, RecordingProgress())
+    killed_at(monkeypatch, 25)
     with pytest.raises(KilledError):
-        run(killed, dies, CONFIG, checkpoint=tmp_path / "part.pt", report=lambda _: None)
-    resumed, loss = line_fit(seed=9)  # other weights: the checkpoint must replace them
-    run(resumed, loss, CONFIG, checkpoint=tmp_path / "part.pt", report=lambda _: None)
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other)
+        train_target(options, RecordingProgress())
+    progress = RecordingProgress()
+    train_target(options, progress)
+    assert progress.reports[0].done == 30
+    assert same_weights(options.out, whole.out)
 
 
-def test_progress_names_loss_rate_and_time_left(tmp_path) -> None:
-    model, loss = line_fit()
-    lines: list[str] = []
-    run(model, loss, CONFIG, checkpoint=tmp_path / "c.pt", report=lines.append)
-    assert len(lines) == 4
-    assert all(word in lines[0] for word in ("step 10/40", "loss", "tokens/s", "min left"))
-
-
-def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path) -> None:
-    model, _ = line_fit()
-    with pytest.raises(FloatingPointError, match=r"Lower --learning-rate to 0\.001"):
-        run(model, lambda _: model[0].weight.sum() * float("nan"), CONFIG, checkpoint=tmp_path / "c", report=print)
-
-
-def test_the_rate_rises_stays_and_falls() -> None:
-    scales = [rate_scale(step, LoopConfig(steps=100, tokens_per_step=1)) for step in range(100)]
-    assert scales[0] < scales[4] == 1.0 == scales[49]
-    assert scales[-1] == 0.05
-    assert all(a >= b for a, b in pairwise(scales[50:]))
+def test_other_options_do_not_go_on_with_a_run(toy) -> None:
+    with pytest.raises(ConfigError, match="steps 120, now steps 121"):
+        train_target(replace(toy.target_options, steps=121), RecordingProgress())
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A target and a draft trained by the commands a user would run; their printed lines."""
-    directory = tmp_path_factory.mktemp("toy")
-    dialogues = [
-        {
-            "turns": [
-                {"role": "user", "text": f"What is a {a} {b}?"},
-                {"role": "assistant", "text": f"A {a} {b} is {b}."},
-            ]
-        }
-        for a in WORDS
-        for b in WORDS
-    ]
-    (directory / "data.jsonl").write_text("\n".join(json.dumps(one) for one in dialogues))
-    common = ["--data", str(directory / "data.jsonl"), "--held-out", str(directory / "data.jsonl"), "--no-compile"]
-    common += ["--length", "32", "--batch-size", "8", "--num-layers", "1"]
-
-    def train(recipe: str, *options: str) -> list[str]:
-        place = ["--out", str(directory / recipe), "--work", str(directory / f"{recipe}_work")]
-        command = [sys.executable, "-m", f"paceline.training.{recipe}", *common, *place, *options]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout.splitlines()
-
-    size = ["--hidden-size", "32", "--intermediate-size", "48", "--num-heads", "2", "--num-kv-heads", "1"]
-    target = train("target", *size, "--head-dim", "16", "--vocab-size", "320", "--steps", "120")
-    few = train("draft", *size, "--target", str(directory / "target"), "--steps", "2")
-    (directory / "draft_work" / "draft.pt").unlink()
-    draft = train("draft", *size, "--target", str(directory / "target"), "--steps", "120")
-    return directory, target, few, draft
+def drafts(toy):
+    """Options and figures of a draft that hardly learnt and of one that did."""
+    found = {}
+    for name, steps in (("beginner", 2), ("draft", 240)):
+        options = toy.draft_options(name, steps=steps)
+        found[name] = options, train_draft(options, RecordingProgress())
+    return found
 
 
-def _loss(line: str) -> float:
-    return float(line.split("loss", maxsplit=1)[1].split(maxsplit=1)[0])
+def test_acceptance_rises_as_the_draft_learns(drafts) -> None:
+    (_, before), (_, after) = drafts["beginner"], drafts["draft"]
+    assert after["answering"]["greedy"]["acceptance"] > before["answering"]["greedy"]["acceptance"] + 0.2
+    assert after["answering"]["temperature_0.7"]["acceptance"] > before["answering"]["temperature_0.7"]["acceptance"]
+    forced = [figures["held_out"]["teacher_forced"] for figures in (before, after)]
+    assert forced[1]["greedy_agreement"] > forced[0]["greedy_agreement"] + 0.2
+    assert forced[1]["overlap"] > forced[0]["overlap"] + 0.1
 
 
-def test_the_targets_loss_falls(toy) -> None:
-    _, lines, _, _ = toy
-    steps = [line for line in lines if line.startswith("step")]
-    assert _loss(steps[-1]) < 0.6 * _loss(steps[0])
+def test_acceptance_is_counted_by_position(drafts) -> None:
+    for _, figures in drafts.values():
+        for found in figures["answering"].values():
+            accepted, drafted = found["accepted_per_position"], found["drafted_per_position"]
+            assert len(accepted) == len(drafted) == 4
+            assert accepted == sorted(accepted, reverse=True)
+            assert drafted == sorted(drafted, reverse=True)
+            assert found["acceptance"] == pytest.approx(sum(accepted) / sum(drafted))
+            assert found["ended_by_model"] > 0
 
 
-def test_the_draft_learns_to_agree(toy) -> None:
-    _, _, few, draft = toy
-    before, after = (json.loads(lines[-1].replace("'", '"'))["greedy_agreement"] for lines in (few, draft))
-    assert after > before + 0.2
+def test_a_draft_does_not_change_what_is_answered(toy, drafts) -> None:
+    names = ("prompts", "tokens", "ended_by_model", "repeated_4grams")
+    for way, plain in toy.target_metrics["answering"].items():
+        for _, figures in drafts.values():
+            assert [figures["answering"][way][name] for name in names] == [plain[name] for name in names]
 
 
-def test_transformers_and_paceline_load_the_result_with_equal_logits(toy) -> None:
+def test_a_killed_draft_run_keeps_its_replies_and_ends_with_the_same_weights(toy, monkeypatch) -> None:
+    whole = toy.draft_options("draft_whole", steps=30, human_weight=0.5, eval_prompts=1)
+    train_draft(whole, RecordingProgress())
+    options = replace(whole, out=toy.directory / "draft_killed")
+    killed_at(monkeypatch, 15)
+    with pytest.raises(KilledError):
+        train_draft(options, RecordingProgress())
+    progress = RecordingProgress()
+    train_draft(options, progress)
+    assert {report.stage for report in progress.reports} == {"step"}
+    assert same_weights(options.out, whole.out)
+
+
+def test_transformers_and_paceline_load_the_result_with_equal_logits(toy, drafts) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
     from paceline.models import load_model  # noqa: PLC0415
     from tests.checkpoints import full_logits  # noqa: PLC0415
 
-    for part in ("target", "draft"):
-        path = toy[0] / part
+    for path in (toy.target, drafts["draft"][0].out):
         ids = AutoTokenizer.from_pretrained(path).apply_chat_template(
             [{"role": "user", "content": "What is a red lamp?"}], add_generation_prompt=True, return_dict=False
         )
@@ -136,3 +132,48 @@ def test_transformers_and_paceline_load_the_result_with_equal_logits(toy) -> Non
         expected = model(torch.tensor([ids])).logits[0]
         ours = full_logits(load_model(path, dtype=torch.float32), ids)
         assert (ours - expected).abs().max() < 2e-4
+
+
+def test_minutes_become_a_number_of_steps_that_stays(toy, monkeypatch) -> None:
+    options = replace(toy.target_options, out=toy.directory / "minutes", minutes=0.005, eval_prompts=1)
+    first = RecordingProgress()
+    train_target(options, first)
+    steps = json.loads((options.work_directory / "plan.json").read_text())["steps"]
+    assert first.reports[-1].done == steps
+    monkeypatch.setattr(recipe, "steps_in", None)
+    train_target(options, RecordingProgress())
+    with pytest.raises(ConfigError, match=r"0\.005 minutes, now 1"):
+        train_target(replace(options, minutes=1.0), RecordingProgress())
+
+
+def test_commands_train_and_evaluate(toy, capsys, tmp_path) -> None:
+    (tmp_path / "book.txt").write_text("It was a dark night.\n\n" * 30)
+    out = str(tmp_path / "model")
+    size = ["--hidden-size", "16", "--num-heads", "1", "--num-kv-heads", "1", "--head-dim", "16", "--num-layers", "1"]
+    run_size = ["--length", "64", "--steps", "3", "--no-compile", "--eval-prompts", "2", "--vocab-size", "280"]
+    data = ["--data", f"{toy.data}:2", "--data", str(tmp_path), "--arithmetic", "20", "--out", out]
+    assert run(["train", "target", *data, *size, *run_size]) == 0
+    printed = capsys.readouterr().out
+    for word in ("step 3/3", "bits/byte", "Kneser-Ney", "repeated 4-grams"):
+        assert word in printed
+    assert run(["train", "evaluate", "--target", out, "--draft", out, "--data", toy.data, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["event"] == "result"
+    assert result["answering"]["greedy"]["acceptance"] > 0.4  # a model drafting for itself; answers end inside drafts
+    assert result["held_out"]["teacher_forced"]["greedy_agreement"] == 1.0
+
+
+def test_bad_data_ends_a_command_with_its_line(capsys, tmp_path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
+    assert run(["train", "target", "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    cause, fix = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'data.jsonl'}:2:" in cause
+    assert fix
+
+
+def test_without_transformers_the_extra_is_named(capsys, monkeypatch, tmp_path) -> None:
+    for name in ("hugging_face", "evaluate", "target"):
+        monkeypatch.delitem(sys.modules, f"paceline.training.{name}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert run(["train", "target", "--data", "x", "--out", str(tmp_path / "out")]) == 2
+    assert "pip install 'paceline[train]'" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""``paceline train``: the recipes, their options derived from the dataclasses that describe them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
+from paceline.training.settings import Setting, resolve, settings_of
+
+app = typer.Typer(name="train", help="Trains a target, distils a draft from one, or measures both.")
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="TOML", help="File with the names of these flags as keys; flags win.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON, an object per line.")]
+
+
+def _run_target(options: TargetOptions, progress: Any) -> None:
+    from paceline.training.target import train_target
+
+    train_target(options, progress)
+
+
+def _run_draft(options: DraftOptions, progress: Any) -> None:
+    from paceline.training.draft import train_draft
+
+    train_draft(options, progress)
+
+
+def _run_evaluation(options: EvaluateOptions, progress: Any) -> None:
+    from paceline.training.evaluate import evaluate
+
+    evaluate(options, progress)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    """One flag. Not given is None whatever the default, so that a flag can be told from a default."""
+    kind = list[str] if setting.kind is tuple else setting.kind
+    shown = False if setting.default in (MISSING, None, ()) else str(setting.default)
+    given = typer.Option(help=setting.about.help, show_default=shown)
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, given]
+    )
+
+
+def _add(name: str, kind: Any, recipe: Callable[[Any, Any], None]) -> None:
+    def command(config: Path | None, as_json: bool, **flags: Any) -> None:
+        from paceline.training.progress import choose_progress
+
+        given = {flag: value for flag, value in flags.items() if value not in (None, [])}
+        options, progress = resolve(kind, given, config), choose_progress(as_json=as_json)
+        with progress.running():
+            recipe(options, progress)
+
+    settings = settings_of(kind).values()
+    own = [
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile),
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson),
+    ]
+    required = [_parameter(setting) for setting in settings if setting.default is MISSING]
+    rest = [_parameter(setting) for setting in settings if setting.default is not MISSING]
+    command.__signature__ = inspect.Signature([*required, *own, *rest])  # type: ignore[attr-defined]
+    app.command(name, help=kind.__doc__)(command)
+
+
+_add("target", TargetOptions, _run_target)
+_add("draft", DraftOptions, _run_draft)
+_add("evaluate", EvaluateOptions, _run_evaluation)

@@ -1,0 +1,50 @@
+"""Which rows a step sees depends on the seed and the step alone, and weights decide how often a row comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from paceline.training.data import DataError
+from paceline.training.stream import Blocks, Part, TokenStream
+
+
+def numbers(first: int, count: int) -> TokenStream:
+    return TokenStream(torch.arange(first, first + count), torch.arange(count) % 2 == 0)
+
+
+def test_a_step_sees_the_same_rows_whenever_it_runs() -> None:
+    parts = [Part(numbers(0, 1000)), Part(numbers(5000, 300), 1.5)]
+    first, again = (Blocks(parts, length=10, batch_size=4, seed=1) for _ in range(2))
+    for step in range(30):
+        first.batch(step)
+    for one, other in zip(first.batch(60), again.batch(60), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(first.batch(60)[0], first.batch(61)[0])
+    tokens, reply = first.batch(7)
+    assert (tokens[:, 1:] == tokens[:, :-1] + 1).all()
+    assert torch.equal(reply, tokens % 2 == 0)
+
+
+def test_an_epoch_shows_each_row_as_often_as_its_weight_says() -> None:
+    parts = [Part(numbers(0, 101)), Part(numbers(1000, 101), 2.0), Part(numbers(2000, 101), 0.5)]
+    blocks = Blocks(parts, length=10, batch_size=1, seed=0)
+    for epoch in range(3):
+        steps = range(epoch * blocks.steps_per_epoch, (epoch + 1) * blocks.steps_per_epoch)
+        seen = Counter(int(blocks.batch(step)[0][0, 0]) for step in steps)
+        times = {thousand: sorted(n for row, n in seen.items() if row // 1000 == thousand) for thousand in range(3)}
+        assert times[0] == [1] * 9
+        assert times[1] == [2] * 9
+        assert times[2] == [1] * 4
+
+
+def test_too_little_data_says_which_batch_size_fits() -> None:
+    with pytest.raises(DataError, match="--batch-size to 3"):
+        Blocks([Part(numbers(0, 35))], length=10, batch_size=8, seed=0)
+
+
+def test_a_part_shorter_than_a_row_is_left_out() -> None:
+    blocks = Blocks([Part(numbers(0, 101)), Part(numbers(1000, 5), 3.0)], length=10, batch_size=1, seed=0)
+    assert all(blocks.batch(step)[0].max() < 1000 for step in range(20))
