@@ -10,6 +10,8 @@ import torch
 from paceline.core.errors import ConfigError
 from paceline.training.progress import Progress
 
+WORTH_COMPILING = {"cpu": 1e13, "cuda": 1e15}
+"""Floating-point operations that take some minutes there."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -53,7 +55,9 @@ class Compiled:
         return self.plain(*arguments)
 
 
-def maybe_compiled(
-    function: Callable[..., torch.Tensor], progress: Progress, *, wanted: bool
-) -> Callable[..., torch.Tensor]:
-    return Compiled(function, progress) if wanted else function
+def worth_compiling(num_parameters: int, num_tokens: int, device: torch.device) -> bool:
+    """Whether compiling, which takes about a minute, is likely won back over ``num_tokens`` of training.
+
+    By arithmetic alone and not by trying, so that a resumed run decides like the run it goes on with.
+    """
+    return 6 * num_parameters * num_tokens > WORTH_COMPILING[device.type]

@@ -71,6 +71,8 @@ def run(
         value = _advance(model, loss_of, optimizers, step, config)
         smoothed = value if step == 0 else 0.95 * smoothed + 0.05 * value
         step += 1
+        if step == first + 1:
+            started = time.monotonic()  # the first step also compiles
         if step % config.report_every == 0 or step == config.steps:
             progress.advance(_report(step, first, smoothed, time.monotonic() - started, config))
         if step % config.checkpoint_every == 0 or step == config.steps:
@@ -93,7 +95,7 @@ def _advance(model: nn.Module, loss_of: LossFunction, optimizers: Optimizers, st
 
 
 def _report(step: int, first: int, loss: float, seconds: float, config: LoopConfig) -> Advance:
-    per_step = max(seconds, 1e-9) / (step - first)
+    per_step = max(seconds, 1e-9) / max(1, step - first - 1)
     left = per_step * (config.steps - step)
     return Advance(STAGE, step, config.steps, config.tokens_per_step / per_step, left, loss)
 

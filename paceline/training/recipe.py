@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from paceline.core.errors import ConfigError
-from paceline.training.compute import maybe_compiled
+from paceline.training.compute import Compiled, worth_compiling
 from paceline.training.loop import LoopConfig, run, steps_in
 from paceline.training.optimizers import num_parameters
 from paceline.training.options import RunOptions
@@ -32,15 +32,17 @@ def check_places(options: RunOptions) -> None:
 def fit(model: Any, loss: BatchLoss, blocks: Blocks, options: RunOptions, progress: Progress) -> float:
     """Trains ``model`` in place, resuming where a killed run stopped; returns the last smoothed loss."""
     device = next(model.parameters()).device
-    compiled = maybe_compiled(loss, progress, wanted=options.compile)
+    size = num_parameters(model)
+    planned = options.steps * options.batch_size * options.length
+    wanted = worth_compiling(size, planned, device) if options.compile is None else options.compile
+    computed = Compiled(loss, progress) if wanted else loss
 
     def loss_of(step: int) -> torch.Tensor:
         tokens, reply = blocks.batch(step)
-        return compiled(model, tokens.to(device), reply.to(device))
+        return computed(model, tokens.to(device), reply.to(device))
 
-    progress.note(
-        f"{num_parameters(model):,} parameters, {blocks.num_tokens:,} training tokens, {device.type}, {options.dtype}"
-    )
+    how = f"{device.type}, {options.dtype}{', compiled' if wanted else ''}"
+    progress.note(f"{size:,} parameters, {blocks.num_tokens:,} training tokens, {how}")
 
     def config(steps: int) -> LoopConfig:
         return LoopConfig(

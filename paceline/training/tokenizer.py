@@ -52,7 +52,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, *, chat: ChatFormat, m
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a model directory.
+    """The tokenizer of a model directory, to which a marker that stands in the text is text.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
@@ -61,6 +61,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing\nGive a model directory that has one.")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises its bare base class
         raise CheckpointError(f"{path} cannot be read: {error}\nWrite the model again.") from None
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paceline.core.errors import ConfigError
-from paceline.training.compute import Compiled, choose_device, maybe_compiled
+from paceline.training.compute import Compiled, choose_device, worth_compiling
 from tests.training.recording import RecordingProgress
 
 
@@ -41,8 +41,10 @@ def test_an_error_of_the_function_itself_is_not_hidden(monkeypatch) -> None:
         Compiled(wrong, RecordingProgress())(torch.tensor(1))
 
 
-def test_not_compiling_leaves_the_function_as_it_is() -> None:
-    assert maybe_compiled(double, RecordingProgress(), wanted=False) is double
+def test_short_runs_are_not_worth_compiling() -> None:
+    cpu = torch.device("cpu")
+    assert not worth_compiling(20_000, 120 * 256, cpu)
+    assert worth_compiling(3_000_000, 3000 * 8192, cpu)
 
 
 def test_devices(monkeypatch) -> None:
