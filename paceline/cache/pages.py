@@ -43,23 +43,23 @@ class PageAllocator:
     def share(self, pages: Iterable[int]) -> None:
         """Adds one reference to each page."""
         for page in pages:
-            self.num_cached -= self.references[page] == 0
+            self.num_cached -= int(self.references[page] == 0)
             self.references[page] += 1
-            self.num_shared += self.references[page] == 2
+            self.num_shared += int(self.references[page] == 2)
 
     def release(self, pages: Iterable[int]) -> None:
         """Drops one reference of each page; a page that nobody references or keeps becomes free."""
         for page in pages:
             assert self.references[page] > 0, f"page {page} released twice"
             self.references[page] -= 1
-            self.num_shared -= self.references[page] == 1
+            self.num_shared -= int(self.references[page] == 1)
             if self.references[page] == 0:
                 self._let_go(page)
 
     def keep(self, page: int) -> None:
         """The prefix index holds on to a page."""
         self._kept[page] = True
-        self.num_cached += self.references[page] == 0
+        self.num_cached += int(self.references[page] == 0)
 
     def drop(self, page: int) -> None:
         """The prefix index lets go of a page."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -70,7 +72,7 @@ def test_metrics_of_speculation(plain: LLM, perfect: LLM) -> None:
 def test_stats_add_up(checkpoints) -> None:
     llm = make(checkpoints.llama, checkpoints.near)
     outputs = llm.generate([random_prompt(seed, 12) for seed in range(4)], seeded(max_tokens=10))
-    stats = llm.stats()
+    stats = json.loads(json.dumps(llm.stats()))
     speculation = stats["speculation"]
     assert 0 < speculation["num_accepted"] < speculation["num_drafted"]
     assert sum(speculation["accepted_per_position"]) == speculation["num_accepted"]
