@@ -56,8 +56,5 @@ class Compiled:
 
 
 def worth_compiling(num_parameters: int, num_tokens: int, device: torch.device) -> bool:
-    """Whether compiling, which takes about a minute, is likely won back over ``num_tokens`` of training.
-
-    By arithmetic alone and not by trying, so that a resumed run decides like the run it goes on with.
-    """
+    """Whether a run over ``num_tokens`` is long enough to win back a trial of torch.compile, of about a minute."""
     return 6 * num_parameters * num_tokens > WORTH_COMPILING[device.type]

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.errors import PacelineError
 from paceline.training.optimizers import Optimizers, rate_scale
 from paceline.training.progress import Advance, Progress
+from paceline.training.workspace import check_same_run
 
 LossFunction = Callable[[int], torch.Tensor]
 """Given the step number, the mean loss of that step's batch (a scalar with a graph)."""
@@ -66,15 +67,16 @@ def run(
     step, smoothed = _resume(model, optimizers, checkpoint, run_key)
     if step:
         progress.note(f"going on at step {step} of {config.steps}, from {checkpoint}")
-    started, first = time.monotonic(), step
+    resumed = first = step
+    began = time.monotonic()
     while step < config.steps:
         value = _advance(model, loss_of, optimizers, step, config)
         smoothed = value if step == 0 else 0.95 * smoothed + 0.05 * value
         step += 1
-        if step == first + 1:
-            started = time.monotonic()  # the first step also compiles
         if step % config.report_every == 0 or step == config.steps:
-            progress.advance(_report(step, first, smoothed, time.monotonic() - started, config))
+            progress.advance(_report(step, first, smoothed, time.monotonic() - began, config))
+        if step == resumed + 1:
+            began, first = time.monotonic(), step  # the first step may compile, which says nothing of the others
         if step % config.checkpoint_every == 0 or step == config.steps:
             _save(model, optimizers, checkpoint, step=step, loss=smoothed, run=run_key)
     return smoothed
@@ -95,7 +97,7 @@ def _advance(model: nn.Module, loss_of: LossFunction, optimizers: Optimizers, st
 
 
 def _report(step: int, first: int, loss: float, seconds: float, config: LoopConfig) -> Advance:
-    per_step = max(seconds, 1e-9) / max(1, step - first - 1)
+    per_step = max(seconds, 1e-9) / (step - first)
     left = per_step * (config.steps - step)
     return Advance(STAGE, step, config.steps, config.tokens_per_step / per_step, left, loss)
 
@@ -112,32 +114,20 @@ def _resume(model: nn.Module, optimizers: Optimizers, path: Path, run_key: str) 
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
-    if state.get("run") != run_key:
-        raise ConfigError(
-            f"{path} is of a run with other options or data: {_difference(str(state.get('run')), run_key)}\n"
-            "Give the same options to go on with it, or another --work to begin anew."
-        )
+    check_same_run(path, str(state.get("run")), run_key)
     model.load_state_dict(state["model"])
     optimizers.load(state["optimizers"])
     return int(state["step"]), float(state["loss"])
 
 
-def _difference(before: str, now: str) -> str:
-    """The first line in which two run keys differ."""
-    for one, other in zip(before.splitlines(), now.splitlines(), strict=False):
-        if one != other:
-            return f"{one}, now {other}"
-    return "another kind of run"
-
-
-def steps_in(seconds: float, model: nn.Module, loss_of: LossFunction, config: LoopConfig) -> int:
-    """How many steps take about ``seconds``; a few are tried, and the weights put back."""
+def seconds_per_step(model: nn.Module, loss_of: LossFunction, config: LoopConfig) -> float:
+    """Tries a few steps, of which the first does not count, and puts the weights back."""
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = config.optimizers(model)
-    _advance(model, loss_of, optimizers, 0, config)  # compiles
+    _advance(model, loss_of, optimizers, 0, config)
     started = time.monotonic()
     for step in range(1, TRIAL_STEPS):
         _advance(model, loss_of, optimizers, step, config)
-    per_step = (time.monotonic() - started) / (TRIAL_STEPS - 1)
+    seconds = time.monotonic() - started
     model.load_state_dict(kept)
-    return max(1, round(seconds / max(per_step, 1e-9)))
+    return seconds / (TRIAL_STEPS - 1)

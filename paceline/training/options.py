@@ -82,7 +82,9 @@ class RunOptions(MeasureOptions):
     dtype: Annotated[str, About("bfloat16 or float32, of matrix products.", choices=("bfloat16", "float32"))] = (
         "bfloat16"
     )
-    compile: Annotated[bool | None, About("Use torch.compile; by default where the run is long enough to gain.")] = None
+    compile: Annotated[bool | None, About("Use torch.compile; by default a long run tries whether it is faster.")] = (
+        None
+    )
     checkpoint_every: Annotated[int, About("Steps between checkpoints.", low=1)] = 200
     report_every: Annotated[int, About("Steps between reports.", low=1)] = 20
     hidden_size: Annotated[int, About("Width of the model.", low=2)] = 192

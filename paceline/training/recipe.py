@@ -10,13 +10,15 @@ from torch import nn
 
 from paceline.core.errors import ConfigError
 from paceline.training.compute import Compiled, worth_compiling
-from paceline.training.loop import LoopConfig, run, steps_in
+from paceline.training.loop import LoopConfig, LossFunction, run, seconds_per_step
 from paceline.training.optimizers import num_parameters
 from paceline.training.options import RunOptions
 from paceline.training.progress import Progress
 from paceline.training.stream import Blocks
-from paceline.training.workspace import planned_steps, run_key
+from paceline.training.workspace import Plan, make_plan, run_key
 
+LONG_MINUTES = 10.0
+"""Of a run, before torch.compile is tried."""
 BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """The mean loss of tokens int64[B, T + 1], of which reply bool[B, T + 1] marks an assistant's."""
 
@@ -33,28 +35,45 @@ def fit(model: Any, loss: BatchLoss, blocks: Blocks, options: RunOptions, progre
     """Trains ``model`` in place, resuming where a killed run stopped; returns the last smoothed loss."""
     device = next(model.parameters()).device
     size = num_parameters(model)
-    planned = options.steps * options.batch_size * options.length
-    wanted = worth_compiling(size, planned, device) if options.compile is None else options.compile
-    computed = Compiled(loss, progress) if wanted else loss
+    progress.note(f"{size:,} parameters, {blocks.num_tokens:,} training tokens, {device.type}, {options.dtype}")
+    compiled = Compiled(loss, progress)
 
-    def loss_of(step: int) -> torch.Tensor:
-        tokens, reply = blocks.batch(step)
-        return computed(model, tokens.to(device), reply.to(device))
+    def loss_function(compile_it: bool) -> LossFunction:
+        computed = compiled if compile_it else loss
 
-    how = f"{device.type}, {options.dtype}{', compiled' if wanted else ''}"
-    progress.note(f"{size:,} parameters, {blocks.num_tokens:,} training tokens, {how}")
+        def loss_of(step: int) -> torch.Tensor:
+            tokens, reply = blocks.batch(step)
+            return computed(model, tokens.to(device), reply.to(device))
 
-    def config(steps: int) -> LoopConfig:
-        return LoopConfig(
-            steps=steps,
-            tokens_per_step=options.batch_size * options.length,
-            learning_rate=options.learning_rate,
-            matrix_learning_rate=options.matrix_learning_rate,
-            checkpoint_every=options.checkpoint_every,
-            report_every=options.report_every,
-        )
+        return loss_of
 
-    steps = planned_steps(options, lambda seconds: steps_in(seconds, model, loss_of, config(options.steps)))
-    checkpoint = options.work_directory / "checkpoint.pt"
-    key = run_key(options, blocks)
-    return run(model, loss_of, config(steps), checkpoint=checkpoint, progress=progress, run_key=key)
+    def trial(compile_it: bool) -> float:
+        return seconds_per_step(model, loss_function(compile_it), _loop_config(options, options.steps))
+
+    work, key = options.work_directory, run_key(options, blocks)
+    plan = Plan.kept(work / "plan.json", key)
+    if plan is None:
+        plan = make_plan(options, key, trial, worth_trying=_is_long(options, size, device))
+        plan.keep(work / "plan.json")
+    if plan.compiled:
+        progress.note("the loss is compiled; the first step takes longer")
+    config = _loop_config(options, plan.steps)
+    loss_of = loss_function(plan.compiled)
+    return run(model, loss_of, config, checkpoint=work / "checkpoint.pt", progress=progress, run_key=key)
+
+
+def _is_long(options: RunOptions, num_parameters: int, device: torch.device) -> bool:
+    if options.minutes is not None:
+        return options.minutes >= LONG_MINUTES
+    return worth_compiling(num_parameters, options.steps * options.batch_size * options.length, device)
+
+
+def _loop_config(options: RunOptions, steps: int) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        tokens_per_step=options.batch_size * options.length,
+        learning_rate=options.learning_rate,
+        matrix_learning_rate=options.matrix_learning_rate,
+        checkpoint_every=options.checkpoint_every,
+        report_every=options.report_every,
+    )

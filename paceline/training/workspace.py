@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,54 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(new, path)
 
 
-def planned_steps(options: RunOptions, measure: Callable[[float], int]) -> int:
-    """``--steps``, or what ``--minutes`` came to when the run began.
+def check_same_run(path: Path, before: str, now: str) -> None:
+    """Raises ConfigError if ``path`` was written by a run with another key; names the first difference."""
+    if before == now:
+        return
+    pairs = zip(before.splitlines(), now.splitlines(), strict=False)
+    named = next((f"{one}, now {other}" for one, other in pairs if one != other), "another kind of run")
+    raise ConfigError(
+        f"{path} is of a run with other options or data: {named}\n"
+        "Give the same options to go on with it, or another --work to begin anew."
+    )
 
-    The number is measured once and kept, so that the schedule of a resumed run is that of the run that was killed.
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was measured when a run began, and must stay so that a resumed run equals one that never stopped."""
+
+    run: str
+    steps: int
+    compiled: bool
+
+    @classmethod
+    def kept(cls, path: Path, key: str) -> Plan | None:
+        """The plan in the file, if there is one.
+
+        Raises:
+            ConfigError: it is another run's.
+        """
+        if not path.exists():
+            return None
+        plan = cls(**json.loads(path.read_text(encoding="utf-8")))
+        check_same_run(path, plan.run, key)
+        return plan
+
+    def keep(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+
+def make_plan(options: RunOptions, key: str, seconds_per_step: Callable[[bool], float], *, worth_trying: bool) -> Plan:
+    """Decides how many steps, and whether compiled; tries where the options leave it open.
+
+    Args:
+        seconds_per_step: measures with the loss compiled (True) or plain.
+        worth_trying: whether the run is long enough to win back a trial of torch.compile.
     """
-    if options.minutes is None:
-        return options.steps
-    plan = options.work_directory / "plan.json"
-    if plan.exists():
-        kept = json.loads(plan.read_text(encoding="utf-8"))
-        if kept["minutes"] != options.minutes:
-            raise ConfigError(
-                f"{plan} is of a run of {kept['minutes']} minutes, now {options.minutes}\n"
-                "Give the same --minutes to go on with it, or another --work to begin anew."
-            )
-        return int(kept["steps"])
-    steps = measure(options.minutes * 60)
-    write_json(plan, {"minutes": options.minutes, "steps": steps})
-    return steps
+    compiled = bool(options.compile)
+    if options.compile is None and worth_trying:
+        compiled = seconds_per_step(True) < seconds_per_step(False)
+    steps = options.steps
+    if options.minutes is not None:
+        steps = max(1, round(options.minutes * 60 / max(seconds_per_step(compiled), 1e-9)))
+    return Plan(key, steps, compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from paceline.core.errors import ConfigError
-from paceline.training.loop import DivergedError, LoopConfig, run, steps_in
+from paceline.training.loop import DivergedError, LoopConfig, run, seconds_per_step
 from tests.training.recording import RecordingProgress
 
 CONFIG = LoopConfig(steps=40, tokens_per_step=16, checkpoint_every=10, report_every=10)
@@ -91,8 +92,20 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path) -> None:
 def test_trying_how_long_a_step_takes_leaves_the_weights_alone() -> None:
     model, loss = line_fit()
     before = [parameter.clone() for parameter in model.parameters()]
-    assert steps_in(0.5, model, loss, CONFIG) >= 1
+    assert seconds_per_step(model, loss, CONFIG) > 0
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_time_left_does_not_count_the_first_step_which_may_compile(tmp_path) -> None:
+    model, loss = line_fit()
+
+    def slow_at_first(step: int) -> torch.Tensor:
+        time.sleep(0.5 if step == 0 else 0)
+        return loss(step)
+
+    progress = RecordingProgress()
+    fitted(model, slow_at_first, tmp_path / "c.pt", progress=progress)
+    assert progress.reports[0].seconds_left < 0.5
 
 
 def test_the_rate_rises_stays_and_falls() -> None:

@@ -140,9 +140,9 @@ def test_minutes_become_a_number_of_steps_that_stays(toy, monkeypatch) -> None:
     train_target(options, first)
     steps = json.loads((options.work_directory / "plan.json").read_text())["steps"]
     assert first.reports[-1].done == steps
-    monkeypatch.setattr(recipe, "steps_in", None)
+    monkeypatch.setattr(recipe, "seconds_per_step", None)
     train_target(options, RecordingProgress())
-    with pytest.raises(ConfigError, match=r"0\.005 minutes, now 1"):
+    with pytest.raises(ConfigError, match=r"minutes 0\.005, now minutes 1"):
         train_target(replace(options, minutes=1.0), RecordingProgress())
 
 
