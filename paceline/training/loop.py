@@ -113,7 +113,8 @@ def _save(model: nn.Module, optimizers: Optimizers, path: Path, *, step: int, lo
 def _resume(model: nn.Module, optimizers: Optimizers, path: Path, run_key: str) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
+    # To the CPU: the optimisers keep their step counts there, and move the rest to the weights' device themselves.
+    state = torch.load(path, weights_only=True, map_location="cpu")
     check_same_run(path, str(state.get("run")), run_key)
     model.load_state_dict(state["model"])
     optimizers.load(state["optimizers"])

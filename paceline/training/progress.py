@@ -113,6 +113,7 @@ class TerminalProgress:
         )
 
     def result(self, metrics: Mapping[str, Any], lines: list[str]) -> None:  # noqa: ARG002
+        self.bars.stop()
         self.note("\n".join(lines))
 
     def running(self) -> AbstractContextManager[Any]:
