@@ -6,7 +6,7 @@ D depth of a draft, P pages, V vocabulary, W words of ancestor bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -157,3 +157,4 @@ class Verdict:
     tokens: list[list[int]]
     path: list[list[int]]  # accepted draft nodes, in order
     rows: list[list[int]]  # per token, the logit row (index into logit_rows) that it was sampled from
+    dead_ends: set[int] = field(default_factory=set)  # requests without a token because their controls allow none

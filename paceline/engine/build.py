@@ -79,7 +79,9 @@ def _proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], Caus
     if config.speculative is None:
         return None
     inner = proposers[config.speculative.method](config.speculative, target, load)
-    return GuardedProposer(inner, vocab_size=target.config.vocab_size)
+    return GuardedProposer(
+        inner, vocab_size=target.config.vocab_size, max_depth=config.speculative.num_speculative_tokens
+    )
 
 
 def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[LayerGroup]) -> PrefixIndex:

@@ -102,7 +102,7 @@ class Engine:
                 continue  # its chunk did not reach the last known token
             kept = request.accept(verdict.tokens[number])
             if not verdict.tokens[number]:
-                self._without_token(request, drafted=bool(drafts.counts[number]))
+                self._without_token(request, drafted=bool(drafts.counts[number]), banned=number in verdict.dead_ends)
             del verdict.tokens[number][kept:], verdict.rows[number][kept:], verdict.path[number][kept:]
             self.seats.append(request.seat, verdict.tokens[number])
             self.pipeline.state.commit(request.seat, verdict.tokens[number])
@@ -112,14 +112,18 @@ class Engine:
         self.counters.num_steps += 1
         return progress
 
-    def _without_token(self, request: Request, *, drafted: bool) -> None:
-        """Fails the request; but with a draft the NaN may be a drafted token's, so it first starts over without one."""
-        if drafted:
+    def _without_token(self, request: Request, *, drafted: bool, banned: bool) -> None:
+        """Ends a text that may not go on. NaN fails the request; but if there was a draft the NaN may be a drafted
+        token's, so it first starts over without one."""
+        if banned:
+            request.finish_reason = FinishReason.STOP
+            request.stop_reason = "every token is banned"
+        elif drafted:
             request.group.speculate = False
             self._restarting.append(request)
         else:
             request.finish_reason = FinishReason.ERROR
-            request.error = "the model returned NaN, or no token was allowed"
+            request.error = "the model returned NaN"
 
     def _commit(self, works: Works, verdict: Verdict) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""

@@ -161,12 +161,13 @@ class EngineWorker:
             command = self._commands.get()
             if command is not None:
                 command()
-        for group, emit in self._streams.values():
+        for group, _ in self._streams.values():
             for request in group.members:
                 request.error = "the engine stopped"
+            with suppress(Exception):  # the engine may have stopped half-way; the others' pages still come back
+                self.llm.engine.abort(group)
+        for _, emit in self._streams.values():
             emit(_dead())
-        for group, _ in self._streams.values():
-            self.llm.engine.abort(group)
         self._streams.clear()
 
 

@@ -19,6 +19,11 @@ from paceline.sampling.logprobs import token_logprobs
 from paceline.sampling.noise import Noise
 from paceline.sampling.state import SamplingState
 
+NAN = -1
+"""In place of a token: the row's numbers cannot be trusted."""
+BANNED = -2
+"""In place of a token: the row's controls allow none."""
+
 Choice = Callable[[Tensor, SampleRows], Tensor]
 Bool = npt.NDArray[np.bool_]
 
@@ -57,8 +62,8 @@ class Pipeline:
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         """The token of each row, int64[R]: the first of the best sums of score and target noise.
 
-        Greedy rows take the first of the best scores. A row is -1 if its logits [R, V] have a NaN, or if every token
-        of it is banned.
+        Greedy rows take the first of the best scores. A row is NAN if its logits [R, V] have a NaN, and BANNED if its
+        controls leave no token.
         """
         controlled: Bool = np.any(self.state.active[rows.seats], axis=1)
         tokens = _by_kind(controlled, logits, rows, self._with_controls, self._choose)
@@ -90,7 +95,9 @@ class Pipeline:
     def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:
         tokens = self._choose(self.scores(logits, rows), rows)
         # A ban may have covered the NaN that says this row's numbers cannot be trusted.
-        return tokens.masked_fill_(logits.amax(-1).isnan(), -1)
+        best = logits.amax(-1)
+        tokens.masked_fill_((tokens == NAN) & (best > -torch.inf), BANNED)
+        return tokens.masked_fill_(best.isnan(), NAN)
 
     def _choose(self, scores: Tensor, rows: SampleRows) -> Tensor:
         greedy = self.state.greedy[rows.seats]
@@ -105,9 +112,9 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
 
 
 def best_tokens(scores: Tensor) -> Tensor:
-    """int64[R]: the lowest of the best tokens of each row of ``scores`` [R, V]; -1 where the best is NaN or -inf."""
+    """int64[R]: the lowest of the best tokens of each row of ``scores`` [R, V]; NAN where the best is NaN or -inf."""
     best, tokens = scores.max(-1)
-    return tokens.masked_fill_(~(best > -torch.inf), -1)
+    return tokens.masked_fill_(~(best > -torch.inf), NAN)
 
 
 def take_rows(rows: SampleRows, chosen: npt.NDArray[np.int64]) -> SampleRows:

@@ -102,7 +102,7 @@ class Scheduler:
     def _num_nodes(self, depth: Int32) -> Int32:
         if self.proposer is None or not depth.any():
             return np.zeros_like(depth)
-        table = np.array([self.proposer.num_nodes(d) if d else 0 for d in range(self.max_depth + 1)], dtype=np.int32)
+        table = np.array([self.proposer.num_nodes(d) for d in range(self.max_depth + 1)], dtype=np.int32)
         nodes: Int32 = table[depth]
         return nodes
 

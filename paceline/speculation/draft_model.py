@@ -13,6 +13,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import CausalLM
 from paceline.runner import assemble, assemble_chain_end
+from paceline.sampling import NAN
 from paceline.speculation.base import ProposerTools, proposers
 
 
@@ -85,7 +86,7 @@ class DraftModelProposer:
             tokens[alive[good], depth] = sampled[good]
             counts[alive[good]] += 1
             if depth == 0:
-                counts[~good] = -1
+                counts[sampled == NAN] = -1
             alive = alive[good & (works.draft_budget[alive] > depth + 1)]
             if not len(alive):
                 break

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from operator import index as whole_number
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.core.batch import Drafts, Int32, Verdict, Works
+from paceline.core.errors import ConfigError
 from paceline.speculation.base import Proposer, ProposerTools
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
+MAX_NODES = 1024
 
 
 @dataclass(slots=True)
@@ -29,11 +32,12 @@ class GuardCounters:
 class GuardedProposer:
     """Passes calls on; what raises or makes no sense becomes "no draft", with a counter and a warning."""
 
-    def __init__(self, inner: Proposer, *, vocab_size: int) -> None:
+    def __init__(self, inner: Proposer, *, vocab_size: int, max_depth: int) -> None:
         self.inner, self.vocab_size = inner, vocab_size
         self.model = inner.model
         self.counters = GuardCounters()
         self._in_a_row = Counter[str]()
+        self._nodes = _node_table(inner, max_depth)
 
     def bind(self, tools: ProposerTools) -> None:
         self.tools = tools
@@ -41,7 +45,7 @@ class GuardedProposer:
         self.inner.bind(tools)
 
     def num_nodes(self, depth: int) -> int:
-        return 0 if self.counters.disabled else self.inner.num_nodes(depth)
+        return 0 if self.counters.disabled else self._nodes[depth]
 
     def propose(self, works: Works) -> Drafts:
         if self.counters.disabled:
@@ -95,7 +99,15 @@ class GuardedProposer:
     def _trusted(self, works: Works) -> Works:
         """Asks nothing more of a request whose drafts were malformed several times in a row."""
         lost = self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW
-        return replace(works, draft_budget=np.where(lost, 0, works.draft_budget).astype(np.int32))
+        # Copies: what a drafter writes into its arguments must not reach the step.
+        return replace(
+            works,
+            requests=list(works.requests),
+            seats=works.seats.copy(),
+            start=works.start.copy(),
+            num_known=works.num_known.copy(),
+            draft_budget=np.where(lost, 0, works.draft_budget).astype(np.int32),
+        )
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:
         _check_arrays(drafts, len(works))
@@ -116,11 +128,30 @@ class GuardedProposer:
     def _malformed(self, works: Works, drafts: Drafts) -> npt.NDArray[np.bool_]:
         """[B] a token outside the vocabulary, or more nodes or depth than allowed."""
         used = np.arange(drafts.width) < drafts.counts[:, None]
-        allowed = np.array([self.inner.num_nodes(int(depth)) if depth else 0 for depth in works.draft_budget])
+        allowed = np.array([self._nodes[depth] for depth in works.draft_budget])
         limit = np.minimum(allowed, drafts.width)
         wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > works.draft_budget[:, None])
         bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
+
+
+def _node_table(inner: Proposer, max_depth: int) -> list[int]:
+    """Nodes by depth, asked for once: a step relies on them, so they must be there and make sense.
+
+    Raises:
+        ConfigError: if the proposer raises or answers nonsense; the engine then does not start.
+    """
+    try:
+        nodes = [0, *(whole_number(inner.num_nodes(depth)) for depth in range(1, max_depth + 1))]
+    except Exception as error:
+        raise ConfigError(
+            f"the drafter cannot say how many nodes it drafts ({type(error).__name__}: {error})"
+        ) from error
+    if nodes != sorted(nodes) or nodes[-1] > MAX_NODES or (max_depth and nodes[1] < 1):
+        raise ConfigError(
+            f"the drafter drafts {nodes[1:]} nodes by depth\nThey must rise from 1 to at most {MAX_NODES}."
+        )
+    return nodes
 
 
 def _check_arrays(drafts: Drafts, num_requests: int) -> None:

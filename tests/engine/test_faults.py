@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from paceline.core.batch import Drafts
+from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
+from paceline.speculation import DraftModelProposer
 from tests.engine.helpers import VOCAB_SIZE, assert_idle, begin, finish, greedy, random_prompt, seeded
 from tests.invariance.engines import Models
 
@@ -319,11 +321,45 @@ def test_an_answer_that_runs_into_nan(speculation, poisoned: Models) -> None:
     assert_idle(engine)
 
 
-def test_no_token_allowed_is_an_error_of_that_request(models: Models, expected) -> None:
-    """Everything allowed is banned by min_tokens."""
+def test_a_text_that_may_not_go_on_stops_there(models: Models, expected, caplog) -> None:
+    """Everything allowed is banned by min_tokens: no fault of the model, nor of the drafter."""
     engine = models.engine(NEAR)
     stuck = begin(engine, PROMPTS[0], greedy(allowed_token_ids=[1], min_tokens=3))
     groups = [begin(engine, prompt, params) for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
     assert finish(engine, [stuck, *groups])[1:] == expected
-    assert stuck.members[0].finish_reason == "error"
+    assert stuck.members[0].finish_reason == "stop"
+    assert stuck.members[0].stop_reason == "every token is banned"
+    assert not caplog.records
     assert_idle(engine)
+
+
+@pytest.mark.parametrize(
+    "nodes", [lambda _: -3, lambda _: None, lambda _: 1.5, lambda depth: depth * 1000, lambda _: 1 / 0]
+)
+def test_a_drafter_that_cannot_count_is_refused_at_the_start(nodes, models: Models, monkeypatch) -> None:
+    monkeypatch.setattr(DraftModelProposer, "num_nodes", lambda _, depth: nodes(depth))
+    with pytest.raises(ConfigError, match="drafter"):
+        models.engine(NEAR)
+
+
+def test_what_a_drafter_writes_into_its_arguments_stays_there(models: Models, expected, monkeypatch) -> None:
+    def vandal(self, works):
+        for array in (works.seats, works.start, works.num_known, works.draft_budget):
+            array[:] = 99
+        works.requests.clear()
+        raise RuntimeError("half-way")
+
+    monkeypatch.setattr(DraftModelProposer, "propose", vandal)
+    engine = models.engine(NEAR)
+    assert ask(engine) == expected
+    assert engine.proposer.counters.disabled
+    assert_idle(engine)
+
+
+def test_a_perfect_drafter_is_always_right(models: Models) -> None:
+    """Draft and target share controls and noise: the target drafting for itself is never rejected."""
+    engine = Models(models.target, {"self": models.target}).engine({"method": "draft_model", "model": "self"})
+    controls = [{"top_k": 20}, {"presence_penalty": 0.5}, {"min_p": 0.01, "temperature": 1.3}]
+    params = [seeded(number, max_tokens=24, ignore_eos=True, **control) for number, control in enumerate(controls)]
+    finish(engine, [begin(engine, prompt, each) for prompt, each in zip(PROMPTS, params, strict=True)])
+    assert engine.counters.num_accepted == engine.counters.num_drafted > 0

@@ -6,9 +6,9 @@ from collections import Counter
 NEVER = -math.inf
 
 
-def processed(logits, params, prompt, output, eos=()):
+def processed(logits, params, prompt, output, eos=(), words=()):
     """The scores of the token after ``output``, and how near the nearest truncation decision was to tipping."""
-    scores = _bans(list(logits), params, output, eos)
+    scores = _bans(list(logits), params, output, eos, words)
     for token, bias in (params.logit_bias or {}).items():
         scores[token] += bias
     scores = _penalties(scores, params, prompt, output)
@@ -28,10 +28,10 @@ def probabilities(scores):
     return [weight / total for weight in weights]
 
 
-def _bans(scores, params, output, eos):
+def _bans(scores, params, output, eos, words):
     if params.allowed_token_ids is not None:
         scores = [score if token in params.allowed_token_ids else NEVER for token, score in enumerate(scores)]
-    for word in params.bad_words_token_ids:
+    for word in words:
         context = list(word[:-1])
         if len(context) <= len(output) and output[len(output) - len(context) :] == context:
             scores[word[-1]] = NEVER

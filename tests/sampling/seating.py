@@ -12,9 +12,10 @@ from paceline.sampling import Pipeline, SamplingState
 VOCAB = 16
 
 
-def make_request(params=None, *, prompt=(1, 2, 3), output=(), seed=11, sample_index=0, eos=(0,), **controls):
+def make_request(params=None, *, prompt=(1, 2, 3), output=(), seed=11, sample_index=0, eos=(0,), words=(), **controls):
+    """``words`` are bad words as token ids."""
     params = SamplingParams(**controls) if params is None else params
-    group = Group("group", list(prompt), params)
+    group = Group("group", list(prompt), params, bad_words_token_ids=words)
     request = Request("request", group, sample_index, seed, frozenset(eos), 10**6, output_token_ids=list(output))
     group.members.append(request)
     return request

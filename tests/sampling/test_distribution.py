@@ -24,7 +24,7 @@ CONTROLS = [
     {"presence_penalty": 0.9, "frequency_penalty": 0.6},
     {"repetition_penalty": 1.6},
     {"allowed_token_ids": [0, 2, 3, 8], "min_p": 0.02},
-    {"bad_words_token_ids": ((5, 2, 7), (1,)), "min_tokens": 10**6, "max_tokens": None},
+    {"words": ((5, 2, 7), (1,)), "min_tokens": 10**6, "max_tokens": None},
 ]
 
 
@@ -41,7 +41,7 @@ def sampled(controls, dtype=torch.float32, **identity):
     request = room.join(make_request(output=OUTPUT, **identity, **controls))
     logits = random_logits(1, vocab=VOCAB, seed=1, scale=1.0)
     tokens = room.pipeline.sample(logits.to(dtype).expand(COUNT, -1), many_rows(request, COUNT))
-    scores, _ = processed(logits[0].tolist(), request.params, request.prompt_token_ids, OUTPUT, eos=(0,))
+    scores, _ = processed(logits[0].tolist(), request.params, request.prompt_token_ids, OUTPUT, (0,), controls.get("words", ()))
     return tokens, probabilities(scores)
 
 

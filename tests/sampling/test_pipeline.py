@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from paceline.kernels.philox import Domain
-from paceline.sampling.pipeline import best_tokens
+from paceline.sampling.pipeline import BANNED, best_tokens
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 
 SETTINGS = [
@@ -77,7 +77,7 @@ def test_the_first_of_equal_scores_wins_and_nan_rows_are_flagged(temperature):
 EVERY_CONTROL = [
     {"allowed_token_ids": [1, 2, 3]},
     {"allowed_token_ids": [1, 2, 3], "temperature": 0.0},
-    {"bad_words_token_ids": ((9,),)},
+    {"words": ((9,),)},
     {"logit_bias": {9: -100.0}},
     {"repetition_penalty": 2.0},
     {"presence_penalty": 1.0},
@@ -103,9 +103,9 @@ def test_nan_does_not_hide_behind_a_control(controls):
 def test_everything_banned_is_flagged():
     room = Room()
     request = room.join(
-        allowed_token_ids=[3], bad_words_token_ids=((3,),), top_p=0.5, top_k=2, min_p=0.5, temperature=0.5
+        allowed_token_ids=[3], words=((3,),), top_p=0.5, top_k=2, min_p=0.5, temperature=0.5
     )
-    assert room.pipeline.sample(random_logits(2), many_rows(request, 2)).tolist() == [-1, -1]
+    assert room.pipeline.sample(random_logits(2), many_rows(request, 2)).tolist() == [BANNED, BANNED]
     assert (room.pipeline.scores(random_logits(1), many_rows(request, 1)) == -torch.inf).all()
 
 
@@ -194,7 +194,7 @@ def test_frequency_penalty_counts_drafts_of_the_same_step():
 def test_bad_words_apply_to_their_own_request():
     room = Room(vocab=100)
     banned, free, pair = (
-        room.join(make_request(temperature=0.0, bad_words_token_ids=words)) for words in (((22,),), (), ((11, 22),))
+        room.join(make_request(temperature=0.0, words=words)) for words in (((22,),), (), ((11, 22),))
     )
     entries = [(banned, [11, 22, 33], [11, 22, 33, 4]), (free, [11, 15, 33], [11, 15, 33, 4])]
     entries += [(pair, [11, 22, 33], [11, 22, 33, 4]), (pair, [22, 22, 33], [22, 22, 33, 4])]
@@ -226,7 +226,7 @@ def test_a_draft_changes_no_token(seed):
     generator = np.random.default_rng(seed)
     table = torch.from_numpy(generator.normal(size=(VOCAB, VOCAB)) * 2)
     controls = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "top_p": 0.9, "min_tokens": 6, "max_tokens": None}
-    controls |= {"bad_words_token_ids": ((3, 4), (5, 6, 7), (8,))}
+    controls |= {"words": ((3, 4), (5, 6, 7), (8,))}
     texts = []
     for depth in (0, 1, 3):
         room = Room()

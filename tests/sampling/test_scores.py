@@ -11,6 +11,7 @@ from tests.sampling.oracle import processed
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, random_logits, rows_of
 
 TOKENS = st.integers(0, VOCAB - 1)
+WORDS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple), max_size=6).map(tuple)
 HISTORY = st.lists(st.integers(0, 4), max_size=8)
 EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)
 
@@ -20,7 +21,6 @@ def sampling_params(draw):
     def often(strategy, otherwise):
         return draw(strategy) if draw(st.booleans()) else otherwise
 
-    words = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple), max_size=6).map(tuple)
     return SamplingParams(
         temperature=draw(st.sampled_from([0.0, 1.0, 0.3, 0.9, 2.5])),
         top_k=often(st.integers(-1, VOCAB + 2), 0),
@@ -31,7 +31,6 @@ def sampling_params(draw):
         repetition_penalty=often(st.floats(0.5, 2), 1.0),
         logit_bias=often(st.dictionaries(TOKENS, st.floats(-5, 5), max_size=4), None),
         allowed_token_ids=often(st.lists(TOKENS, min_size=1, max_size=12), None),
-        bad_words_token_ids=often(words, ()),
         min_tokens=often(st.integers(0, 12), 0),
         stop_token_ids=often(st.lists(TOKENS, max_size=3), ()),
         max_tokens=None,
@@ -53,23 +52,23 @@ def assert_same_scores(found, expected):
 
 
 @EXAMPLES
-@given(params=sampling_params(), logits=LOGITS, prompt=HISTORY, output=HISTORY, path=HISTORY)
-def test_scores_match_the_oracle(params, logits, prompt, output, path):
-    expected, margin = processed(logits, params, prompt, output + path, eos=(0,))
+@given(params=sampling_params(), logits=LOGITS, prompt=HISTORY, output=HISTORY, path=HISTORY, words=WORDS)
+def test_scores_match_the_oracle(params, logits, prompt, output, path, words):
+    expected, margin = processed(logits, params, prompt, output + path, (0,), words)
     assume(margin > 1e-9)
     room = Room()
-    request = room.join(make_request(params, prompt=prompt, output=output))
+    request = room.join(make_request(params, prompt=prompt, output=output, words=words))
     given_logits = torch.tensor([logits], dtype=torch.float64)
     found = room.pipeline.scores(given_logits, rows_of((request, path)))
     assert_same_scores(found[0], expected)
     assert given_logits[0].tolist() == logits
 
 
-def check_path_is_exact(params, prompt, output, path, dtype=torch.float64):
+def check_path_is_exact(params, prompt, output, path, dtype=torch.float64, words=()):
     """A path is worth the same as known tokens, whether these were there at the start or came step by step."""
     room, logits = Room(), random_logits(1, seed=len(path), dtype=dtype)
     drafted, known, grown = (
-        make_request(params, prompt=prompt, output=seen) for seen in (output, output + path, output)
+        make_request(params, prompt=prompt, output=seen, words=words) for seen in (output, output + path, output)
     )
     room.join(drafted, known, grown)
     for token in path:
@@ -84,9 +83,9 @@ def check_path_is_exact(params, prompt, output, path, dtype=torch.float64):
 
 
 @EXAMPLES
-@given(params=sampling_params(), prompt=HISTORY, output=HISTORY, path=HISTORY)
-def test_draft_path_is_exact(params, prompt, output, path):
-    check_path_is_exact(params, prompt, output, path)
+@given(params=sampling_params(), prompt=HISTORY, output=HISTORY, path=HISTORY, words=WORDS)
+def test_draft_path_is_exact(params, prompt, output, path, words):
+    check_path_is_exact(params, prompt, output, path, words=words)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -103,7 +102,7 @@ BATCH = [
     {"min_p": 0.1, "repetition_penalty": 1.2},
     {"temperature": 0.0, "frequency_penalty": 0.4},
     {"logit_bias": {1: 2.0}, "allowed_token_ids": [0, 1, 2, 3, 9]},
-    {"bad_words_token_ids": ((5,), (4, 7)), "min_tokens": 9},
+    {"words": ((5,), (4, 7)), "min_tokens": 9},
 ]
 
 
@@ -178,7 +177,7 @@ def test_min_tokens_ends_with_the_output_index():
 
 def test_bad_words_do_not_see_the_prompt():
     room = Room()
-    request = room.join(prompt=[1, 2], temperature=0.0, bad_words_token_ids=((2, 3),))
+    request = room.join(prompt=[1, 2], temperature=0.0, words=((2, 3),))
     logits = torch.zeros(2, VOCAB)
     logits[:, 3] = 1.0
     assert room.pipeline.sample(logits, chain_rows(request, [2])).tolist() == [3, 0]
@@ -186,7 +185,7 @@ def test_bad_words_do_not_see_the_prompt():
 
 def test_draft_tokens_outside_the_vocabulary_are_not_counted():
     room = Room()
-    request = room.join(frequency_penalty=1.0, bad_words_token_ids=((4, 5),), temperature=0.0)
+    request = room.join(frequency_penalty=1.0, words=((4, 5),), temperature=0.0)
     scores = room.pipeline.scores(torch.zeros(3, VOCAB), chain_rows(request, [VOCAB + 3, 4]))
     assert scores[2].argmin() == 5
     assert scores[2, 4] == -1.0

@@ -25,7 +25,7 @@ EVERYTHING = {
     "repetition_penalty": 1.5,
     "logit_bias": {3: 1.0},
     "allowed_token_ids": [1, 2, 3, 4, 5],
-    "bad_words_token_ids": ((1,), (2, 3)),
+    "words": ((1,), (2, 3)),
     "min_tokens": 5,
     "stop_token_ids": [4],
 }
@@ -37,7 +37,7 @@ OTHERS = [
     {"repetition_penalty": 1.1},
     {"top_k": 3},
     {"logit_bias": {9: 1.0}},
-    {"bad_words_token_ids": ((4, 5),)},
+    {"words": ((4, 5),)},
     {"allowed_token_ids": [7, 8, 9]},
     {"min_tokens": 2, "stop_token_ids": [9]},
 ]
@@ -153,12 +153,12 @@ def test_penalties_that_see_only_the_last_token_are_caught(monkeypatch):
 
 
 def test_bad_words_that_ignore_the_path_are_caught(monkeypatch):
-    params = SamplingParams(bad_words_token_ids=((2, 3, 4),))
-    check_path_is_exact(params, [1], [2], [3])
+    words = ((2, 3, 4),)
+    check_path_is_exact(SamplingParams(), [1], [2], [3], words=words)
     history = BadWords._history
     monkeypatch.setattr(BadWords, "_history", lambda self, seat, path: history(self, seat, path[:0]))
     with pytest.raises(AssertionError):
-        check_path_is_exact(params, [1], [2], [3])
+        check_path_is_exact(SamplingParams(), [1], [2], [3], words=words)
 
 
 def test_a_draft_that_changes_the_counts_is_caught(monkeypatch):

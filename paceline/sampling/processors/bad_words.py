@@ -28,7 +28,7 @@ class BadWords:
         self._context: dict[int, int] = {}  # seat -> most tokens of context that a word needs
 
     def join(self, request: Request) -> bool:
-        words = [word for word in request.params.bad_words_token_ids if self._can_be_completed(word)]
+        words = [word for word in request.group.bad_words_token_ids if self._can_be_completed(word)]
         if not words:
             return False
         longer: Words = defaultdict(list)
