@@ -93,7 +93,6 @@ def test_sampling_parameters():
         "prompt_logprobs",
         "detokenize",
         "skip_special_tokens",
-        "bad_words_token_ids",
     ]
 
 

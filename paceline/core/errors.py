@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 class PacelineError(Exception):
     """Base of every error that Paceline raises on purpose."""
@@ -28,6 +30,22 @@ class EngineDeadError(PacelineError, RuntimeError):
     """The engine's worker has stopped; nothing more will be generated."""
 
 
+class _Shortened(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        # Python itself refuses to write out integers of more than 4300 digits.
+        return super().repr_int(value, level) if value.bit_length() <= 128 else f"{value.bit_length()}-bit integer"
+
+
+_shortened = _Shortened()
+_shortened.maxstring = _shortened.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value as error messages show it: shortened, and never an error itself."""
+    text = _shortened.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def out_of_range(field: str, value: object, allowed: str) -> InvalidRequestError:
     """The error for a sampling parameter outside its range: names the field, the value and the range."""
-    return InvalidRequestError(f"{field} must be {allowed}, got {value!r}", param=field)
+    return InvalidRequestError(f"{field} must be {allowed}, got {shown(value)}", param=field)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from paceline.core.errors import InvalidRequestError, out_of_range
@@ -14,6 +14,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LIST_LENGTH = 4096
+INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
 
@@ -58,17 +59,15 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
-    # Filled in by the engine, which has the tokenizer: each bad word as token ids.
-    bad_words_token_ids: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+            _set(self, "stop", (self.stop,))
         for name in ("stop", "stop_token_ids", "bad_words"):
             value = getattr(self, name)
-            object.__setattr__(self, name, () if value is None else _as_tuple(name, value))
+            _set(self, name, () if value is None else _as_tuple(name, value))
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids))
+            _set(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids))
         _check_counts(self)
         _check_numbers(self)
         _check_lists(self)
@@ -83,7 +82,7 @@ class SamplingParams:
         return self.temperature == 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.repr}
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
@@ -92,51 +91,57 @@ def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    """The value as a plain int; NumPy's integers are integers too."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise out_of_range(name, value, f"an integer in [{low}, {high}]")
+    return int(value)
 
 
-def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    bracket = "(" if above else "["
-    allowed = f"a number in {bracket}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise out_of_range(name, value, allowed)
-    if not low <= value <= high or (above and value == low):
-        raise out_of_range(name, value, allowed)
+def _number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
+    """The value as a plain float; a NaN is in no range, and an int too large for a float is compared as it is."""
+    inside = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+    if not inside or (above and float(value) == low):
+        raise out_of_range(name, value, f"a number in {'(' if above else '['}{low:g}, {high:g}]")
+    return float(value)
+
+
+def _set(params: SamplingParams, name: str, value: object) -> None:
+    object.__setattr__(params, name, value)
 
 
 def _check_counts(p: SamplingParams) -> None:
-    _integer("n", p.n, 1, MAX_SAMPLES)
-    if p.best_of is not None:
-        _integer("best_of", p.best_of, p.n, MAX_SAMPLES)
-    _integer("top_k", p.top_k, -1, INT64_MAX)
-    if p.seed is not None:
-        _integer("seed", p.seed, -INT64_MAX - 1, INT64_MAX)
-    if p.max_tokens is not None:
-        _integer("max_tokens", p.max_tokens, 1, 2**31 - 1)
-    _integer("min_tokens", p.min_tokens, 0, 2**31 - 1 if p.max_tokens is None else p.max_tokens)
-    for name in ("logprobs", "prompt_logprobs"):
+    _set(p, "n", _integer("n", p.n, 1, MAX_SAMPLES))
+    _set(p, "top_k", _integer("top_k", p.top_k, -1, INT64_MAX))
+    ranges = (
+        ("best_of", p.n, MAX_SAMPLES),
+        ("seed", -INT64_MAX - 1, INT64_MAX),
+        ("max_tokens", 1, INT32_MAX),
+        ("logprobs", 0, MAX_LOGPROBS),
+        ("prompt_logprobs", 0, MAX_LOGPROBS),
+    )
+    for name, low, high in ranges:
         if getattr(p, name) is not None:
-            _integer(name, getattr(p, name), 0, MAX_LOGPROBS)
+            _set(p, name, _integer(name, getattr(p, name), low, high))
+    most = INT32_MAX if p.max_tokens is None else p.max_tokens
+    _set(p, "min_tokens", _integer("min_tokens", p.min_tokens, 0, most))
     for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
         if not isinstance(getattr(p, name), bool):
             raise out_of_range(name, getattr(p, name), "true or false")
 
 
 def _check_numbers(p: SamplingParams) -> None:
-    _number("temperature", p.temperature, 0.0, 1e4)
-    _number("top_p", p.top_p, 0.0, 1.0, above=True)
-    _number("min_p", p.min_p, 0.0, 1.0)
-    _number("presence_penalty", p.presence_penalty, -2.0, 2.0)
-    _number("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
-    _number("repetition_penalty", p.repetition_penalty, 0.0, 1e3, above=True)
+    _set(p, "temperature", _number("temperature", p.temperature, 0.0, 1e4))
+    _set(p, "top_p", _number("top_p", p.top_p, 0.0, 1.0, above=True))
+    _set(p, "min_p", _number("min_p", p.min_p, 0.0, 1.0))
+    for name in ("presence_penalty", "frequency_penalty"):
+        _set(p, name, _number(name, getattr(p, name), -2.0, 2.0))
+    _set(p, "repetition_penalty", _number("repetition_penalty", p.repetition_penalty, 0.0, 1e3, above=True))
     if p.logit_bias is not None:
         if not isinstance(p.logit_bias, Mapping) or len(p.logit_bias) > MAX_LIST_LENGTH:
             raise out_of_range("logit_bias", type(p.logit_bias).__name__, f"a map of at most {MAX_LIST_LENGTH} entries")
-        for token, bias in p.logit_bias.items():
-            _integer("logit_bias key", token, 0, 2**31 - 1)
-            _number(f"logit_bias[{token}]", bias, -100.0, 100.0)
+        biases = ((_integer("logit_bias key", token, 0, INT32_MAX), bias) for token, bias in p.logit_bias.items())
+        _set(p, "logit_bias", {token: _number(f"logit_bias[{token}]", bias, -100.0, 100.0) for token, bias in biases})
 
 
 def _check_lists(p: SamplingParams) -> None:
@@ -156,8 +161,8 @@ def _check_lists(p: SamplingParams) -> None:
         if len(values) > MAX_LIST_LENGTH:
             raise out_of_range(name, f"{len(values)} entries", f"at most {MAX_LIST_LENGTH} entries")
     for name in ("stop_token_ids", "allowed_token_ids"):
-        for token in getattr(p, name) or ():
-            _integer(name, token, 0, 2**31 - 1)
+        if getattr(p, name):
+            _set(p, name, tuple(_integer(name, token, 0, INT32_MAX) for token in getattr(p, name)))
     if p.allowed_token_ids is not None and not p.allowed_token_ids:
         raise InvalidRequestError("allowed_token_ids must not be empty, got []", param="allowed_token_ids")
 

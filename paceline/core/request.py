@@ -121,6 +121,8 @@ class Group:
     priority: int = 0
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    """What spells one of the parameters' bad words; found by whoever has the tokenizer."""
     speculate: bool = True
     """False turns speculation off for this group alone."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,11 +59,10 @@ class Intake:
             raise InvalidRequestError(
                 "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
             )
-        if params.bad_words:
-            assert self.tokenizer is not None
-            params = replace(params, bad_words_token_ids=bad_word_ids(self.tokenizer, params.bad_words))
         number = next(self._numbers)
         group = Group(id=request_id or f"request-{number}", prompt_token_ids=tokens, params=params, speculate=speculate)
+        if self.tokenizer is not None:
+            group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words)
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = [None] * len(tokens)
         seed = params.seed if params.seed is not None else self._draw_seed(number)

@@ -102,9 +102,7 @@ def test_nan_does_not_hide_behind_a_control(controls):
 
 def test_everything_banned_is_flagged():
     room = Room()
-    request = room.join(
-        allowed_token_ids=[3], words=((3,),), top_p=0.5, top_k=2, min_p=0.5, temperature=0.5
-    )
+    request = room.join(allowed_token_ids=[3], words=((3,),), top_p=0.5, top_k=2, min_p=0.5, temperature=0.5)
     assert room.pipeline.sample(random_logits(2), many_rows(request, 2)).tolist() == [BANNED, BANNED]
     assert (room.pipeline.scores(random_logits(1), many_rows(request, 1)) == -torch.inf).all()
 
