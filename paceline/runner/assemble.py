@@ -18,8 +18,7 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
     context + depth - 1, sees the known tokens and its ancestors.
     """
     counts = works.num_known + drafts.counts
-    row_start = np.zeros(len(works) + 1, dtype=np.int32)
-    np.cumsum(counts, out=row_start[1:])
+    row_start = _starts(counts)
     row_request = np.repeat(np.arange(len(works), dtype=np.int32), counts)
     local = np.arange(row_start[-1], dtype=np.int32) - row_start[row_request]
     node = local - works.num_known[row_request]
@@ -56,6 +55,13 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
     )
 
 
+def _starts(counts: Int32) -> Int32:
+    """[B + 1] where each of B stretches begins, and where the last one ends."""
+    starts = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
 def assemble_chain_end(seats: Int32, slots: Int32, tokens: Int32, groups: Sequence[LayerGroup]) -> Batch:
     """One row per request: ``tokens`` [B] at logical ``slots`` [B], seeing everything up to itself.
 
@@ -84,8 +90,7 @@ def _sampled(works: Works, drafts: Drafts, seats: Seats, row_start: Int32) -> tu
     """Rows to sample: the last known token, if the chunk reaches it, and every draft node."""
     reaches = works.end == seats.num_tokens[works.seats]
     wanted = np.where(reaches, drafts.counts + 1, 0)
-    sample_start = np.zeros(len(works) + 1, dtype=np.int32)
-    np.cumsum(wanted, out=sample_start[1:])
+    sample_start = _starts(wanted)
     owner = np.repeat(np.arange(len(works)), wanted)
     offset = np.arange(sample_start[-1]) - sample_start[owner]
     first = row_start[:-1] + works.num_known - 1
