@@ -23,19 +23,17 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
     local = np.arange(row_start[-1], dtype=np.int32) - row_start[row_request]
     node = local - works.num_known[row_request]
     slot = works.start[row_request] + local
-    row_seat = works.seats[row_request]
-    context = works.end
-
+    row_seat, context = works.seats[row_request], works.end
     token_ids = seats.tokens[row_seat, np.minimum(slot, seats.max_len - 1)]
     positions, visible = slot.copy(), slot + 1
     tree_bits = np.zeros((len(slot), -(-drafts.width // 64)), dtype=np.int64)
     if drafts.width:
         rows = np.flatnonzero(node >= 0)
-        of, index = row_request[rows], node[rows]
-        token_ids[rows] = drafts.tokens[of, index]
-        positions[rows] = context[of] + drafts.depths[of, index] - 1
-        visible[rows] = context[of]
-        tree_bits[rows] = drafts.ancestor_bits[of, index]
+        at = row_request[rows], node[rows]
+        token_ids[rows] = drafts.tokens[at]
+        positions[rows] = context[at[0]] + drafts.depths[at] - 1
+        visible[rows] = context[at[0]]
+        tree_bits[rows] = drafts.ancestor_bits[at]
     logit_rows, sample_start = _sampled(works, drafts, seats, row_start)
     return Batch(
         token_ids=token_ids.astype(np.int64),
