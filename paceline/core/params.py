@@ -100,8 +100,8 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
 
 def _number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
     """The value as a plain float; a NaN is in no range, and an int too large for a float is compared as it is."""
-    inside = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
-    if not inside or (above and float(value) == low):
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not low <= value <= high or (above and float(value) == low):
         raise out_of_range(name, value, f"a number in {'(' if above else '['}{low:g}, {high:g}]")
     return float(value)
 

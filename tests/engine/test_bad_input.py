@@ -63,7 +63,7 @@ BAD_PARAMS = {
     "allowed_token_ids": {"allowed_token_ids": [3, VOCAB_SIZE]},
     "stop_token_ids": {"stop_token_ids": [2**31 - 1]},
     "min_tokens": {"min_tokens": 121, "max_tokens": None},
-    "bad_words": {"bad_words": [" "]},
+    "bad_words": {"bad_words": ["\ud800"]},
 }
 
 

@@ -135,6 +135,14 @@ def test_bad_words_never_appear(llm: LLM, plain: LLM, readable) -> None:
         assert word not in found
 
 
+def test_white_space_is_banned(llm: LLM) -> None:
+    word = "\n"
+    tokens = llm.tokenizer.encode(word, add_special_tokens=False)
+    controls = {"allowed_token_ids": [*tokens, 300], "logit_bias": dict.fromkeys(tokens, 50.0)}
+    assert word in only(llm.generate(PROMPT, greedy(**controls))).text
+    assert word not in only(llm.generate(PROMPT, greedy(**controls, bad_words=[word]))).text
+
+
 def test_unseeded_calls_differ_and_repeat_with_the_engines_seed(checkpoints) -> None:
     params = seeded(None, max_tokens=16)
     first, again, other = (make(checkpoints.llama, seed=seed) for seed in (1, 1, 2))

@@ -6,7 +6,7 @@ from collections import Counter
 NEVER = -math.inf
 
 
-def processed(logits, params, prompt, output, eos=(), words=()):
+def processed(logits, params, prompt, output, *, eos=(), words=()):
     """The scores of the token after ``output``, and how near the nearest truncation decision was to tipping."""
     scores = _bans(list(logits), params, output, eos, words)
     for token, bias in (params.logit_bias or {}).items():

@@ -42,7 +42,12 @@ def sampled(controls, dtype=torch.float32, **identity):
     logits = random_logits(1, vocab=VOCAB, seed=1, scale=1.0)
     tokens = room.pipeline.sample(logits.to(dtype).expand(COUNT, -1), many_rows(request, COUNT))
     scores, _ = processed(
-        logits[0].tolist(), request.params, request.prompt_token_ids, OUTPUT, (0,), controls.get("words", ())
+        logits[0].tolist(),
+        request.params,
+        request.prompt_token_ids,
+        OUTPUT,
+        eos=(0,),
+        words=controls.get("words", ()),
     )
     return tokens, probabilities(scores)
 

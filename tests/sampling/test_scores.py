@@ -53,8 +53,8 @@ def assert_same_scores(found, expected):
 
 @EXAMPLES
 @given(params=sampling_params(), logits=LOGITS, prompt=HISTORY, output=HISTORY, path=HISTORY, words=WORDS)
-def test_scores_match_the_oracle(params, logits, prompt, output, path, words):
-    expected, margin = processed(logits, params, prompt, output + path, (0,), words)
+def test_scores_match_the_oracle(*, params, logits, prompt, output, path, words):
+    expected, margin = processed(logits, params, prompt, output + path, eos=(0,), words=words)
     assume(margin > 1e-9)
     room = Room()
     request = room.join(make_request(params, prompt=prompt, output=output, words=words))
@@ -64,7 +64,7 @@ def test_scores_match_the_oracle(params, logits, prompt, output, path, words):
     assert given_logits[0].tolist() == logits
 
 
-def check_path_is_exact(params, prompt, output, path, dtype=torch.float64, words=()):
+def check_path_is_exact(params, prompt, output, path, *, dtype=torch.float64, words=()):
     """A path is worth the same as known tokens, whether these were there at the start or came step by step."""
     room, logits = Room(), random_logits(1, seed=len(path), dtype=dtype)
     drafted, known, grown = (
@@ -91,7 +91,7 @@ def test_draft_path_is_exact(params, prompt, output, path, words):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_draft_path_is_exact_in_every_dtype(dtype):
     params = SamplingParams(repetition_penalty=1.3, frequency_penalty=0.3, presence_penalty=0.2, top_p=0.9, top_k=9)
-    check_path_is_exact(params, [1, 2, 3], [4, 5, 5], [5, 6, 6, 2], dtype)
+    check_path_is_exact(params, [1, 2, 3], [4, 5, 5], [5, 6, 6, 2], dtype=dtype)
 
 
 BATCH = [

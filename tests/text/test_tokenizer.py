@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
 from paceline.core.errors import CheckpointError, InvalidRequestError
 from paceline.text import Tokenizer, bad_word_ids, token_bytes, token_text
-from tests.text.tokenizers_for_tests import CHAT, byte_fallback, byte_level, unigram, write_byte_level
+from tests.text.tokenizers_for_tests import CHAT, byte_fallback, byte_level, of, unigram, write_byte_level
 
 
 def test_a_directory(tmp_path):
@@ -114,10 +114,25 @@ def test_bad_words_with_and_without_a_space():
     assert tokenizer.decode(bare) == "hello"
     assert tokenizer.decode(spaced) == " hello"
     assert bad_word_ids(tokenizer, []) == ()
-    with pytest.raises(InvalidRequestError) as caught:
-        bad_word_ids(tokenizer, [" "])
-    assert caught.value.param == "bad_words"
     assert CHAT.end in tokenizer.backend.get_vocab()
+
+
+@pytest.mark.parametrize("word", ["\n", " ", "  ", "\t", " \n"])
+def test_white_space_is_a_bad_word_of_its_own(word):
+    (ids,) = bad_word_ids(byte_level(), [word])
+    assert byte_level().decode(ids) == word
+    tokenizer = byte_fallback()  # begins every text with "▁"
+    both = tokenizer.encode(f"hello{word}", add_special_tokens=False)
+    assert any(tuple(both[-len(ids) :]) == ids for ids in bad_word_ids(tokenizer, [word]))
+
+
+def test_bad_words_without_tokens_or_unicode():
+    backend = type(byte_level().backend).from_str(byte_level().backend.to_str())
+    backend.normalizer = normalizers.Strip()
+    for tokenizer, word in ((of(backend), " "), (byte_level(), "\ud800"), (byte_level(), "a\udfff")):
+        with pytest.raises(InvalidRequestError) as caught:
+            bad_word_ids(tokenizer, ["fine", word])
+        assert caught.value.param == "bad_words"
 
 
 def test_one_tokens_text_and_bytes():
