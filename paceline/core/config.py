@@ -4,22 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, shown
+
+MAX_INT32 = 2**31 - 1
+BOUNDS = {
+    "num_speculative_tokens": (1, 64),
+    "prompt_lookup_max": (1, 32),
+    "prompt_lookup_min": (1, 32),
+    "block_size": (1, 4096),
+    "num_blocks": (1, MAX_INT32),
+    "max_model_len": (2, MAX_INT32),
+    "max_num_seqs": (1, 4096),
+    "max_num_batched_tokens": (1, MAX_INT32),
+    "seed": (-(2**63), 2**63 - 1),
+}
+"""Smallest and largest value of every option that is an integer."""
+KINDS: Mapping[type, str] = {str: "text", bool: "true or false", NoneType: "None"}
 
 
 def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
     known = {item.name for item in fields(cls)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - known, key=str)
     if unknown:
-        raise ConfigError(f"unknown {kind} option {unknown[0]!r}\nChoose from: {', '.join(sorted(known))}.")
+        raise ConfigError(f"unknown {kind} option {shown(unknown[0])}\nChoose from: {', '.join(sorted(known))}.")
     return cls(**values)
 
 
-def _at_least(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} must be an integer of at least {low}, got {value!r}")
+def _types(cls: type[Any]) -> Mapping[str, tuple[type, ...]]:
+    """The types that each option may have, from its annotation."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+
+
+def _check(config: SpeculativeConfig | EngineConfig) -> None:
+    """Every option has its annotated type and lies within its bounds; names of parts are checked by their registry."""
+    for name, types in _types(type(config)).items():
+        value = getattr(config, name)
+        low, high = BOUNDS.get(name, (False, True))
+        typed = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if not typed or (isinstance(value, int) and not low <= value <= high):
+            ranged = f"an integer in [{low}, {high}]"
+            allowed = " or ".join(ranged if kind is int else KINDS.get(kind, kind.__name__) for kind in types)
+            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +65,12 @@ class SpeculativeConfig:
     """ngram: shortest n-gram that is looked up."""
 
     def __post_init__(self) -> None:
-        _at_least("num_speculative_tokens", self.num_speculative_tokens, 1)
-        _at_least("prompt_lookup_min", self.prompt_lookup_min, 1)
-        _at_least("prompt_lookup_max", self.prompt_lookup_max, self.prompt_lookup_min)
-        if self.num_speculative_tokens > 64:
-            raise ConfigError(f"num_speculative_tokens must be at most 64, got {self.num_speculative_tokens}")
+        _check(self)
+        if self.prompt_lookup_max < self.prompt_lookup_min:
+            raise ConfigError(
+                f"prompt_lookup_max must be at least prompt_lookup_min ({self.prompt_lookup_min}), "
+                f"got {self.prompt_lookup_max}"
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | SpeculativeConfig | None) -> SpeculativeConfig | None:
@@ -48,7 +78,8 @@ class SpeculativeConfig:
             return values
         if not isinstance(values, Mapping) or "method" not in values:
             raise ConfigError('speculative_config needs a "method"\nFor example {"method": "ngram"}.')
-        config: SpeculativeConfig = _from_mapping(cls, values, "speculative_config")
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        config: SpeculativeConfig = _from_mapping(cls, plain, "speculative_config")
         return config
 
 
@@ -75,15 +106,7 @@ class EngineConfig:
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
-        _at_least("block_size", self.block_size, 1)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        if self.num_blocks is not None:
-            _at_least("num_blocks", self.num_blocks, 1)
-        if self.max_model_len is not None:
-            _at_least("max_model_len", self.max_model_len, 2)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
-            raise ConfigError(f"seed must be a 64-bit integer, got {self.seed!r}")
+        _check(self)
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:

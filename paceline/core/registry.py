@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, shown
 
 Part = TypeVar("Part")
 
@@ -34,12 +34,12 @@ class Registry(Generic[Part]):
         return register
 
     def __getitem__(self, name: str) -> Part:
-        if name not in self._parts:
-            raise ConfigError(f"unknown {self.kind} {name!r}\nChoose one of: {', '.join(sorted(self._parts))}.")
+        if not isinstance(name, str) or name not in self._parts:
+            raise ConfigError(f"unknown {self.kind} {shown(name)}\nChoose one of: {', '.join(sorted(self._parts))}.")
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._parts
+        return isinstance(name, str) and name in self._parts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from paceline.core.config import EngineConfig, SpeculativeConfig
-from paceline.core.errors import ConfigError, InvalidRequestError
+from paceline.core.errors import ConfigError, InvalidRequestError, shown
 from paceline.core.outputs import RequestOutput
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
@@ -36,21 +37,25 @@ class LLM:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | Path | None = None,
         *,
         speculative_config: Mapping[str, Any] | SpeculativeConfig | str | None = "auto",
         **options: Any,
     ) -> None:
+        if model is not None and not isinstance(model, str | Path):
+            raise ConfigError(f"model must be a directory or a Hub id, got {shown(model)}")
         if isinstance(speculative_config, str):
             if speculative_config != "auto":
-                raise ConfigError(f'speculative_config is {speculative_config!r}\nFor example {{"method": "ngram"}}.')
+                raise ConfigError(
+                    f'speculative_config is {shown(speculative_config)}\nFor example {{"method": "ngram"}}.'
+                )
             embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 4}
             speculative_config = embedded if model is None else None
         if "speculative" in options:
             raise ConfigError("unknown engine option 'speculative'\nUse speculative_config.")
         config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))
         path = EMBEDDED_TARGET if model is None else resolve_model(model)
-        self.model_name = "paceline-pair" if model is None else model
+        self.model_name = "paceline-pair" if model is None else str(model)
         self.tokenizer = Tokenizer.try_load(path)
         self.engine = build_engine(path, config)
         self.intake = Intake(self.engine, self.tokenizer)

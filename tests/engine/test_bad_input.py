@@ -188,14 +188,37 @@ BAD_OPTIONS = {
     "dtype": ({"dtype": "int3"}, "int3.*\n.*float32"),
     "kv dtype": ({"kv_cache_dtype": "int3"}, "int3.*\n.*float32"),
     "device": ({"device": "abacus"}, "abacus.*\n.*cpu"),
+    "a device without support": ({"device": "mps"}, "mps.*\n.*cpu"),
+    "a device without memory": ({"device": "meta"}, "meta.*\n.*cpu"),
     "max_model_len": ({"max_model_len": 129}, "max_model_len.*\n.*128"),
     "max_model_len 1": ({"max_model_len": 1}, "max_model_len"),
     "num_blocks": ({"num_blocks": 0}, "num_blocks"),
+    "num_blocks beyond int32": ({"num_blocks": 10**13}, "num_blocks must be .*2147483647.* or None, got 10{13}"),
+    "num_blocks beyond memory": (
+        {"num_blocks": 2**31 - 1},
+        "num_blocks=2147483647 .*\nSet num_blocks to at most [1-9]",
+    ),
     "block_size": ({"block_size": 1.5}, "block_size"),
     "max_num_seqs": ({"max_num_seqs": True}, "max_num_seqs"),
     "max_num_batched_tokens": ({"max_num_batched_tokens": "many"}, "max_num_batched_tokens"),
+    "block_size beyond reason": ({"block_size": 10**9}, r"block_size must be an integer in \[1, 4096\], got 10{9}"),
+    "max_num_seqs beyond reason": ({"max_num_seqs": 10**9}, r"max_num_seqs .*4096\]"),
+    "lookup beyond reason": ({"speculative_config": {"method": "ngram", "prompt_lookup_max": 33}}, r"_max .*32\]"),
     "seed": ({"seed": 2**63}, "seed"),
+    "a seed that cannot be shown": ({"seed": 10**5000}, "seed .*-bit integer"),
+    "prefix caching": (
+        {"enable_prefix_caching": "banana"},
+        "enable_prefix_caching must be true or false, got 'banana'",
+    ),
+    "prefix caching as a number": ({"enable_prefix_caching": 1}, "enable_prefix_caching must be true or false"),
+    "a draft's number": (
+        {"speculative_config": {"method": "draft_model", "model": 5}},
+        "model must be text or None, got",
+    ),
+    "a method's list": ({"speculative_config": {"method": []}}, r"method must be text, got \[\]"),
+    "a name's number": ({"speculative_config": {"method": "ngram", 5: 1, "x": 2}}, "option 5\n"),
 }
+TEXTS = ("dtype", "device", "kv_cache_dtype", "cache", "scheduling_policy", "attention_backend")
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
@@ -203,6 +226,36 @@ def test_bad_options(name, checkpoints) -> None:
     options, message = BAD_OPTIONS[name]
     with pytest.raises(ConfigError, match=message):
         make(checkpoints.llama, **options)
+
+
+@pytest.mark.parametrize("value", [[], {}, 5, None, True], ids=str)
+@pytest.mark.parametrize("option", TEXTS)
+def test_names_are_text(option, value, checkpoints) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be text, got {re.escape(repr(value))}"):
+        make(checkpoints.llama, **{option: value})
+
+
+@pytest.mark.parametrize("model", [5, [], b"model"], ids=str)
+def test_a_model_is_named_by_text(model) -> None:
+    with pytest.raises(ConfigError, match="model must be a directory or a Hub id, got"):
+        LLM(model)
+
+
+def test_paths_name_models_too(checkpoints) -> None:
+    draft = {"method": "draft_model", "model": checkpoints.near}
+    llm = LLM(checkpoints.llama, speculative_config=draft, device="cpu", max_num_seqs=1)
+    assert llm.model_name == str(checkpoints.llama)
+
+
+def test_as_many_pages_as_memory_holds(checkpoints, monkeypatch) -> None:
+    page = 2 * 2 * 2 * 8 * 8 * 8  # layers, K and V, heads, dimensions, tokens, bytes
+    monkeypatch.setattr("paceline.engine.memory.free_bytes", lambda device: 6 * page + 1)
+    options = {"block_size": 8, "num_blocks": 5}
+    assert make(checkpoints.llama, **options).stats()["pages"]["total"] == 5
+    with pytest.raises(ConfigError, match="Set num_blocks to at most 5"):
+        make(checkpoints.llama, **options | {"num_blocks": 6})
+    with pytest.raises(ConfigError, match="Set block_size lower"):
+        make(checkpoints.llama, **options | {"block_size": 64})
 
 
 def test_a_draft_with_another_vocabulary(checkpoints) -> None:
