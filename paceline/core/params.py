@@ -49,7 +49,7 @@ class SamplingParams:
     seed: int | None = None
     """The same seed gives the same text. None draws one from the engine's seed."""
     max_tokens: int | None = 16
-    """None goes on until the model stops or its context is full."""
+    """None goes on until the model stops or the context or the cache is full."""
     min_tokens: int = 0
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()

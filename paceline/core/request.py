@@ -42,7 +42,7 @@ class Request:
     """The noise key; resolved, never None."""
     eos_token_ids: frozenset[int]
     max_new_tokens: int
-    """max_tokens, or what the context leaves."""
+    """max_tokens, or what context and cache leave."""
     watcher: TokenWatcher | None = None
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -89,7 +89,14 @@ class Intake:
             watcher=watcher,
         )
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of prompt and answer together: what the context holds and one request can have pages for."""
+        unwindowed = [group for group in self.engine.cache.groups if group.window is None]
+        return min([self.max_model_len, *(group.pages.num_pages * group.page_size for group in unwindowed)])
+
     def _max_new_tokens(self, tokens: list[int], params: SamplingParams) -> int:
+        """How many tokens may follow the prompt; where no limit is named, as many as fit."""
         if not tokens:
             raise InvalidRequestError("the prompt is empty", param="prompt")
         room = self.max_model_len - len(tokens)
@@ -100,8 +107,10 @@ class Intake:
                 param="prompt",
                 code="context_length_exceeded",
             )
+        if params.max_tokens is None:
+            room = max(1, self.longest - len(tokens))
         if params.min_tokens > room:
-            raise out_of_range("min_tokens", params.min_tokens, f"at most {room}, what the context leaves")
+            raise out_of_range("min_tokens", params.min_tokens, f"at most {room}, what context and cache leave")
         return room if params.max_tokens is None else min(params.max_tokens, room)
 
     def _check_pages(self, tokens: list[int], limit: int, speculate: bool) -> None:

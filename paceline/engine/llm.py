@@ -62,7 +62,8 @@ class LLM:
 
     @property
     def max_model_len(self) -> int:
-        return self.intake.max_model_len
+        """The longest prompt and answer together: what the context and the cache hold."""
+        return self.intake.longest
 
     def generate(
         self,

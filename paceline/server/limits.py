@@ -19,7 +19,7 @@ class Limits:
     max_requests: int = 256
     """Calls in progress at once, waiting ones included; more get 429."""
     default_max_tokens: int = 2048
-    """Output tokens of a chat that names no limit: this or what the context leaves, whichever is less."""
+    """Output tokens of a chat that names no limit: this or what context and cache leave, whichever is less."""
     write_seconds: float = 30.0
     """A streaming client that takes nothing for this long is dropped."""
 

@@ -78,8 +78,10 @@ class Service:
     def _prepare(self, raw: bytes, kind: type[Body]) -> Call[Body]:
         body = kind.model_validate(parse_json(raw))
         self.check_model(body.model)
-        params = body.params(self.limits.default_max_tokens)
         prompt = self.tokenizer().encode_chat(body.conversation)
+        # A chat that names no limit gets what fits beside its prompt; where nothing fits, the engine says so.
+        room = max(1, self.engine.max_model_len - len(prompt))
+        params = body.params(min(self.limits.default_max_tokens, room))
         return Call(uuid.uuid4().hex, body, prompt, params)
 
     def check_model(self, name: str | None) -> None:

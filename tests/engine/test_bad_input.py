@@ -132,7 +132,7 @@ def test_whoever_runs_is_not_disturbed(speculation, models: Models) -> None:
         ([VOCAB_SIZE], greedy()),
         (GOOD, greedy(logit_bias={VOCAB_SIZE: 1.0})),
         (GOOD, greedy(stop="x")),
-        ([5] * 100, greedy(max_tokens=None)),
+        ([5] * 112, greedy(max_tokens=None)),
     ]
 
     def refuse() -> None:
@@ -145,7 +145,7 @@ def test_whoever_runs_is_not_disturbed(speculation, models: Models) -> None:
 
 
 @pytest.mark.parametrize("drafter", [None, "near"])
-@pytest.mark.parametrize(("length", "max_tokens"), [(8, 100), (8, None), (47, 2), (60, 20)])
+@pytest.mark.parametrize(("length", "max_tokens"), [(8, 100), (48, None), (47, 2), (60, 20)])
 def test_a_request_larger_than_the_cache_is_told_what_fits(drafter, length, max_tokens, checkpoints) -> None:
     """And the number in the message does fit, while one more does not."""
     draft = getattr(checkpoints, drafter) if drafter else None
@@ -154,7 +154,7 @@ def test_a_request_larger_than_the_cache_is_told_what_fits(drafter, length, max_
     def ask(num_blocks: int, limit: int | None) -> LLM:
         llm = make(checkpoints.llama, draft, block_size=8, num_blocks=num_blocks)
         assert len(only(llm.generate(prompt, greedy(max_tokens=limit, ignore_eos=True))).token_ids) == (
-            limit or 128 - length
+            limit or min(128, 8 * num_blocks) - length
         )
         assert_idle(llm.engine)
         return llm
@@ -167,6 +167,19 @@ def test_a_request_larger_than_the_cache_is_told_what_fits(drafter, length, max_
     ask(*((6, right) if option == "max_tokens" else (right, max_tokens)))
     with pytest.raises(InvalidRequestError):
         ask(*((6, wrong) if option == "max_tokens" else (wrong, max_tokens)))
+
+
+@pytest.mark.parametrize("drafter", [None, "near"])
+def test_no_limit_named_is_what_the_cache_leaves(drafter, checkpoints) -> None:
+    draft = getattr(checkpoints, drafter) if drafter else None
+    llm = make(checkpoints.llama, draft, block_size=8, num_blocks=6)
+    assert llm.max_model_len == 48
+    for length in (1, 8, 47):
+        params = greedy(max_tokens=None, ignore_eos=True)
+        assert len(only(llm.generate(random_prompt(1, length), params)).token_ids) == 48 - length
+    with pytest.raises(InvalidRequestError, match="min_tokens must be at most 40"):
+        llm.generate(random_prompt(1, 8), greedy(max_tokens=None, min_tokens=41))
+    assert_idle(llm.engine)
 
 
 BAD_OPTIONS = {

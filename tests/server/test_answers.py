@@ -122,6 +122,17 @@ def test_null_and_neutral_fields_are_the_defaults():
     assert (params.temperature, params.n, params.max_tokens, speculate) == (1.0, 1, 2048, True)
 
 
+def test_no_limit_named_is_the_default_or_what_fits():
+    engine = ScriptedEngine()
+    for longest in (4096, 100, 50):
+        engine.max_model_len = longest
+        assert complete(engine).status_code == 200
+        prompt, params, _ = engine.calls[-1]
+        assert params.max_tokens == min(2048, longest - len(prompt))
+    assert complete(engine, max_tokens=3000).status_code == 200
+    assert engine.calls[-1][1].max_tokens == 3000
+
+
 def test_messages_of_every_shape():
     engine = ScriptedEngine()
     messages = [
