@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from paceline.core.config import EngineConfig
-from paceline.core.errors import InvalidRequestError, out_of_range
+from paceline.core.errors import InvalidRequestError, out_of_range, shown
 from paceline.core.params import SamplingParams, check_vocabulary
 from paceline.core.request import Group, Request
 from paceline.engine.engine import Engine
 from paceline.text import Detokenizer, Tokenizer, bad_word_ids
+
+PROMPT_KEYS = ("prompt_token_ids", "prompt")
+"""What a prompt given as a map may hold; where it holds both, the token ids count."""
 
 
 class Intake:
@@ -27,22 +32,31 @@ class Intake:
 
     def encode(self, prompt: Any) -> list[int]:
         """Token ids of a prompt: text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
-        if isinstance(prompt, dict):
-            prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+        if isinstance(prompt, Mapping):
+            key = next((key for key in PROMPT_KEYS if key in prompt), None)
+            if key is None:
+                raise InvalidRequestError(
+                    f"a prompt's keys must be {' or '.join(PROMPT_KEYS)}, got {shown(list(prompt))}", param="prompt"
+                )
+            prompt = prompt[key]
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InvalidRequestError(
                     "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
                 )
             return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, list):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
             raise InvalidRequestError(
                 f"a prompt must be text or token ids, got {type(prompt).__name__}", param="prompt"
             )
         for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.model.vocab_size:
+            if (
+                isinstance(token, bool)
+                or not isinstance(token, Integral)
+                or not 0 <= int(token) < self.model.vocab_size
+            ):
                 raise out_of_range("prompt_token_ids", token, f"integers in [0, {self.model.vocab_size - 1}]")
-        return list(prompt)
+        return [int(token) for token in prompt]
 
     def group(
         self, tokens: list[int], params: SamplingParams, *, request_id: str | None = None, speculate: bool = True
@@ -52,6 +66,8 @@ class Intake:
         Raises:
             InvalidRequestError: naming the field, and what would be accepted.
         """
+        if not isinstance(speculate, bool):
+            raise out_of_range("speculate", speculate, "true or false")
         check_vocabulary(params, self.model.vocab_size)
         limit = self._max_new_tokens(tokens, params)
         self._check_pages(tokens, limit, speculate)

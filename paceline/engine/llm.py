@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class LLM:
         """Completes each prompt; outputs come in the order of the prompts.
 
         Args:
-            prompts: text, token ids, ``{"prompt_token_ids": [...]}``, or a list of those.
+            prompts: text, token ids, ``{"prompt": text}``, ``{"prompt_token_ids": ids}``, or a list of those.
             params: one for all, or one per prompt; None is ``SamplingParams()``.
             speculate: False decodes plainly, to the same tokens.
 
@@ -93,7 +94,8 @@ class LLM:
         groups = []
         for prompt, wanted in zip(many, each, strict=True):
             group = self.intake.group(self.intake.encode(prompt), wanted, speculate=speculate)
-            group.prompt = prompt if isinstance(prompt, str) else None
+            text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+            group.prompt = text if isinstance(text, str) else None
             groups.append(group)
         return self._run(groups)
 
@@ -135,9 +137,9 @@ def _prompt_list(prompts: Any) -> list[Any]:
     """One prompt or many: a list of integers is one prompt of token ids."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if not isinstance(prompts, Sequence) or not prompts:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray) or not prompts:
         raise InvalidRequestError("prompts must be text, token ids or a non-empty list of them", param="prompts")
-    return [list(prompts)] if isinstance(prompts[0], int) else list(prompts)
+    return [prompts] if isinstance(prompts[0], Integral) else list(prompts)
 
 
 def _conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
@@ -146,4 +148,9 @@ def _conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
     lists = isinstance(many, Sequence) and all(isinstance(one, Sequence) for one in many)
     if not (lists and all(isinstance(message, Mapping) for one in many for message in one)):
         raise InvalidRequestError("messages must be a list of messages, or a list of such lists", param="messages")
+    for message in (message for one in many for message in one):
+        if not isinstance(message.get("content"), str):
+            raise InvalidRequestError(
+                f"a message's content must be text, got {shown(message.get('content'))}", param="messages"
+            )
     return [list(one) for one in many]

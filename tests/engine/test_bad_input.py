@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,12 @@ BAD_PROMPTS = {
     "empty ids": ([[]], "prompt"),
     "empty ids in a dict": ({"prompt_token_ids": []}, "prompt"),
     "a dict of something else": ({"text": "hello"}, "prompt"),
+    "an empty dict": ({}, "prompt"),
+    "bytes": (b"hello", "prompts"),
+    "bytes among prompts": ([GOOD, b"hello"], "prompt"),
+    "a set among prompts": ([GOOD, {5, 6}], "prompt"),
+    "a float among integers": ((5, 6.0), "prompt_token_ids"),
+    "an integer that cannot be shown": ([10**5000], "prompt_token_ids"),
     "None among prompts": ([GOOD, None], "prompt"),
     "a float": ([[1.0]], "prompt_token_ids"),
     "text for an id": ([["a"]], "prompt_token_ids"),
@@ -56,6 +63,46 @@ def test_bad_prompts(name, plain: LLM) -> None:
         plain.generate(prompts, greedy())
     assert caught.value.param == field
     assert_idle(plain.engine)
+
+
+def test_the_keys_of_a_prompt_are_named(plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match=r"must be prompt_token_ids or prompt, got \['prompt_tokens'\]"):
+        plain.generate({"prompt_tokens": GOOD})
+
+
+def test_any_sequence_of_integers_is_a_prompt(plain: LLM) -> None:
+    expected = tokens_of(plain.generate(GOOD, greedy()))
+    same = tuple(GOOD)
+    arrays = [np.int64(token) for token in GOOD]
+    for prompts in (same, [same], (same,), [GOOD], {"prompt_token_ids": same}, [{"prompt_token_ids": GOOD}], arrays):
+        (output,) = plain.generate(prompts, greedy())
+        assert tokens_of([output]) == expected
+        assert output.prompt is None
+        assert output.prompt_token_ids == GOOD
+        assert {type(token) for token in output.prompt_token_ids} == {int}
+
+
+def test_the_output_has_the_prompts_text(plain: LLM) -> None:
+    outputs = plain.generate(["hello", {"prompt": "hello"}, {"prompt": "hello", "prompt_token_ids": GOOD}], greedy())
+    assert [output.prompt for output in outputs] == ["hello"] * 3
+    assert [output.prompt_token_ids for output in outputs][1:] == [outputs[0].prompt_token_ids, GOOD]
+
+
+@pytest.mark.parametrize("speculate", ["nope", None, 1], ids=str)
+def test_speculate_is_true_or_false(speculate, plain: LLM) -> None:
+    for call in (plain.generate, plain.chat):
+        with pytest.raises(InvalidRequestError) as caught:
+            call(GOOD if call == plain.generate else [{"role": "user", "content": "x"}], greedy(), speculate=speculate)
+        assert caught.value.param == "speculate"
+    assert_idle(plain.engine)
+
+
+@pytest.mark.parametrize("content", [{"content": 5}, {"content": None}, {"content": ["x"]}, {}], ids=str)
+def test_content_is_text(content, plain: LLM) -> None:
+    for messages in ([{"role": "user"} | content], [[{"role": "user", "content": "x"}, {"role": "user"} | content]]):
+        with pytest.raises(InvalidRequestError, match="content") as caught:
+            plain.chat(messages, greedy())
+        assert caught.value.param == "messages"
 
 
 BAD_PARAMS = {
