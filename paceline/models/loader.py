@@ -25,7 +25,7 @@ from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
 from paceline.models.hub import resolve_model
 
 # Keys that make other loaders import or download code.
-CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal")
+CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
 # From this size on a terminal shows a progress bar; less takes about a second.
 BAR_BYTES = 2**30
 
@@ -89,7 +89,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: t
 def _read_fields(path: Path) -> Fields:
     values = read_json(path)
     for key in CODE_KEYS:
-        if key in values:
+        # "trust_remote_code": false asks for nothing.
+        if key in values and values[key] is not False:
             raise CheckpointError(
                 f"{path} has {key!r}: the model asks for code from its own repository to be run\n"
                 "Paceline never runs a checkpoint's code; use a version of the model that needs none."

@@ -13,6 +13,8 @@ import tokenizers
 from paceline.core.errors import CheckpointError
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Keys that make other loaders import code.
+CODE_KEYS = ("auto_map", "trust_remote_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     ``add_bos_token`` in tokenizer_config.json changes nothing.
 
     Raises:
-        CheckpointError: a missing or corrupt file, by name.
+        CheckpointError: a missing or corrupt file, or one that asks for code to be run, by name.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
@@ -41,12 +43,23 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     except Exception as error:  # The library raises bare Exception.
         raise CheckpointError(f"{path.name}: not a tokenizer ({error})") from None
     config = _read_json(directory / "tokenizer_config.json")
+    _refuse_code(directory / "tokenizer_config.json", config)
     special_tokens = _named_tokens(config, _read_json(directory / "special_tokens_map.json"))
     # A file made for training may cut or pad; a prompt is never cut silently.
     backend.no_truncation()
     backend.no_padding()
     _mark_special(backend, config, special_tokens)
     return TokenizerFiles(backend, special_tokens, _chat_template(directory, config))
+
+
+def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    for key in CODE_KEYS:
+        # "trust_remote_code": false asks for nothing.
+        if key in config and config[key] is not False:
+            raise CheckpointError(
+                f"{path} has {key!r}: the tokenizer asks for code from its own repository to be run\n"
+                "Paceline never runs a checkpoint's code; use a version of the model that needs none."
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

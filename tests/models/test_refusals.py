@@ -38,6 +38,8 @@ CONFIGS = [
     ({"model_type": "mamba"}, "model_type 'mamba' is not supported\nSupported: gpt2, llama"),
     ({"model_type": ["llama"]}, "is not supported"),
     ({"auto_map": {"AutoModel": "code.Model"}}, "'auto_map': the model asks for code"),
+    ({"trust_remote_code": True}, "config.json has 'trust_remote_code': the model asks for code"),
+    ({"trust_remote_code": "yes"}, "'trust_remote_code'"),
     ({"_attn_implementation_internal": "someone/kernel"}, "'_attn_implementation_internal'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported"),
     ({"hidden_size": "32"}, "hidden_size must be an integer in .*, got '32'"),
@@ -173,6 +175,11 @@ def test_refusals_hold_without_asserts(llama):
     )
     assert done.returncode != 0
     assert "CheckpointError" in done.stderr
+
+
+def test_code_that_is_not_asked_for(llama):
+    edit_json(llama / "config.json", trust_remote_code=False)
+    load_model(llama)
 
 
 def test_neither_a_directory_nor_a_hub_model(tmp_path, monkeypatch):

@@ -22,6 +22,15 @@ def test_a_directory(tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}]).endswith("<|assistant|>")
 
 
+@pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
+def test_a_tokenizer_that_asks_for_code(tmp_path, key):
+    write_byte_level(tmp_path, **{key: False})
+    assert Tokenizer.load(tmp_path)
+    write_byte_level(tmp_path, **{key: {"AutoTokenizer": ["code.Tokenizer", None]}})
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json has '{key}'"):
+        Tokenizer.load(tmp_path)
+
+
 def test_no_tokenizer(tmp_path):
     assert Tokenizer.try_load(tmp_path) is None
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
