@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from paceline.core.errors import InvalidRequestError
-from paceline.core.params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
+from paceline.core.params import INT32_MAX, MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 
 # OpenAI fields that change nothing in an answer.
 _IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -62,6 +62,8 @@ def _token_map(bias: object) -> object:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+# Both names of the limit have their range here: each is checked before the two are compared.
+TokenCount = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class Strict(BaseModel):
@@ -103,8 +105,8 @@ class SamplingFields(Strict):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     seed: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None

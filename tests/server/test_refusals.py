@@ -60,6 +60,15 @@ def test_min_tokens_above_max_tokens():
     assert_error(complete(ENGINE, max_tokens=5, max_completion_tokens=4), 400, param="max_tokens")
 
 
+@pytest.mark.parametrize("value", [0, -1, BIG, 2**31])
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_out_of_range_is_reported_before_two_that_differ(field, value):
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[field]
+    for fields in ({field: value}, {field: value, other: 5}, {other: 5, field: value}):
+        error = assert_error(complete(ENGINE, **fields), 400, param=field)
+        assert "differs" not in error["message"]
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "-1e400"])
 @pytest.mark.parametrize("field", ["temperature", "logit_bias", "seed", "max_tokens"])
 def test_numbers_that_json_does_not_have(number, field):
