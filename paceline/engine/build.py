@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -97,47 +98,44 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     """Lays out memory for the target and the drafter and wires everything into one engine."""
     verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
     proposer = _proposer(config, target, load)
-    max_len = context_length(config, target)
-    depth = config.speculative.num_speculative_tokens if config.speculative else 0
-    max_slots = max_len + (proposer.num_nodes(depth) if proposer else 0)
-    kind = cache_kinds[config.cache](config.block_size, max_slots)
-
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
-    groups = build_groups(config, kind, models, max_slots=max_slots, device=device)
-    flat = [group for part in groups for group in part]
-    cache = CacheManager(flat, kind, _prefix_index(config, kind, flat))
+    max_len = context_length(config, target)
+    groups, cache = _memory(config, models, max_len + _most_nodes(config, proposer), device)
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)
     backend = "sdpa" if config.attention_backend == "auto" else config.attention_backend
     runners = [
-        ModelRunner(model, part, backend=backend, device=device)
-        for (_, model), part in zip(models, groups, strict=True)
+        ModelRunner(m, part, backend=backend, device=device) for (_, m), part in zip(models, groups, strict=True)
     ]
-
     target_groups = list(range(len(groups[0])))
     if proposer is not None:
-        proposer.bind(
-            ProposerTools(
-                seats=seats,
-                cache=cache,
-                pipeline=pipeline,
-                runner=runners[1] if len(runners) > 1 else None,
-                groups=list(range(len(groups[0]), len(cache.groups))),
-                max_rows=config.max_num_batched_tokens,
-            )
+        tools = ProposerTools(
+            seats=seats,
+            cache=cache,
+            pipeline=pipeline,
+            runner=runners[1] if len(runners) > 1 else None,
+            groups=list(range(len(groups[0]), len(cache.groups))),
+            max_rows=config.max_num_batched_tokens,
         )
-    scheduler = Scheduler(
-        config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
-    )
-    return Engine(
-        config,
-        seats=seats,
-        cache=cache,
-        scheduler=scheduler,
-        runner=runners[0],
-        target_groups=target_groups,
-        pipeline=pipeline,
-        verifier=verifier,
-        proposer=proposer,
-    )
+        proposer.bind(tools)
+    parts: dict[str, Any] = {"seats": seats, "cache": cache, "proposer": proposer, "target_groups": target_groups}
+    scheduler = Scheduler(config, sampling=state, **parts)
+    return Engine(config, scheduler=scheduler, runner=runners[0], pipeline=pipeline, verifier=verifier, **parts)
+
+
+def _most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
+    """Slots that the largest draft takes behind a sequence's last token."""
+    if config.speculative is None or proposer is None:
+        return 0
+    return proposer.num_nodes(config.speculative.num_speculative_tokens)
+
+
+def _memory(
+    config: EngineConfig, models: Sequence[tuple[str, CausalLM]], max_slots: int, device: torch.device
+) -> tuple[list[list[LayerGroup]], CacheManager]:
+    """Each model's layer groups, and the manager of all of them."""
+    kind = cache_kinds[config.cache](config.block_size, max_slots)
+    groups = build_groups(config, kind, models, max_slots=max_slots, device=device)
+    flat = [group for part in groups for group in part]
+    return groups, CacheManager(flat, kind, _prefix_index(config, kind, flat))
