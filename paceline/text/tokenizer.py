@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.core.errors import InvalidRequestError
+from paceline.core.errors import InvalidRequestError, shown
 from paceline.text.chat_template import ChatTemplate
 from paceline.text.plain_text import PlainText
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -131,9 +131,10 @@ def _checked(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         raise InvalidRequestError("messages must not be empty, got []", param="messages")
     for message in checked:
         # A role that users choose freely could spell a control token: templates write "<|" + role + "|>".
-        if message.get("role") not in ROLES:
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
             allowed = ", ".join(sorted(ROLES))
-            raise InvalidRequestError(f"role must be one of {allowed}, got {message.get('role')!r}", param="messages")
+            raise InvalidRequestError(f"role must be one of {allowed}, got {shown(role)}", param="messages")
         _check_strings(message)
     return checked
 

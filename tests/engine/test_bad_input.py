@@ -134,7 +134,17 @@ def test_params_that_are_not_one_per_prompt(params, plain: LLM) -> None:
 
 @pytest.mark.parametrize(
     "messages",
-    [[], None, "hello", ["hello"], [[]], [{}], [{"role": "pirate", "content": "x"}], [[{"role": "user"}], 5]],
+    [
+        [],
+        None,
+        "hello",
+        ["hello"],
+        [[]],
+        [{}],
+        [{"role": "pirate", "content": "x"}],
+        [{"role": [], "content": "x"}],
+        [[{"role": "user"}], 5],
+    ],
     ids=str,
 )
 def test_bad_conversations(messages, plain: LLM) -> None:
