@@ -21,6 +21,7 @@ class SdpaAttention:
     def plan(self, batch: Batch) -> None:
         self._spans = []
         self._cells = []
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
         for group, store in enumerate(self.layers.stores):
             cells = torch.from_numpy(batch.slots[group]).to(self.device)
             self._cells.append((cells // store.page_size, cells % store.page_size))
@@ -47,7 +48,7 @@ class SdpaAttention:
         k, v = (x.transpose(1, 2).flatten(2, 3)[:, :, : span.num_slots].to(q.dtype) for x in (k, v))
         fold = spec.num_heads // spec.num_kv_heads
         folded = q.unflatten(2, (spec.num_kv_heads, fold)).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [b, KV, fold*Q, dim]
-        mask = None if span.mask is None else span.mask.repeat(1, 1, fold, 1)
+        mask = self._folded_mask(span, fold)
         out = (
             _softcapped(folded, k, v, mask, spec)
             if spec.softcap is not None
@@ -55,6 +56,15 @@ class SdpaAttention:
         )
         result: torch.Tensor = out.unflatten(2, (fold, q.shape[1])).permute(0, 3, 1, 2, 4).flatten(2, 3)
         return result
+
+    def _folded_mask(self, span: Span, fold: int) -> torch.Tensor | None:
+        """bool[b, 1, fold * Q, S]: the span's mask for each of the heads folded into its rows; made once per pass."""
+        if span.mask is None or fold == 1:
+            return span.mask
+        key = id(span), fold
+        if key not in self._masks:
+            self._masks[key] = span.mask.repeat(1, 1, fold, 1)
+        return self._masks[key]
 
 
 def _softcapped(

@@ -50,7 +50,7 @@ class LLM:
                 raise ConfigError(
                     f'speculative_config is {shown(speculative_config)}\nFor example {{"method": "ngram"}}.'
                 )
-            embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 4}
+            embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 3}
             speculative_config = embedded if model is None else None
         if "speculative" in options:
             raise ConfigError("unknown engine option 'speculative'\nUse speculative_config.")
