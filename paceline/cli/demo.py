@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = (
     Question("I would like to book a table at an Italian restaurant for two people tonight."),
-    Question("Can you find me a good film to watch this weekend?"),
-    Question("I need a flight from London to Paris next Friday."),
+    Question("I want a large iced latte with oat milk and a blueberry muffin to go please."),
+    Question("I need to rent a car in Los Angeles from March 2nd at 10 am until Friday, and I'd like an SUV."),
     Question("What will the weather be like in San Francisco tomorrow?", temperature=0.7, seed=7),
 )
 MEASURE_SECONDS = 40.0

@@ -9,11 +9,6 @@ import pytest
 from paceline.cli import demo as demo_command
 from paceline.cli.comparison import Question
 from paceline.cli.main import run
-from paceline.engine.pair import EMBEDDED_DRAFT, EMBEDDED_TARGET
-
-pytestmark = pytest.mark.skipif(
-    not (EMBEDDED_TARGET.is_dir() and EMBEDDED_DRAFT.is_dir()), reason="the embedded pair is not in this checkout yet"
-)
 
 
 def generated(capsys: pytest.CaptureFixture[str], *options: str) -> dict:
