@@ -25,6 +25,8 @@ class SamplingParams:
     Controls apply in this order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition, frequency and
     presence penalty, temperature, min_p, top_k, top_p. ``repetition_penalty`` counts prompt and output tokens, the
     other two count output tokens. ``logprobs`` are of the unprocessed distribution.
+    Where the controls leave no token at all, the text ends there: finish_reason "stop", stop_reason "every token is
+    banned".
 
     Raises:
         InvalidRequestError: (a ValueError) naming the field, its value and the allowed range.
