@@ -119,6 +119,9 @@ class GuardedProposer:
         self._strikes[works.seats] = np.where(
             bad, self._strikes[works.seats] + 1, np.where(drafts.counts > 0, 0, self._strikes[works.seats])
         )
+        for number in np.flatnonzero(self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
+            # Else a drafter would go on feeding its cache for drafts that nobody asks for, perhaps with NaN.
+            works.requests[number].group.speculate = False
         if bad.any():
             self.counters.num_rejected_drafts += int(bad.sum())
             log.warning("%d malformed drafts were dropped", int(bad.sum()))

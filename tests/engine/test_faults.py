@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.cache import LayerGroup
 from paceline.core.batch import Drafts
 from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
@@ -363,3 +364,16 @@ def test_a_perfect_drafter_is_always_right(models: Models) -> None:
     params = [seeded(number, max_tokens=24, ignore_eos=True, **control) for number, control in enumerate(controls)]
     finish(engine, [begin(engine, prompt, each) for prompt, each in zip(PROMPTS, params, strict=True)])
     assert engine.counters.num_accepted == engine.counters.num_drafted > 0
+
+
+@pytest.mark.parametrize("resets", [True, False], ids=["as it is", "planted bug"])
+def test_pages_of_a_drafter_of_nan_come_back_clean(resets, models: Models, monkeypatch) -> None:
+    """What the guard takes from a failed drafter is zeroed: a masked NaN would spoil its next owner's drafts."""
+    if not resets:
+        monkeypatch.setattr(LayerGroup, "clear", LayerGroup.release)
+    engine = models.engine({**NEAR, "model": "nan"})
+    ask(engine)
+    group = engine.cache.groups[1]
+    pages = torch.arange(1, group.pages.num_pages + 1)
+    cells = [cells for layer in range(2) for cells in group.store.read(layer, pages)]
+    assert all(bool(part.isfinite().all()) for part in cells) == resets
