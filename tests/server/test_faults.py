@@ -17,8 +17,8 @@ from tests.server.calling import HELLO, assert_error, complete, events
 from tests.server.scripted_engine import ScriptedEngine
 
 FAULTS = [
-    (EngineDeadError("secret /work/path"), 503, "engine_dead"),
-    (RuntimeError("secret /work/path"), 500, None),
+    (EngineDeadError("secret /srv/path"), 503, "engine_dead"),
+    (RuntimeError("secret /srv/path"), 500, None),
     ("error", 500, "generation_failed"),
     ("abort", 503, "aborted"),
 ]
