@@ -32,12 +32,13 @@ class SdpaAttention:
         store, spec = self.layers.stores[group], self.layers.specs[layer]
         store.write(index, k, v, *self._cells[group])
         spans = self._spans[group]
-        if spans[0].dense:
+        if spans[0].scatter is None:  # the only span, in order: nothing to gather
             return self._block(layer, q.unflatten(0, spans[0].rows.shape), spans[0]).flatten(0, 1)
         out = torch.empty_like(q)
         for span in spans:
-            block = self._block(layer, q[span.rows], span).flatten(0, 1)
-            out[span.targets] = block[span.flat]
+            assert span.scatter is not None
+            cells, rows = span.scatter
+            out[rows] = self._block(layer, q[span.rows], span).flatten(0, 1)[cells]
         return out.view(-1, spec.num_heads, spec.head_dim)
 
     def _block(self, layer: int, q: torch.Tensor, span: Span) -> torch.Tensor:

@@ -16,12 +16,11 @@ class Span:
     """Requests with about as many rows each, as one padded block: b requests, up to Q rows, up to S slots."""
 
     rows: torch.Tensor  # i64[b, Q] rows of the batch; a padding cell repeats the request's first row
-    flat: torch.Tensor  # i64[n] cells of [b * Q] that are real rows
-    targets: torch.Tensor  # i64[n] the batch row of each of those
+    scatter: tuple[torch.Tensor, torch.Tensor] | None
+    """i64[n] cells of [b * Q] that are real rows, i64[n] the batch row of each; None if rows are 0..T-1 in order."""
     pages: torch.Tensor  # i64[b, P]
     mask: torch.Tensor | None  # bool[b, 1, Q, S], true where visible; None if every row sees all S slots
     num_slots: int  # S
-    dense: bool  # rows are 0..T-1 in order, so that no gather is needed
 
 
 def spans_of(batch: Batch, group: int, page_size: int, device: torch.device) -> list[Span]:
@@ -43,14 +42,15 @@ def _span(batch: Batch, group: int, page_size: int, members: Int64, device: torc
     pages = batch.page_table[group][members][:, : -(-num_slots // page_size)]
     alone = len(members) == 1 and width == 1 and batch.first_visible[group] is None
     mask = None if alone else visible_slots(batch, group, rows, members, num_slots)
+    scatter = None
+    if len(members) < len(batch.context) or not real.all():
+        scatter = torch.from_numpy(np.flatnonzero(real)).to(device), torch.from_numpy(rows[real]).to(device)
     return Span(
         rows=torch.from_numpy(rows).to(device),
-        flat=torch.from_numpy(np.flatnonzero(real)).to(device),
-        targets=torch.from_numpy(rows[real]).to(device),
+        scatter=scatter,
         pages=torch.from_numpy(pages.astype(np.int64)).to(device),
         mask=None if mask is None or mask.all() else torch.from_numpy(mask[:, None]).to(device),
         num_slots=num_slots,
-        dense=bool(real.all()) and len(members) == len(batch.context),
     )
 
 

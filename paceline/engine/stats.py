@@ -38,7 +38,6 @@ class Counters:
         request.token_drafted += [place < accepted for place in range(num_kept)]
         self.num_generated += num_kept
         if num_nodes:
-            request.num_verify_steps += 1
             request.num_drafted += num_nodes
             request.num_accepted += accepted
             self.num_drafts += 1
@@ -53,14 +52,14 @@ class Counters:
 def metrics_of(group: Group) -> RequestMetrics:
     """A call's figures over all its members."""
     members = group.members
-    times = sorted(time for member in members for time in member.token_times)
+    first = min((member.token_times[0] for member in members if member.token_times), default=None)
     gaps = [(m.token_times[-1] - m.token_times[0], len(m.token_times) - 1) for m in members if len(m.token_times) > 1]
     steps = sum(member.num_decode_steps for member in members)
     return RequestMetrics(
         num_drafted=sum(member.num_drafted for member in members),
         num_accepted=sum(member.num_accepted for member in members),
         mean_acceptance_length=sum(len(member.output_token_ids) for member in members) / steps if steps else 1.0,
-        time_to_first_token=times[0] - group.arrival if times else None,
+        time_to_first_token=None if first is None else first - group.arrival,
         time_per_output_token=sum(g for g, _ in gaps) / sum(n for _, n in gaps) if gaps else None,
         num_preemptions=sum(member.num_preemptions for member in members),
         num_cached_tokens=members[0].num_cached_tokens,

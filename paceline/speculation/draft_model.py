@@ -43,11 +43,11 @@ class DraftModelProposer:
         logits = self._catch_up(mine)
         self.written[mine.seats] = mine.end
         drafting = np.flatnonzero(mine.draft_budget > 0)
-        tokens, counts = self._draft(_select(mine, drafting), logits)
-        drafts = Drafts.empty(len(works)) if not tokens.shape[1] else _padded(len(works), tokens.shape[1])
-        drafts.tokens[active[drafting]] = tokens
-        drafts.counts[active[drafting]] = counts
-        return Drafts.chains(drafts.tokens, drafts.counts)
+        drafted, drafted_counts = self._draft(_select(mine, drafting), logits)
+        tokens = np.zeros((len(works), drafted.shape[1]), dtype=np.int32)
+        counts = np.zeros(len(works), dtype=np.int32)
+        tokens[active[drafting]], counts[active[drafting]] = drafted, drafted_counts
+        return Drafts.chains(tokens, counts)
 
     def _active(self, works: Works) -> Int64:
         """Works that speculate and whose draft stays within this model's own context."""
@@ -61,7 +61,7 @@ class DraftModelProposer:
         behind = replace(works, start=start, num_known=works.end - start)
         collected: list[torch.Tensor] = []
         for part in _pieces(behind, self.tools.max_rows):
-            batch = assemble(part, Drafts.empty(len(part)), self.tools.seats, [*self.groups])
+            batch = assemble(part, Drafts.empty(len(part)), self.tools.seats, self.groups)
             wanted = part.draft_budget > 0
             rows = (batch.row_start[1:] - 1)[wanted].astype(np.int64)
             none = np.zeros(0, dtype=np.int64)
@@ -125,10 +125,6 @@ def _select(works: Works, chosen: Int64) -> Works:
         num_known=works.num_known[chosen],
         draft_budget=works.draft_budget[chosen],
     )
-
-
-def _padded(num_requests: int, width: int) -> Drafts:
-    return Drafts.chains(np.zeros((num_requests, width), dtype=np.int32), np.zeros(num_requests, dtype=np.int32))
 
 
 def _pieces(works: Works, max_rows: int) -> Iterator[Works]:
