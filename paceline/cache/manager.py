@@ -113,7 +113,7 @@ class CacheManager:
             group.release(seat)
 
     def clear(self, seat: int) -> None:
-        """Zeroes everything a sequence wrote, lest its NaN reach the pages' next owner."""
+        """As ``release``, but zeroes what nobody else sees, lest its NaN reach the pages' next owner."""
         for group in self.groups:
             group.clear(seat)
 

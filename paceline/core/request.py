@@ -54,8 +54,6 @@ class Request:
     """Row in the step's arrays while running, else -1."""
     num_drafted: int = 0
     num_accepted: int = 0
-    num_verify_steps: int = 0
-    """Steps in which this request had a draft."""
     num_decode_steps: int = 0
     """Steps that gave this request at least one token."""
     num_preemptions: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,12 +14,11 @@ from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
 from paceline.engine.memory import build_groups
 from paceline.models import CausalLM, load_model, resolve_model
+from paceline.models.config import DTYPES
 from paceline.runner import ModelRunner
 from paceline.sampling import Pipeline, SamplingState
 from paceline.scheduling import Scheduler
 from paceline.speculation import GuardedProposer, ProposerTools, proposers, verifiers
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -110,18 +108,22 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     ]
     target_groups = list(range(len(groups[0])))
     if proposer is not None:
-        tools = ProposerTools(
-            seats=seats,
-            cache=cache,
-            pipeline=pipeline,
-            runner=runners[1] if len(runners) > 1 else None,
-            groups=list(range(len(groups[0]), len(cache.groups))),
-            max_rows=config.max_num_batched_tokens,
-        )
-        proposer.bind(tools)
-    parts: dict[str, Any] = {"seats": seats, "cache": cache, "proposer": proposer, "target_groups": target_groups}
-    scheduler = Scheduler(config, sampling=state, **parts)
-    return Engine(config, scheduler=scheduler, runner=runners[0], pipeline=pipeline, verifier=verifier, **parts)
+        runner = runners[1] if len(runners) > 1 else None
+        own = list(range(len(groups[0]), len(cache.groups)))
+        proposer.bind(ProposerTools(seats, cache, pipeline, runner, own, max_rows=config.max_num_batched_tokens))
+    scheduler = Scheduler(
+        config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
+    )
+    return Engine(
+        config,
+        seats=seats,
+        cache=cache,
+        scheduler=scheduler,
+        runner=runners[0],
+        pipeline=pipeline,
+        verifier=verifier,
+        proposer=proposer,
+    )
 
 
 def _most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,14 +39,13 @@ class Engine:
         cache: CacheManager,
         scheduler: Scheduler,
         runner: ModelRunner,
-        target_groups: Sequence[int],
         pipeline: Pipeline,
         verifier: Verifier,
         proposer: GuardedProposer | None,
     ) -> None:
         self.config, self.seats, self.cache, self.scheduler, self.runner = config, seats, cache, scheduler, runner
         self.pipeline, self.verifier, self.proposer = pipeline, verifier, proposer
-        self.target_groups = list(target_groups)
+        self.target_groups = scheduler.target_groups
         self.counters = Counters(max_depth=scheduler.max_depth)
         self.selector = selectors["sample"]
         self._restarting: list[Request] = []

@@ -37,13 +37,12 @@ class EngineWorker:
         self._stopped = False
         self._door = threading.Lock()
         """Guards ``_stopped``: no command comes in after the last were carried out."""
-        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive() and self._error is None
+        return not self._stopped
 
     def generate(
         self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, speculate: bool = True
@@ -113,9 +112,8 @@ class EngineWorker:
                     touched.setdefault(item.request.group.id, []).append((item.request, item.num_new))
                 for request_id, members in touched.items():
                     self._report(request_id, members)
-        except Exception as error:
+        except Exception:
             log.exception("the engine stopped")
-            self._error = error
         finally:
             self._stop()
 
