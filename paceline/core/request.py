@@ -117,6 +117,7 @@ class Group:
     members: list[Request] = field(default_factory=list)
     arrival: float = field(default_factory=time.monotonic)
     priority: int = 0
+    client: str = ""
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline.core.call import CallOptions
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, out_of_range, shown
 from paceline.core.params import SamplingParams, check_vocabulary
@@ -18,6 +19,7 @@ from paceline.text import Detokenizer, Tokenizer, bad_word_ids
 
 PROMPT_KEYS = ("prompt_token_ids", "prompt")
 """What a prompt given as a map may hold; where it holds both, the token ids count."""
+DEFAULT_OPTIONS = CallOptions()
 
 
 class Intake:
@@ -59,24 +61,37 @@ class Intake:
         return [int(token) for token in prompt]
 
     def group(
-        self, tokens: list[int], params: SamplingParams, *, request_id: str | None = None, speculate: bool = True
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        options: CallOptions = DEFAULT_OPTIONS,
     ) -> Group:
         """A group ready to be added.
 
         Raises:
             InvalidRequestError: naming the field, and what would be accepted.
         """
-        if not isinstance(speculate, bool):
-            raise out_of_range("speculate", speculate, "true or false")
+        if not isinstance(options.speculate, bool):
+            raise out_of_range("speculate", options.speculate, "true or false")
         check_vocabulary(params, self.model.vocab_size)
         limit = self._max_new_tokens(tokens, params)
-        self._check_pages(tokens, limit, speculate)
+        self._check_pages(tokens, limit, options.speculate)
         if (params.stop or params.bad_words) and self.tokenizer is None:
             raise InvalidRequestError(
                 "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
             )
         number = next(self._numbers)
-        group = Group(id=request_id or f"request-{number}", prompt_token_ids=tokens, params=params, speculate=speculate)
+        group = Group(
+            id=request_id or f"request-{number}",
+            prompt_token_ids=tokens,
+            params=params,
+            priority=options.priority,
+            client=options.client,
+            cache_salt=options.cache_salt,
+            speculate=options.speculate,
+        )
         if self.tokenizer is not None:
             group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words)
         if params.prompt_logprobs is not None:

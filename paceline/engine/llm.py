@@ -7,6 +7,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from paceline.core.call import CallOptions
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.errors import ConfigError, InvalidRequestError, shown
 from paceline.core.outputs import RequestOutput
@@ -93,7 +94,7 @@ class LLM:
                 raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
         groups = []
         for prompt, wanted in zip(many, each, strict=True):
-            group = self.intake.group(self.intake.encode(prompt), wanted, speculate=speculate)
+            group = self.intake.group(self.intake.encode(prompt), wanted, options=CallOptions(speculate=speculate))
             text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
             group.prompt = text if isinstance(text, str) else None
             groups.append(group)

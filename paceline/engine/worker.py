@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
+from paceline.core.call import CallOptions
 from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
+from paceline.engine.intake import DEFAULT_OPTIONS
 from paceline.engine.llm import LLM
 from paceline.engine.report import engine_stats
 from paceline.engine.results import delta_of
@@ -45,7 +47,12 @@ class EngineWorker:
         return not self._stopped
 
     def generate(
-        self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, speculate: bool = True
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        options: CallOptions = DEFAULT_OPTIONS,
     ) -> AsyncIterator[StreamUpdate]:
         """Streams a call's updates; closing the iterator early aborts the call.
 
@@ -56,7 +63,7 @@ class EngineWorker:
         if not self.alive:
             raise _dead()
         tokens = self.llm.intake.encode(prompt_token_ids)
-        group = self.llm.intake.group(tokens, params, request_id=request_id, speculate=speculate)
+        group = self.llm.intake.group(tokens, params, request_id=request_id, options=options)
         return self._stream(group)
 
     async def _stream(self, group: Group) -> AsyncIterator[StreamUpdate]:

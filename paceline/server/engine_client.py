@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from paceline.core.call import CallOptions
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.text import Tokenizer
@@ -31,7 +32,7 @@ class EngineClient(Protocol):
         ...
 
     def generate(
-        self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, speculate: bool = True
+        self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, options: CallOptions
     ) -> AsyncIterator[StreamUpdate]:
         """Streams a call's updates; the last one holds the metrics.
 

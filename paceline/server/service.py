@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
+from paceline.core.call import CallOptions
 from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
 from paceline.core.params import SamplingParams
@@ -103,8 +104,8 @@ class Service:
         self._num_running += 1
         finished = False
         try:
-            speculate = call.body.speculation is not False
-            stream = self.engine.generate(call.prompt, call.params, request_id=call.id, speculate=speculate)
+            options = CallOptions(speculate=call.body.speculation is not False)
+            stream = self.engine.generate(call.prompt, call.params, request_id=call.id, options=options)
             async for update in stream:
                 finished = update.finished
                 for delta in update.deltas:

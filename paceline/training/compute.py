@@ -42,7 +42,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., torch.Tensor], progress: Progress) -> None:
         self.plain, self.progress = function, progress
-        self.compiled: Callable[..., torch.Tensor] | None = torch.compile(function)
+        self.compiled: Callable[..., torch.Tensor] | None = torch.compile(function, dynamic=False)
 
     def __call__(self, *arguments: Any) -> torch.Tensor:
         if self.compiled is not None:

@@ -75,6 +75,9 @@ class RunOptions(MeasureOptions):
     )
     batch_size: Annotated[int, About("Rows per step.", low=1)] = 8
     length: Annotated[int, About("Tokens per row.", low=8)] = 1024
+    short_rows: Annotated[
+        float, About("Share of the steps, the first ones, whose rows are cut in four, which is faster.", low=0)
+    ] = 0.0
     learning_rate: Annotated[float, About("Peak rate of AdamW.", above=0)] = 2e-3
     matrix_learning_rate: Annotated[float, About("Peak rate of Muon, which updates the hidden matrices.", above=0)] = (
         2e-2
@@ -121,6 +124,7 @@ TARGET_PRESETS: Mapping[str, Preset] = {
         "num_kv_heads": 2,
         "head_dim": 32,
         "length": 1024,
+        "short_rows": 0.8,
     },
 }
 
@@ -133,6 +137,7 @@ DRAFT_PRESETS: Mapping[str, Preset] = {
         "num_heads": 4,
         "num_kv_heads": 2,
         "head_dim": 32,
+        "short_rows": 0.8,
     },
 }
 

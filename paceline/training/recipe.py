@@ -19,6 +19,8 @@ from paceline.training.workspace import Plan, make_plan, run_key
 
 LONG_MINUTES = 10.0
 """Of a run, before torch.compile is tried."""
+SHORT = 4
+"""What a row is cut into during the first steps: attention costs a quarter there, and most dialogues still fit."""
 BatchLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """The mean loss of tokens int64[B, T + 1], of which reply bool[B, T + 1] marks an assistant's."""
 
@@ -38,17 +40,23 @@ def fit(model: Any, loss: BatchLoss, blocks: Blocks, options: RunOptions, progre
     progress.note(f"{size:,} parameters, {blocks.num_tokens:,} training tokens, {device.type}, {options.dtype}")
     compiled = Compiled(loss, progress)
 
-    def loss_function(compile_it: bool) -> LossFunction:
+    def loss_function(compile_it: bool, short_steps: int) -> LossFunction:
         computed = compiled if compile_it else loss
 
         def loss_of(step: int) -> torch.Tensor:
-            tokens, reply = blocks.batch(step)
+            tokens, reply = blocks.batch(step, parts=SHORT if step < short_steps else 1)
             return computed(model, tokens.to(device), reply.to(device))
 
         return loss_of
 
     def trial(compile_it: bool) -> float:
-        return seconds_per_step(model, loss_function(compile_it), _loop_config(options, options.steps))
+        config = _loop_config(options, options.steps)
+        shares = {options.steps: options.short_rows, 0: 1 - options.short_rows}  # short steps to try: their share
+        return sum(
+            share * seconds_per_step(model, loss_function(compile_it, short), config)
+            for short, share in shares.items()
+            if share > 0
+        )
 
     work, key = options.work_directory, run_key(options, blocks)
     plan = Plan.kept(work / "plan.json", key)
@@ -58,7 +66,7 @@ def fit(model: Any, loss: BatchLoss, blocks: Blocks, options: RunOptions, progre
     if plan.compiled:
         progress.note("the loss is compiled; the first step takes longer")
     config = _loop_config(options, plan.steps)
-    loss_of = loss_function(plan.compiled)
+    loss_of = loss_function(plan.compiled, int(plan.steps * options.short_rows))
     return run(model, loss_of, config, checkpoint=work / "checkpoint.pt", progress=progress, run_key=key)
 
 

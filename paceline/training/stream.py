@@ -102,15 +102,21 @@ class Blocks:
     def num_tokens(self) -> int:
         return sum(len(part.stream.tokens) for part in self.parts)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns (tokens int64[B, length + 1], reply bool[B, length + 1]) of this step."""
+    def batch(self, step: int, parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns (tokens int64[B, length + 1], reply bool[B, length + 1]) of this step.
+
+        Args:
+            parts: cuts every row into that many shorter ones: [B * parts, length // parts + 1].
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._rows = epoch, self._shuffled(epoch)
         chosen = self._rows[index * self.batch_size : (index + 1) * self.batch_size]
-        streams = [(self.parts[part].stream, slice(start, start + self.length + 1)) for part, start in chosen]
-        tokens = torch.stack([stream.tokens[span] for stream, span in streams])
-        return tokens, torch.stack([stream.reply[span] for stream, span in streams])
+        length = self.length // parts
+        starts = [(self.parts[part].stream, start + k * length) for part, start in chosen for k in range(parts)]
+        spans = [(stream, slice(start, start + length + 1)) for stream, start in starts]
+        tokens = torch.stack([stream.tokens[span] for stream, span in spans])
+        return tokens, torch.stack([stream.reply[span] for stream, span in spans])
 
     def _shuffled(self, epoch: int) -> Int64:
         """[N, 2] part and first token of every row of the epoch, in the order in which steps take them."""

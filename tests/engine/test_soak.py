@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
@@ -54,7 +55,9 @@ class Soak:
         own = self.random.integers(3, VOCAB_SIZE, size=self.random.integers(1, 12))
         prompt = [*beginning, *map(int, own)]
         params = self._params()
-        group = begin(self.engine, prompt, params, intake=self.intake, speculate=self.random.random() < 0.9)
+        group = begin(
+            self.engine, prompt, params, intake=self.intake, options=CallOptions(speculate=self.random.random() < 0.9)
+        )
         group.priority = int(self.random.integers(3))
         self.jobs.append((group, prompt, params))
         self.live.append(group)

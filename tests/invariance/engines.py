@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paceline.core.call import CallOptions
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
@@ -49,7 +50,7 @@ Hook = Callable[[Engine, int], None]
 def run(engine: Engine, jobs: Sequence[Job], *, hook: Hook | None = None, speculate: bool = True) -> list[Tokens]:
     """Runs jobs together to their ends; after every step all pages must be accounted for."""
     intake = Intake(engine, None)
-    groups = [intake.group(list(job.prompt), job.params, speculate=speculate) for job in jobs]
+    groups = [intake.group(list(job.prompt), job.params, options=CallOptions(speculate=speculate)) for job in jobs]
     for group in groups:
         engine.add(group)
     drive(engine, groups, hook)

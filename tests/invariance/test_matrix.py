@@ -6,6 +6,7 @@ import functools
 
 import pytest
 
+from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from tests.invariance import proposers
 from tests.invariance.cases import FACTORS, SAMPLING, Case, covering_array, full_product
@@ -117,7 +118,10 @@ def test_sharing_a_step_with_calls_that_do_not_speculate(llama: Models) -> None:
 
     expected = run(llama.engine(), OTHERS)
     intake = Intake(engine, None)
-    groups = [intake.group(list(job.prompt), job.params, speculate=i % 2 == 0) for i, job in enumerate(OTHERS)]
+    groups = [
+        intake.group(list(job.prompt), job.params, options=CallOptions(speculate=i % 2 == 0))
+        for i, job in enumerate(OTHERS)
+    ]
     for group in groups:
         engine.add(group)
     while engine.has_work:

@@ -23,11 +23,11 @@ class ScriptedEngine:
         self.fault, self.fault_after, self.pause = fault, fault_after, pause
         self.running, self.aborted, self.calls = set(), [], []
 
-    async def generate(self, prompt_token_ids, params, *, request_id, speculate=True):
+    async def generate(self, prompt_token_ids, params, *, request_id, options):
         room = self.max_model_len - len(prompt_token_ids)
         if room < 1:
             raise InvalidRequestError("too long", param="messages", code="context_length_exceeded")
-        self.calls.append((prompt_token_ids, params, speculate))
+        self.calls.append((prompt_token_ids, params, options))
         self.running.add(request_id)
         watchers = [Detokenizer(self.tokenizer, params) for _ in range(params.n)]
         limit = min(len(self.script), params.max_tokens, room)

@@ -101,11 +101,11 @@ def test_every_control_reaches_the_engine():
         speculation=False,
     )
     assert response.status_code == 200, response.text
-    _, params, speculate = engine.calls[0]
+    _, params, options = engine.calls[0]
     assert {name: getattr(params, name) for name in fields} == fields | {"bad_words": ("x",)}
     assert {name: list(getattr(params, name)) for name in lists} == lists
     assert (params.n, params.max_tokens, params.logprobs, params.logit_bias) == (2, 9, 0, {7: -100})
-    assert speculate is False
+    assert options.speculate is False
 
 
 def test_null_and_neutral_fields_are_the_defaults():
@@ -118,8 +118,8 @@ def test_null_and_neutral_fields_are_the_defaults():
         "response_format": {"type": "text"},
     }
     assert complete(engine, **neutral, user="me", metadata={"a": 1}, seed=None, n=None).status_code == 200
-    _, params, speculate = engine.calls[0]
-    assert (params.temperature, params.n, params.max_tokens, speculate) == (1.0, 1, 2048, True)
+    _, params, options = engine.calls[0]
+    assert (params.temperature, params.n, params.max_tokens, options.speculate) == (1.0, 1, 2048, True)
 
 
 def test_no_limit_named_is_the_default_or_what_fits():

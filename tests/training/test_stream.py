@@ -48,3 +48,14 @@ def test_too_little_data_says_which_batch_size_fits() -> None:
 def test_a_part_shorter_than_a_row_is_left_out() -> None:
     blocks = Blocks([Part(numbers(0, 101)), Part(numbers(1000, 5), 3.0)], length=10, batch_size=1, seed=0)
     assert all(blocks.batch(step)[0].max() < 1000 for step in range(20))
+
+
+def test_rows_cut_in_parts_hold_the_same_tokens() -> None:
+    stream = TokenStream(torch.arange(400), torch.arange(400) % 3 == 0)
+    blocks = Blocks([Part(stream)], length=16, batch_size=4, seed=0)
+    whole, _ = blocks.batch(3)
+    tokens, reply = blocks.batch(3, parts=4)
+    assert tokens.shape == reply.shape == (16, 5)
+    assert torch.equal(tokens[:, :-1].reshape(4, 16), whole[:, :-1])
+    assert torch.equal(tokens[:, 1:].reshape(4, 16), whole[:, 1:])
+    assert torch.equal(reply, tokens % 3 == 0)
