@@ -27,7 +27,14 @@ class CheckpointError(PacelineError, ValueError):
 
 
 class EngineDeadError(PacelineError, RuntimeError):
-    """The engine's worker has stopped; nothing more will be generated."""
+    """The engine has stopped, and what it was generating is lost.
+
+    ``retry_after`` is the number of seconds after which another attempt makes sense; None if it stays dead.
+    """
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class _Shortened(reprlib.Repr):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -23,14 +24,18 @@ from paceline.engine.stats import metrics_of
 
 log = logging.getLogger(__name__)
 
+STALL_SECONDS = 60.0
+"""A step that takes longer than this is taken for stuck."""
 Emit = Callable[[StreamUpdate | Exception], None]
 
 
 class EngineWorker:
     """Owns an ``LLM`` on a thread of its own; every public method may be called from any event loop."""
 
-    def __init__(self, llm: LLM) -> None:
-        self.llm = llm
+    restarts = 0
+
+    def __init__(self, llm: LLM, *, stall_seconds: float = STALL_SECONDS) -> None:
+        self.llm, self.stall_seconds = llm, stall_seconds
         self.model_name, self.tokenizer, self.max_model_len = llm.model_name, llm.tokenizer, llm.max_model_len
         self.vocab_size = llm.engine.runner.model.config.vocab_size
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -39,12 +44,23 @@ class EngineWorker:
         self._stopped = False
         self._door = threading.Lock()
         """Guards ``_stopped``: no command comes in after the last were carried out."""
+        self._busy_since: float | None = None
+        """time.monotonic() when the step now running began; None between steps, as while there is nothing to do."""
         self._thread = threading.Thread(target=self._run, name="paceline-engine", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         return not self._stopped
+
+    @property
+    def stalled(self) -> bool:
+        since = self._busy_since
+        return self.alive and since is not None and time.monotonic() - since > self.stall_seconds
+
+    @property
+    def ready(self) -> bool:
+        return self.alive and not self.stalled
 
     def generate(
         self,
@@ -112,6 +128,7 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             while self._obey(block=not self.llm.engine.has_work):
+                self._busy_since = time.monotonic()
                 with self._lock:
                     progress = self.llm.engine.step()
                 touched: dict[str, list[tuple[Request, int]]] = {}
@@ -119,6 +136,7 @@ class EngineWorker:
                     touched.setdefault(item.request.group.id, []).append((item.request, item.num_new))
                 for request_id, members in touched.items():
                     self._report(request_id, members)
+                self._busy_since = None
         except Exception:
             log.exception("the engine stopped")
         finally:

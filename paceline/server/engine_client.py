@@ -1,4 +1,4 @@
-"""What the server needs of an engine; ``paceline.engine.EngineWorker`` is one."""
+"""What the server needs of an engine; ``paceline.engine.worker.EngineWorker`` is one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,23 @@ class EngineClient(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def ready(self) -> bool:
+        """Loaded, warm, alive and not stalled: a call made now begins soon."""
+        ...
+
+    @property
+    def stalled(self) -> bool:
+        """There is work, and no step of it has ended for as long as the engine tolerates."""
+        ...
+
+    @property
     def alive(self) -> bool:
-        """False once the engine has stopped for good."""
+        """False while there is no engine: it has stopped for good, or is being restarted."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine was started anew after it had died."""
         ...
 
     def generate(
@@ -38,7 +53,7 @@ class EngineClient(Protocol):
 
         Raises:
             InvalidRequestError: before the first update, if the call is invalid.
-            EngineDeadError: at any time, if the engine has stopped.
+            EngineDeadError: at any time, if the engine has stopped; ``retry_after`` tells whether it comes back.
         """
         ...
 
@@ -47,5 +62,13 @@ class EngineClient(Protocol):
         ...
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges; may wait for a step, so it is called off the event loop."""
+        """Counters and gauges; may wait for a step, so it is called off the event loop.
+
+        Raises:
+            EngineDeadError: there is no engine to ask.
+        """
+        ...
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Aborts what runs and ends the engine, within about ``timeout`` seconds; called off the event loop."""
         ...

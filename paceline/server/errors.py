@@ -43,7 +43,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, InvalidRequestError):
         return ApiError(_CODES.get(error.code or "", 400), str(error), param=error.param, code=error.code)
     if isinstance(error, EngineDeadError):
-        return ApiError(503, "the engine has stopped", code="engine_dead")
+        again = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return ApiError(503, "the engine has stopped", code="engine_dead", headers=again)
     if isinstance(error, ValidationError):
         return _of_validation(error)
     if isinstance(error, HTTPException):

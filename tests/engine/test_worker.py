@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -223,3 +224,23 @@ def test_commands_given_while_it_stops_are_answered(worker: EngineWorker) -> Non
             assert isinstance(error, EngineDeadError)
 
     run(main())
+
+
+def test_a_step_that_takes_too_long_is_a_stall(worker: EngineWorker, monkeypatch) -> None:
+    """Idleness is none, and the worker recovers with the step's end."""
+    worker.stall_seconds = 0.05
+    time.sleep(0.1)
+    assert worker.ready
+    assert not worker.stalled
+    step, stuck = worker.llm.engine.step, threading.Event()
+    monkeypatch.setattr(worker.llm.engine, "step", lambda: stuck.wait(20) and step())
+
+    async def main() -> None:
+        stream = asyncio.create_task(collect(worker.generate(PROMPT, greedy(), request_id="mine")))
+        await eventually(lambda: worker.stalled and not worker.ready and worker.alive)
+        stuck.set()
+        await stream
+        await eventually(lambda: worker.ready and not worker.stalled)
+
+    run(main())
+    assert worker.restarts == 0

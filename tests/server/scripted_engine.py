@@ -20,8 +20,13 @@ class ScriptedEngine:
         self.tokenizer = byte_level() if tokenizer else None
         self.script = byte_level().encode(answer)
         self.model_name, self.max_model_len, self.vocab_size, self.alive = "scripted", 4096, 320, True
+        self.stalled, self.loaded, self.restarts, self.closed = False, True, 0, False
         self.fault, self.fault_after, self.pause = fault, fault_after, pause
         self.running, self.aborted, self.calls = set(), [], []
+
+    @property
+    def ready(self):
+        return self.loaded and self.alive and not self.stalled
 
     async def generate(self, prompt_token_ids, params, *, request_id, options):
         room = self.max_model_len - len(prompt_token_ids)
@@ -71,3 +76,6 @@ class ScriptedEngine:
         if not self.alive:
             raise EngineDeadError("dead")
         return {"num_requests_running": len(self.running)}
+
+    def close(self, timeout=10.0):
+        self.alive, self.closed = False, True
