@@ -6,32 +6,17 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
+from paceline.core.settings import settings_of
 
 if TYPE_CHECKING:
     from paceline.engine.llm import LLM
-
-HELP = {
-    "dtype": "auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU.",
-    "device": "auto, cpu or cuda.",
-    "kv_cache_dtype": "Type of the K/V cache; auto is the model's.",
-    "cache": "paged, static or none.",
-    "block_size": "Tokens per page.",
-    "num_blocks": "Pages of the K/V cache; by default what memory allows.",
-    "max_model_len": "Longest prompt and answer together, in tokens; by default the model's context.",
-    "max_num_seqs": "Answers generated at the same time.",
-    "max_num_batched_tokens": "Tokens computed per step.",
-    "enable_prefix_caching": "Keep the K/V of shared prompt beginnings.",
-    "scheduling_policy": "Who is served first.",
-    "attention_backend": "auto, sdpa or reference.",
-    "seed": "Requests without a seed draw theirs from this one.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +136,15 @@ def _choose(
 
 def _config_parameters() -> list[inspect.Parameter]:
     """One option per field of ``EngineConfig``; PACELINE_<NAME> sets it too."""
-    hints = get_type_hints(EngineConfig)
     return [
         inspect.Parameter(
-            field.name,
+            setting.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=setting.default,
             annotation=Annotated[
-                hints[field.name],
-                typer.Option(help=HELP[field.name], envvar=f"PACELINE_{field.name.upper()}", rich_help_panel="Engine"),
+                setting.kind | None if setting.optional else setting.kind,
+                typer.Option(help=setting.about.help, envvar=setting.variable, rich_help_panel="Engine"),
             ],
         )
-        for field in fields(EngineConfig)
-        if field.name in HELP
+        for setting in settings_of(EngineConfig).values()
     ]

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.core.settings import Setting, settings_of
 from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
-from paceline.training.settings import Setting, resolve, settings_of
+from paceline.training.settings import resolve
 
 app = typer.Typer(name="train", help="Trains a target, distils a draft from one, or measures both.")
 

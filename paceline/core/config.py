@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 from paceline.core.errors import ConfigError, shown
+from paceline.core.settings import About, check_fields
 
 MAX_INT32 = 2**31 - 1
-BOUNDS = {
-    "num_speculative_tokens": (1, 64),
-    "prompt_lookup_max": (1, 32),
-    "prompt_lookup_min": (1, 32),
-    "block_size": (1, 4096),
-    "num_blocks": (1, MAX_INT32),
-    "max_model_len": (2, MAX_INT32),
-    "max_num_seqs": (1, 4096),
-    "max_num_batched_tokens": (1, MAX_INT32),
-    "seed": (-(2**63), 2**63 - 1),
-}
-"""Smallest and largest value of every option that is an integer."""
-KINDS: Mapping[type, str] = {str: "text", bool: "true or false", NoneType: "None"}
 
 
 def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
@@ -34,38 +21,19 @@ def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
     return cls(**values)
 
 
-def _types(cls: type[Any]) -> Mapping[str, tuple[type, ...]]:
-    """The types that each option may have, from its annotation."""
-    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
-
-
-def _check(config: SpeculativeConfig | EngineConfig) -> None:
-    """Every option has its annotated type and lies within its bounds; names of parts are checked by their registry."""
-    for name, types in _types(type(config)).items():
-        value = getattr(config, name)
-        low, high = BOUNDS.get(name, (False, True))
-        typed = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        if not typed or (isinstance(value, int) and not low <= value <= high):
-            ranged = f"an integer in [{low}, {high}]"
-            allowed = " or ".join(ranged if kind is int else KINDS.get(kind, kind.__name__) for kind in types)
-            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculativeConfig:
     """How drafts are made and verified."""
 
-    method: str
-    model: str | None = None
-    num_speculative_tokens: int = 4
-    verifier: str = "match"
-    prompt_lookup_max: int = 4
-    """ngram: longest n-gram that is looked up."""
-    prompt_lookup_min: int = 2
-    """ngram: shortest n-gram that is looked up."""
+    method: Annotated[str, About("How drafts are made: draft_model, ngram, ...", flag="speculative_method")]
+    model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
+    num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
+    verifier: Annotated[str, About("How drafts are verified; match never changes the text.")] = "match"
+    prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
+    prompt_lookup_min: Annotated[int, About("ngram: shortest n-gram that is looked up.", low=1, high=32)] = 2
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_fields(self)
         if self.prompt_lookup_max < self.prompt_lookup_min:
             raise ConfigError(
                 f"prompt_lookup_max must be at least prompt_lookup_min ({self.prompt_lookup_min}), "
@@ -87,26 +55,30 @@ class SpeculativeConfig:
 class EngineConfig:
     """Options of one engine; names follow vLLM's."""
 
-    dtype: str = "auto"
-    device: str = "auto"
-    kv_cache_dtype: str = "auto"
-    cache: str = "paged"
-    """"paged", "static" (one page of the whole context per sequence) or "none" (recompute; the benchmarks' oracle)."""
-    block_size: int = 16
-    """Tokens per page."""
-    num_blocks: int | None = None
-    """Pages of the target's cache; None sizes it for max_num_seqs sequences within the memory budget."""
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    enable_prefix_caching: bool = True
-    scheduling_policy: str = "fcfs"
-    attention_backend: str = "auto"
-    seed: int = 0
+    dtype: Annotated[str, About("auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU.")] = "auto"
+    device: Annotated[str, About("auto, cpu or cuda.")] = "auto"
+    kv_cache_dtype: Annotated[str, About("Type of the K/V cache; auto is the model's.")] = "auto"
+    cache: Annotated[
+        str, About("paged; static, one page of the whole context per sequence; or none, which recomputes.")
+    ] = "paged"
+    block_size: Annotated[int, About("Tokens per page.", low=1, high=4096)] = 16
+    num_blocks: Annotated[
+        int | None, About("Pages of the K/V cache; by default what memory allows.", low=1, high=MAX_INT32)
+    ] = None
+    max_model_len: Annotated[
+        int | None,
+        About("Longest prompt and answer together, in tokens; by default the model's context.", low=2, high=MAX_INT32),
+    ] = None
+    max_num_seqs: Annotated[int, About("Answers generated at the same time.", low=1, high=4096)] = 64
+    max_num_batched_tokens: Annotated[int, About("Tokens computed per step.", low=1, high=MAX_INT32)] = 2048
+    enable_prefix_caching: Annotated[bool, About("Keep the K/V of shared prompt beginnings.")] = True
+    scheduling_policy: Annotated[str, About("Who is served first.")] = "fcfs"
+    attention_backend: Annotated[str, About("auto, sdpa or reference.")] = "auto"
+    seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_fields(self)
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from paceline.core.service_config import Limits
 from paceline.server import chat, chat_completions, errors, status
 from paceline.server.engine_client import EngineClient
-from paceline.server.limits import Limits
 from paceline.server.service import Service
 
 

@@ -1,27 +1,13 @@
-"""Knows how much one client may ask of the server, and reads bodies within that."""
+"""Reads bodies within what one client may ask of the server."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import NoReturn
 
 from starlette.requests import Request
 
 from paceline.server.errors import ApiError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds of the service."""
-
-    max_body_bytes: int = 2 * 1024 * 1024
-    max_requests: int = 256
-    """Calls in progress at once, waiting ones included; more get 429."""
-    default_max_tokens: int = 2048
-    """Output tokens of a chat that names no limit: this or what context and cache leave, whichever is less."""
-    write_seconds: float = 30.0
-    """A streaming client that takes nothing for this long is dropped."""
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -11,9 +11,9 @@ import sys
 import uvicorn
 
 from paceline.core.errors import ConfigError
+from paceline.core.service_config import Limits
 from paceline.server.app import create_app
 from paceline.server.engine_client import EngineClient
-from paceline.server.limits import Limits
 from paceline.server.service import served_name
 
 DRAIN_SECONDS = 30

@@ -15,10 +15,11 @@ from paceline.core.call import CallOptions
 from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
 from paceline.core.params import SamplingParams
+from paceline.core.service_config import Limits
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.engine_client import EngineClient
 from paceline.server.errors import ApiError
-from paceline.server.limits import Limits, parse_json, read_body
+from paceline.server.limits import parse_json, read_body
 from paceline.server.schemas import ChatCompletionRequest, ChatRequest
 from paceline.text import Tokenizer
 

@@ -8,20 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from paceline.core.errors import ConfigError
+from paceline.core.settings import About
 
 Preset = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What people should know of an option, and which values it may have."""
-
-    help: str
-    low: float | None = None
-    """The least it may be."""
-    above: float | None = None
-    """What it must be more than."""
-    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,24 +8,29 @@ import pytest
 import typer
 from typer.main import get_command
 
-from paceline.cli.engine_options import HELP, EngineChoice, takes_engine
+from paceline.cli.engine_options import EngineChoice, takes_engine
 from paceline.cli.main import app
-from paceline.core.config import EngineConfig
-
-REQUEST_OPTIONS = {"seed"}
+from paceline.core.config import EngineConfig, SpeculativeConfig
+from paceline.core.service_config import Limits, ServiceConfig
+from paceline.core.settings import settings_of
 
 
 def options_of(command: str) -> set[str]:
     return {parameter.name for parameter in get_command(app).commands[command].params}
 
 
-def test_every_engine_option_is_documented():
-    assert set(HELP) == {field.name for field in fields(EngineConfig)} - {"speculative"}
+def test_every_field_is_an_option_that_says_what_it_is():
+    for kind in (EngineConfig, SpeculativeConfig, ServiceConfig, Limits):
+        settings = settings_of(kind)
+        assert set(settings) == {field.name for field in fields(kind)} - {"speculative"}
+        assert all(setting.about.help.endswith((".", "...")) for setting in settings.values())
 
 
 @pytest.mark.parametrize("command", ["serve", "chat", "generate", "demo"])
 def test_every_command_has_every_engine_option(command):
-    assert set(HELP) | {"model", "draft", "speculative_config", "no_speculation"} <= options_of(command)
+    assert set(settings_of(EngineConfig)) | {"model", "draft", "speculative_config", "no_speculation"} <= options_of(
+        command
+    )
 
 
 def test_choice_survives_being_spelled_as_arguments():

@@ -8,8 +8,9 @@ import pytest
 
 from paceline.cli.main import run
 from paceline.core.errors import ConfigError
+from paceline.core.settings import settings_of
 from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
-from paceline.training.settings import resolve, settings_of
+from paceline.training.settings import resolve
 
 GIVEN = {"data": ["a.jsonl"], "out": Path("out")}
 
@@ -41,12 +42,12 @@ def test_a_file_can_say_everything(tmp_path) -> None:
         ("stepz = 3", "unknown key 'stepz'"),
         ('steps = "many"', "steps must be an integer"),
         ("steps = true", "steps must be an integer"),
-        ("steps = 0", "steps must be at least 1"),
-        ("learning_rate = 0", "learning_rate must be above 0"),
-        ("learning_rate = nan", "learning_rate must be above 0"),
+        ("steps = 0", "steps must be an integer of at least 1"),
+        ("learning_rate = 0", "learning_rate must be a number above 0"),
+        ("learning_rate = nan", "learning_rate must be a number above 0"),
         ("compile = 1", "compile must be true or false"),
         ("data = [1]", "data must be text or a list"),
-        ('preset = "huge"', "Choose one of: tiny, small"),
+        ('preset = "huge"', "must be one of tiny, small"),
         ("[target]\nsteps = 1", "unknown key 'target'"),
         ("steps =", "not TOML"),
     ],
@@ -73,7 +74,7 @@ def test_what_is_missing_or_wrong_is_named_by_its_flag() -> None:
         resolve(TargetOptions, {"out": Path("out")})
     with pytest.raises(ConfigError, match="--target is missing"):
         resolve(EvaluateOptions, {"data": ["x"]})
-    with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
+    with pytest.raises(ConfigError, match="--batch-size must be an integer of at least 1"):
         resolve(TargetOptions, GIVEN | {"batch_size": 0})
 
 
