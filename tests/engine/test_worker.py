@@ -228,7 +228,7 @@ def test_commands_given_while_it_stops_are_answered(worker: EngineWorker) -> Non
 
 def test_a_step_that_takes_too_long_is_a_stall(worker: EngineWorker, monkeypatch) -> None:
     """Idleness is none, and the worker recovers with the step's end."""
-    worker.stall_seconds = 0.05
+    worker.loop.stall_seconds = 0.05
     time.sleep(0.1)
     assert worker.ready
     assert not worker.stalled
