@@ -25,13 +25,14 @@ def serve(
 ) -> None:
     """Serves a model over HTTP: OpenAI's /v1 and /chat."""
     try:
-        from paceline.server import run
+        from paceline.server import ServiceConfig, run
     except ImportError as error:
         if error.name not in SERVICE_PACKAGES:
             raise
         raise ConfigError(str(error)) from error
     # Before the model is read, which can take long.
-    run.listen(host, port).close()
+    config = ServiceConfig(host=host, port=port)
+    run.check(config)
     console(sys.stderr).out(f"loading {engine.model or 'the embedded pair'} ...", style=FAINT)
     from paceline.engine.worker import EngineWorker
 
@@ -39,7 +40,7 @@ def serve(
     _describe(llm)
     worker = EngineWorker(llm)
     try:
-        run.serve(worker, host=host, port=port)
+        run.serve(worker, config)
     finally:
         worker.close()
 

@@ -9,9 +9,9 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-from paceline.core.service_config import Limits
+from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server.app import create_app
 from paceline.server.engine_client import EngineClient
 from paceline.server.run import serve
 
-__all__ = ["EngineClient", "Limits", "create_app", "serve"]
+__all__ = ["EngineClient", "Limits", "ServiceConfig", "create_app", "serve"]

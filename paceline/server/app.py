@@ -1,24 +1,33 @@
-"""Knows which endpoints make up the service."""
+"""Knows which endpoints make up the service, and the doors before them."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI
 
-from paceline.core.service_config import Limits
-from paceline.server import chat, chat_completions, errors, status
+from paceline.core.service_config import Limits, ServiceConfig
+from paceline.server import chat, chat_completions, doors, errors, reception, status
 from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
 
 
-def create_app(engine: EngineClient, *, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    engine: EngineClient, *, limits: Limits | None = None, config: ServiceConfig | None = None
+) -> FastAPI:
     """The ASGI application over one engine; the caller owns the engine and closes it.
+
+    Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages. ``serve`` always has one.
+    ``app.state.service`` is the ``Service``.
 
     Endpoints: ``GET /health``, ``/stats``, ``/v1/models``; ``POST /v1/chat/completions``, ``/chat``.
     """
-    # FastAPI's own documentation pages load scripts from elsewhere.
-    app = FastAPI(title="Paceline", openapi_url=None, docs_url=None, redoc_url=None)
+    # FastAPI's own documentation pages load scripts from elsewhere; its redirects go where the Host header says.
+    app = FastAPI(title="Paceline", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     service = Service(engine, limits or Limits())
+    app.state.service = service
     for family in (status, chat_completions, chat):
         app.include_router(family.routes(service))
+    if config is not None:
+        doors.install(app, config)
+    app.add_middleware(reception.Reception, service.admission)
     return app

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +18,9 @@ from paceline.core.errors import EngineDeadError, InvalidRequestError, PacelineE
 
 log = logging.getLogger(__name__)
 
-_TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+DEAD_RETRY = 30
+"""Seconds after which another attempt is suggested while nobody knows whether the engine comes back."""
+_TYPES = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
 _CODES = {"model_not_found": 404}
 
 
@@ -43,13 +47,17 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, InvalidRequestError):
         return ApiError(_CODES.get(error.code or "", 400), str(error), param=error.param, code=error.code)
     if isinstance(error, EngineDeadError):
-        again = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        again = {"Retry-After": str(error.retry_after or DEAD_RETRY)}
         return ApiError(503, "the engine has stopped", code="engine_dead", headers=again)
     if isinstance(error, ValidationError):
         return _of_validation(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    log.error("unexpected error", exc_info=error)
+    if isinstance(error, RequestValidationError):
+        return ApiError(400, "a part of the URL is not valid")
+    # The frames without the message, which may quote a prompt.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("unexpected %s\n%s", type(error).__name__, frames)
     return ApiError(500, "internal server error")
 
 
@@ -71,9 +79,13 @@ def _of_validation(error: ValidationError) -> ApiError:
     return ApiError(400, message.removeprefix("Value error, "), param=str(first["loc"][0]) if first["loc"] else None)
 
 
-async def _respond(_request: Request, error: Exception) -> Response:
+def response_to(error: Exception) -> Response:
     described = as_api_error(error)
     return JSONResponse(payload(described), described.status, headers=described.headers)
+
+
+async def _respond(_request: Request, error: Exception) -> Response:
+    return response_to(error)
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
@@ -83,6 +95,6 @@ async def _gone(_request: Request, _error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Makes the app answer every failure in this shape."""
-    for kind in (PacelineError, ValidationError, HTTPException, Exception):
+    for kind in (PacelineError, ValidationError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _respond)
     app.add_exception_handler(ClientDisconnect, _gone)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import json
+import logging
 import socket
-import sys
+import time
+from contextlib import suppress
+from types import FrameType
 
 import uvicorn
 
 from paceline.core.errors import ConfigError
-from paceline.core.service_config import Limits
+from paceline.core.service_config import Limits, ServiceConfig
+from paceline.server import logs
 from paceline.server.app import create_app
+from paceline.server.connections import protocol
+from paceline.server.doors import KeyRing
 from paceline.server.engine_client import EngineClient
-from paceline.server.service import served_name
+from paceline.server.service import Service, served_name
 
-DRAIN_SECONDS = 30
+END_SECONDS = 2.0
+"""For calls that were ended by the service to tell their clients."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -51,39 +57,95 @@ def _free_port(host: str) -> int:
         return port
 
 
-def serve(engine: EngineClient, host: str = "127.0.0.1", port: int = 8000, *, limits: Limits | None = None) -> None:
-    """Serves until interrupted; then lets calls in progress end, for at most ``DRAIN_SECONDS``.
+class Server(uvicorn.Server):
+    """uvicorn's server, which goes on answering while calls in progress end."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._signalled: float | None = None
+        """When the service was asked to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second one ends at once. Nothing is raised again: this is an orderly end."""
+        if self._signalled is None:
+            self._service.admission.draining = True
+            self._signalled = time.monotonic()
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._signalled is not None:
+            waited = time.monotonic() - self._signalled
+            late = waited - self._service.limits.drain_seconds
+            if late >= 0:
+                self._service.abort_all()
+            if self._service.admission.num_active == 0 or late >= END_SECONDS:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def check(config: ServiceConfig) -> None:
+    """Finds out at once what would keep the service from starting once the model is read.
+
+    Raises:
+        ConfigError: as ``listen``, or a key file that cannot be used.
+    """
+    KeyRing.of(config)
+    listen(config.host, config.port).close()
+
+
+def serve(engine: EngineClient, config: ServiceConfig | None = None, *, limits: Limits | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; then lets calls in progress end, for at most ``drain_seconds``.
 
     Prints the URL and a curl line once the port listens.
 
     Raises:
-        ConfigError: as ``listen``.
+        ConfigError: as ``check``.
     """
-    listener = listen(host, port)
-    app = create_app(engine, limits=limits)
-    config = uvicorn.Config(
+    config, limits = config or ServiceConfig(), limits or Limits()
+    logs.configure(logging.getLevelNamesMapping()[config.log_level.upper()])
+    listener = listen(config.host, config.port)
+    server = make_server(engine, config, limits)
+    _announce(engine, config, listener.getsockname()[1])
+    server.run(sockets=[listener])
+
+
+def make_server(engine: EngineClient, config: ServiceConfig, limits: Limits) -> Server:
+    """A server that is not yet running; its ``run`` takes the listening sockets."""
+    _allow_descriptors(limits.max_connections)
+    app = create_app(engine, limits=limits, config=config)
+    settings = uvicorn.Config(
         app,
-        log_level="warning",
+        http=protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
         access_log=False,
         server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        proxy_headers=False,
+        timeout_keep_alive=limits.keep_alive_seconds,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=limits.max_header_bytes,
     )
-    _announce(engine, host, listener.getsockname()[1])
-    uvicorn.Server(config).run(sockets=[listener])
+    return Server(settings, app.state.service)
 
 
-def _announce(engine: EngineClient, host: str, port: int) -> None:
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def _allow_descriptors(num_connections: int) -> None:
+    """The usual 1,024 open files would be fewer than the connections that are allowed."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource  # noqa: PLC0415 (not on every system)
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = num_connections + 256
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def _announce(engine: EngineClient, config: ServiceConfig, port: int) -> None:
+    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
     body = json.dumps({"message": "Hello"})
+    key = " -H 'Authorization: Bearer KEY'" if config.has_keys else ""
     print(f"Paceline serves {served_name(engine.model_name)} at {url} (context {engine.max_model_len} tokens)")
-    print(f"Try: curl {url}/chat -H 'Content-Type: application/json' -d '{body}'", flush=True)
-    if not _is_loopback(host):
-        print("Warning: anybody who reaches this address can use the model; there is no key.", file=sys.stderr)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    print(f"Try: curl {url}/chat{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)

@@ -16,10 +16,12 @@ from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
 from paceline.core.params import SamplingParams
 from paceline.core.service_config import Limits
+from paceline.server.admission import Admission, Visit
+from paceline.server.bodies import parse_json, read_body
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.engine_client import EngineClient
 from paceline.server.errors import ApiError
-from paceline.server.limits import parse_json, read_body
+from paceline.server.reception import visit_of
 from paceline.server.schemas import ChatCompletionRequest, ChatRequest
 from paceline.text import Tokenizer
 
@@ -34,6 +36,7 @@ class Call(Generic[Body]):
     body: Body
     prompt: list[int]
     params: SamplingParams
+    visit: Visit
 
 
 @dataclass(slots=True)
@@ -60,8 +63,9 @@ class Service:
 
     def __init__(self, engine: EngineClient, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
+        self.admission = Admission(limits)
         self.model_name = served_name(engine.model_name)
-        self._num_running = 0
+        self._running: set[str] = set()
 
     def tokenizer(self) -> Tokenizer:
         if self.engine.tokenizer is None:
@@ -74,17 +78,20 @@ class Service:
         Raises:
             ApiError, InvalidRequestError, pydantic.ValidationError: what is wrong with it.
         """
-        raw = await read_body(request, self.limits.max_body_bytes)
-        return await asyncio.to_thread(self._prepare, raw, kind)
+        raw = await read_body(request, self.limits)
+        visit = visit_of(request)
+        visit.admit()
+        return await asyncio.to_thread(self._prepare, raw, kind, visit)
 
-    def _prepare(self, raw: bytes, kind: type[Body]) -> Call[Body]:
+    def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
         body = kind.model_validate(parse_json(raw))
         self.check_model(body.model)
         prompt = self.tokenizer().encode_chat(body.conversation)
         # A chat that names no limit gets what fits beside its prompt; where nothing fits, the engine says so.
         room = max(1, self.engine.max_model_len - len(prompt))
         params = body.params(min(self.limits.default_max_tokens, room))
-        return Call(uuid.uuid4().hex, body, prompt, params)
+        visit.num_prompt_tokens = len(prompt)
+        return Call(uuid.uuid4().hex, body, prompt, params, visit)
 
     def check_model(self, name: str | None) -> None:
         """Only compares strings; nothing is looked up anywhere."""
@@ -96,26 +103,31 @@ class Service:
         """The call's updates. Leaving early, for whatever reason, aborts the call.
 
         Raises:
-            ApiError: 429, the server is full; 500, an answer failed.
+            ApiError: 500, an answer failed; 503, the service ended it.
         """
         if not self.engine.alive:
             raise EngineDeadError("the engine has stopped")
-        if self._num_running >= self.limits.max_requests:
-            raise ApiError(429, "too many requests are in progress", code="overloaded", headers={"Retry-After": "1"})
-        self._num_running += 1
-        finished = False
+        self._running.add(call.id)
+        client, finished = call.visit.client, False
         try:
-            options = CallOptions(speculate=call.body.speculation is not False)
+            # The salt keeps clients from learning, by timing, which prompts others have sent.
+            options = CallOptions(speculate=call.body.speculation is not False, client=client, cache_salt=client)
             stream = self.engine.generate(call.prompt, call.params, request_id=call.id, options=options)
             async for update in stream:
                 finished = update.finished
                 for delta in update.deltas:
+                    call.visit.num_output_tokens += len(delta.token_ids)
                     _check(delta)
                 yield update
         finally:
-            self._num_running -= 1
+            self._running.discard(call.id)
             if not finished:
                 self.engine.abort(call.id)
+
+    def abort_all(self) -> None:
+        """Ends every call in progress with an error that says so."""
+        for name in tuple(self._running):
+            self.engine.abort(name)
 
     async def begun(self, request: Request, call: Call[Body]) -> AsyncGenerator[StreamUpdate]:
         """``updates`` with the first one awaited, so that a call that fails at once fails with a proper status."""

@@ -1,0 +1,91 @@
+"""Knows how many calls are in progress, of whom, and whether one more may begin; nothing of what a call is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from paceline.core.service_config import Limits
+from paceline.server.errors import ApiError
+
+LONGEST_RETRY = 60
+_WEIGHT = 0.2
+"""Of the newest call in the mean duration."""
+
+
+class Admission:
+    """A bounded queue: a call is admitted at once or told when to come again."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.draining = False
+        """True once the service is ending: calls in progress go on, no more begin."""
+        self.num_active = 0
+        self._per_client: Counter[str] = Counter()
+        self._mean_seconds = 1.0
+        self._num_refused = 0
+        """Since a place was last given back: who is refused later is told to come later."""
+
+    def enter(self, client: str) -> None:
+        """Takes a place; every call that has one gives it back by ``leave``.
+
+        Raises:
+            ApiError: 503 while draining, 429 if the server or the client's share is full; both say when to retry.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="draining", headers=_retry(self.limits.drain_seconds))
+        if self.num_active >= self.limits.max_requests:
+            raise self._full("the server is full: too many requests are in progress", "overloaded", self.num_active)
+        share, mine = self.limits.max_requests_per_key, self._per_client[client]
+        if client and share is not None and mine >= share:
+            raise self._full("too many requests of this key are in progress", "rate_limit_exceeded", mine)
+        self.num_active += 1
+        self._per_client[client] += 1
+
+    def leave(self, client: str, seconds: float) -> None:
+        self.num_active -= 1
+        self._per_client[client] -= 1
+        if not self._per_client[client]:
+            del self._per_client[client]
+        self._mean_seconds += _WEIGHT * (seconds - self._mean_seconds)
+        self._num_refused = 0
+
+    def _full(self, why: str, code: str, num_active: int) -> ApiError:
+        """A place is expected every mean duration / calls in progress; those refused before come first."""
+        self._num_refused += 1
+        return ApiError(429, why, code=code, headers=_retry(self._num_refused * self._mean_seconds / num_active))
+
+
+def _retry(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(min(max(math.ceil(seconds), 1), LONGEST_RETRY))}
+
+
+@dataclass(slots=True)
+class Visit:
+    """One HTTP request from its first byte to the last of its answer: who sent it, and what it cost."""
+
+    id: str
+    admission: Admission
+    client: str = ""
+    """A digest of the API key, or "" where there are no keys."""
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    began: float = field(default_factory=time.monotonic)
+    _admitted: float | None = None
+
+    def admit(self) -> None:
+        """Takes a place among the calls in progress, until ``close``.
+
+        Raises:
+            ApiError: as ``Admission.enter``.
+        """
+        if self._admitted is None:
+            self.admission.enter(self.client)
+            self._admitted = time.monotonic()
+
+    def close(self) -> None:
+        if self._admitted is not None:
+            self.admission.leave(self.client, time.monotonic() - self._admitted)
+            self._admitted = None

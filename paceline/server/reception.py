@@ -1,0 +1,102 @@
+"""Knows what every request gets first and last: an id, bounds on its headers, one line in the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paceline.server.admission import Admission, Visit
+from paceline.server.errors import ApiError, response_to
+
+access_log = logging.getLogger("paceline.access")
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds by machines, so their lines are only for debugging."""
+_VISIT = "paceline.visit"
+
+
+def visit_of(request: Request) -> Visit:
+    visit: Visit = request.scope[_VISIT]
+    return visit
+
+
+class Reception:
+    """The outermost middleware. Nothing that an endpoint raises gets past it."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self.app, self.admission = app, admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        visit = scope[_VISIT] = Visit(_request_id(scope), self.admission)
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = visit.id
+            await send(message)
+
+        try:
+            error = _framing_error(scope, self.admission.limits.max_header_bytes)
+            app = self.app if error is None else response_to(error)
+            await app(scope, receive, send_marked)
+        except Exception as error:
+            response = response_to(error)
+            # Half an answer cannot be mended; the server closes the connection, and the client sees that.
+            if not status:
+                await response(scope, receive, send_marked)
+        finally:
+            visit.close()
+            _log(scope, visit, status or 499)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _framing_error(scope: Scope, max_bytes: int) -> ApiError | None:
+    headers = scope["headers"]
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in headers)
+    if size > max_bytes:
+        return ApiError(431, f"the headers are over the limit of {max_bytes} bytes", headers={"Connection": "close"})
+    names = [name for name, _ in headers]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        # Two servers in a row may disagree about where such a request ends.
+        why = "a request has either Content-Length or Transfer-Encoding"
+        return ApiError(400, why, headers={"Connection": "close"})
+    return None
+
+
+def _log(scope: Scope, visit: Visit, status: int) -> None:
+    """JSON, so that no path can look like a line of its own; no query, as that may hold anything."""
+    level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+    if access_log.isEnabledFor(level):
+        line = {
+            "request_id": visit.id,
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,
+            "seconds": round(time.monotonic() - visit.began, 4),
+            "prompt_tokens": visit.num_prompt_tokens,
+            "output_tokens": visit.num_output_tokens,
+        }
+        access_log.log(level, "%s", json.dumps(line))
