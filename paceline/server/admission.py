@@ -35,7 +35,9 @@ class Admission:
             ApiError: 503 while draining, 429 if the server or the client's share is full; both say when to retry.
         """
         if self.draining:
-            raise ApiError(503, "the server is shutting down", code="draining", headers=_retry(self.limits.drain_seconds))
+            raise ApiError(
+                503, "the server is shutting down", code="draining", headers=_retry(self.limits.drain_seconds)
+            )
         if self.num_active >= self.limits.max_requests:
             raise self._full("the server is full: too many requests are in progress", "overloaded", self.num_active)
         share, mine = self.limits.max_requests_per_key, self._per_client[client]

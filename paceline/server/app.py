@@ -10,9 +10,7 @@ from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
 
 
-def create_app(
-    engine: EngineClient, *, limits: Limits | None = None, config: ServiceConfig | None = None
-) -> FastAPI:
+def create_app(engine: EngineClient, *, limits: Limits | None = None, config: ServiceConfig | None = None) -> FastAPI:
     """The ASGI application over one engine; the caller owns the engine and closes it.
 
     Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages. ``serve`` always has one.

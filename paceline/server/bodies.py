@@ -43,7 +43,9 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 def _too_large(limits: Limits) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    return ApiError(413, f"the body is over the limit of {limits.max_body_bytes} bytes", headers={"Connection": "close"})
+    return ApiError(
+        413, f"the body is over the limit of {limits.max_body_bytes} bytes", headers={"Connection": "close"}
+    )
 
 
 def parse_json(body: bytes) -> object:

@@ -86,9 +86,9 @@ class Connection(H11Protocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Called where h11 cannot make sense of what came."""
-        error = sys.exception() if sys.version_info >= (3, 12) else sys.exc_info()[1]
+        error = sys.exc_info()[1]
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         status = status if status in _REASONS else 400
         self._refuse(status, ApiError(status, "this is not an HTTP request that the server takes"))

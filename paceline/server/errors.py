@@ -20,7 +20,13 @@ log = logging.getLogger(__name__)
 
 DEAD_RETRY = 30
 """Seconds after which another attempt is suggested while nobody knows whether the engine comes back."""
-_TYPES = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+_TYPES = {
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
 _CODES = {"model_not_found": 404}
 
 

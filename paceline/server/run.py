@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         self._signalled: float | None = None
         """When the service was asked to end."""
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """The first signal drains, a second one ends at once. Nothing is raised again: this is an orderly end."""
         if self._signalled is None:
             self._service.admission.draining = True
