@@ -139,6 +139,7 @@ class Batch:
     sample_start: Int32  # [B + 1] a request's span in logit_rows; empty where a chunk does not reach the end
     prompt_rows: Int64  # rows whose logits only serve prompt_logprobs
     first_visible: tuple[Int32 | None, ...]  # per group [T]; None where the whole prefix is visible
+    pooled_rows: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows that embeddings sum up
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class Output:
     logits: torch.Tensor
     prompt_logits: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None  # f[pooled rows, D] after the final norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,3 +17,5 @@ class CallOptions:
     """Who calls; the policy "fair" shares the engine between clients."""
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
+    pooling: str | None = None
+    """How the prompt's hidden states become one embedding ("mean", "last"); None generates text."""

@@ -49,6 +49,16 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens that a prefix cache saved."""
+    num_decode_steps: int = 0
+    """Steps that gave an answer tokens, summed over the answers."""
+    queue_time: float | None = None
+    """From arrival to the first seat."""
+    prefill_time: float | None = None
+    """From the first seat to the first token."""
+    decode_time: float | None = None
+    """From the first token to the last."""
+    e2e_time: float | None = None
+    """From arrival to the last token."""
 
 
 @dataclass(slots=True)
@@ -62,6 +72,8 @@ class RequestOutput:
     metrics: RequestMetrics
     finished: bool = True
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    embedding: list[float] | None = None
+    """Of a call with pooling: the prompt's vector, of Euclidean length 1; None where it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,8 @@ class CompletionDelta:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    token_times: list[float] = field(default_factory=list)
+    """Per token: seconds from the call's arrival to its acceptance; tokens of one step share theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +100,10 @@ class StreamUpdate:
     request_id: str
     deltas: list[CompletionDelta]
     metrics: RequestMetrics | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """On the first update with tokens, if they were asked for; the first token has none."""
+    embedding: list[float] | None = None
+    """On the last update of a call with pooling, unless it failed."""
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.params import SamplingParams
 
@@ -106,6 +109,16 @@ class Request:
         return None
 
 
+@dataclass(slots=True)
+class Pooled:
+    """The sum of a prompt's hidden states from some row on, as far as it is computed."""
+
+    next_row: int
+    """The prompt token whose hidden state is added next."""
+    total: npt.NDArray[np.float64] | None = None  # [D]
+    embedding: list[float] | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Group:
     """The members that one call asked for (``n`` or ``best_of`` of them); they share the prompt and its pages."""
@@ -125,6 +138,10 @@ class Group:
     speculate: bool = True
     """False turns speculation off for this group alone."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    pooled: Pooled | None = None
+    """Of a call that asks for an embedding: it generates nothing."""
+    seated_at: float | None = None
+    """time.monotonic() at which a member first got a seat."""
 
     @property
     def finished(self) -> bool:

@@ -13,6 +13,7 @@ from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
 from paceline.engine.logprobs import record_logprobs, record_prompt_logprobs
+from paceline.engine.pooling import pool_hidden
 from paceline.engine.stats import Counters
 from paceline.runner import ModelRunner, assemble, sample_rows
 from paceline.sampling import Pipeline, selectors
@@ -94,7 +95,7 @@ class Engine:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
         now = time.monotonic()
         record_prompt_logprobs(self.pipeline, works, batch, output)
-        progress = []
+        progress = [Progress(request, 0) for request in pool_hidden(works, batch, output)]
         for number, request in enumerate(works.requests):
             if batch.sample_start[number] == batch.sample_start[number + 1]:
                 continue  # its chunk did not reach the last known token

@@ -13,8 +13,9 @@ from paceline.core.call import CallOptions
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, out_of_range, shown
 from paceline.core.params import SamplingParams, check_vocabulary
-from paceline.core.request import Group, Request
+from paceline.core.request import Group, Pooled, Request
 from paceline.engine.engine import Engine
+from paceline.engine.pooling import poolings
 from paceline.text import Detokenizer, Tokenizer, bad_word_ids
 
 PROMPT_KEYS = ("prompt_token_ids", "prompt")
@@ -76,7 +77,8 @@ class Intake:
         if not isinstance(options.speculate, bool):
             raise out_of_range("speculate", options.speculate, "true or false")
         check_vocabulary(params, self.model.vocab_size)
-        limit = self._max_new_tokens(tokens, params)
+        pooled = None if options.pooling is None else self._pooled(tokens, params, options.pooling)
+        limit = 0 if pooled is not None else self._max_new_tokens(tokens, params)
         self._check_pages(tokens, limit, options.speculate)
         if (params.stop or params.bad_words) and self.tokenizer is None:
             raise InvalidRequestError(
@@ -90,7 +92,8 @@ class Intake:
             priority=options.priority,
             client=options.client,
             cache_salt=options.cache_salt,
-            speculate=options.speculate,
+            speculate=options.speculate and pooled is None,
+            pooled=pooled,
         )
         if self.tokenizer is not None:
             group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words)
@@ -126,18 +129,31 @@ class Intake:
         unwindowed = [group for group in self.engine.cache.groups if group.window is None]
         return min([self.max_model_len, *(group.pages.num_pages * group.page_size for group in unwindowed)])
 
-    def _max_new_tokens(self, tokens: list[int], params: SamplingParams) -> int:
-        """How many tokens may follow the prompt; where no limit is named, as many as fit."""
+    def _pooled(self, tokens: list[int], params: SamplingParams, pooling: str) -> Pooled:
+        if pooling not in poolings:
+            raise out_of_range("pooling", pooling, f"one of {', '.join(poolings)}")
+        if params.num_samples > 1:
+            raise out_of_range("n", params.num_samples, "1 for an embedding")
+        self._room(tokens, least=0)
+        return Pooled(next_row=poolings[pooling](len(tokens)))
+
+    def _room(self, tokens: list[int], *, least: int) -> int:
+        """How many tokens the context leaves for an answer; an error if that is less than ``least``."""
         if not tokens:
             raise InvalidRequestError("the prompt is empty", param="prompt")
         room = self.max_model_len - len(tokens)
-        if room < 1:
+        if room < least:
             raise InvalidRequestError(
                 f"the prompt has {len(tokens)} tokens, the context holds {self.max_model_len}\n"
-                f"Shorten the prompt to at most {self.max_model_len - 1} tokens.",
+                f"Shorten the prompt to at most {self.max_model_len - least} tokens.",
                 param="prompt",
                 code="context_length_exceeded",
             )
+        return room
+
+    def _max_new_tokens(self, tokens: list[int], params: SamplingParams) -> int:
+        """How many tokens may follow the prompt; where no limit is named, as many as fit."""
+        room = self._room(tokens, least=1)
         if params.max_tokens is None:
             room = max(1, self.longest - len(tokens))
         if params.min_tokens > room:

@@ -117,6 +117,18 @@ class LLM:
         prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(one)} for one in _conversations(messages)]
         return self.generate(prompts, params, speculate=speculate)
 
+    def embed(self, prompts: str | Sequence[Any] | Mapping[str, Any], *, pooling: str = "mean") -> list[RequestOutput]:
+        """One vector per prompt, in ``embedding`` of its output: the hidden states after the final norm, pooled.
+
+        Args:
+            prompts: as in ``generate``; a prompt may fill the context.
+            pooling: "mean" of all tokens' hidden states or the "last" token's; either has Euclidean length 1.
+        """
+        params = SamplingParams(detokenize=False)
+        options = CallOptions(pooling=pooling)
+        groups = [self.intake.group(self.intake.encode(one), params, options=options) for one in _prompt_list(prompts)]
+        return self._run(groups)
+
     def stats(self) -> dict[str, Any]:
         """Counters, acceptance by position, pages, and memory by part in bytes."""
         return engine_stats(self.engine)

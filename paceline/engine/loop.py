@@ -12,13 +12,11 @@ from typing import Any
 
 from paceline.core.call import CallOptions
 from paceline.core.errors import EngineDeadError, InvalidRequestError
-from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.engine.llm import LLM
 from paceline.engine.report import engine_stats
-from paceline.engine.results import delta_of
-from paceline.engine.stats import metrics_of
+from paceline.engine.results import update_of
 from paceline.engine.updates import Emit
 
 log = logging.getLogger(__name__)
@@ -140,14 +138,13 @@ class EngineLoop:
             group, emit = self._streams.pop(request_id)
             ended = [request for request in group.members if not request.finished]
             self.llm.engine.abort(group)
-            emit(StreamUpdate(request_id, [delta_of(request, 0) for request in ended], metrics_of(group)))
+            emit(update_of(group, [(request, 0) for request in ended]))
 
     def _report(self, request_id: str, members: list[tuple[Request, int]]) -> None:
         group, emit = self._streams[request_id]
-        deltas = [delta_of(request, num_new) for request, num_new in members]
         if group.finished:
             del self._streams[request_id]
-        emit(StreamUpdate(request_id, deltas, metrics_of(group) if group.finished else None))
+        emit(update_of(group, members))
 
     def _stop(self) -> None:
         """Lets no more commands in; ends every stream, also those whose command is still in the queue."""

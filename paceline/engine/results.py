@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from paceline.core.outputs import CompletionDelta, CompletionOutput, RequestOutput
+from collections.abc import Sequence
+
+from paceline.core.outputs import CompletionDelta, CompletionOutput, RequestOutput, StreamUpdate
 from paceline.core.request import Group, Request
 from paceline.engine.stats import metrics_of
 from paceline.sampling import Selector
@@ -45,6 +47,7 @@ def output_of(group: Group, selector: Selector) -> RequestOutput:
         metrics=metrics_of(group),
         finished=group.finished,
         prompt_logprobs=group.prompt_logprobs,
+        embedding=group.pooled.embedding if group.pooled is not None else None,
     )
 
 
@@ -62,4 +65,18 @@ def delta_of(request: Request, num_new: int) -> CompletionDelta:
         finish_reason=str(request.finish_reason) if finished else None,
         stop_reason=_stop_reason(request) if finished else None,
         error=request.error,
+        token_times=[at - request.group.arrival for at in request.token_times[first:]],
+    )
+
+
+def update_of(group: Group, members: Sequence[tuple[Request, int]]) -> StreamUpdate:
+    """What a step (or an abort) did for a call: its members that went on, each with its number of new tokens."""
+    num_tokens = sum(len(request.output_token_ids) for request in group.members)
+    is_first = num_tokens == sum(num_new for _, num_new in members) > 0
+    return StreamUpdate(
+        group.id,
+        [delta_of(request, num_new) for request, num_new in members],
+        metrics_of(group) if group.finished else None,
+        prompt_logprobs=group.prompt_logprobs if is_first else None,
+        embedding=group.pooled.embedding if group.pooled is not None else None,
     )

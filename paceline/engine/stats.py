@@ -54,13 +54,23 @@ def metrics_of(group: Group) -> RequestMetrics:
     members = group.members
     first = min((member.token_times[0] for member in members if member.token_times), default=None)
     gaps = [(m.token_times[-1] - m.token_times[0], len(m.token_times) - 1) for m in members if len(m.token_times) > 1]
+    last = max((member.token_times[-1] for member in members if member.token_times), default=None)
     steps = sum(member.num_decode_steps for member in members)
     return RequestMetrics(
         num_drafted=sum(member.num_drafted for member in members),
         num_accepted=sum(member.num_accepted for member in members),
         mean_acceptance_length=sum(len(member.output_token_ids) for member in members) / steps if steps else 1.0,
-        time_to_first_token=None if first is None else first - group.arrival,
+        time_to_first_token=_between(group.arrival, first),
         time_per_output_token=sum(g for g, _ in gaps) / sum(n for _, n in gaps) if gaps else None,
         num_preemptions=sum(member.num_preemptions for member in members),
         num_cached_tokens=members[0].num_cached_tokens,
+        num_decode_steps=steps,
+        queue_time=_between(group.arrival, group.seated_at),
+        prefill_time=_between(group.seated_at, first),
+        decode_time=_between(first, last),
+        e2e_time=_between(group.arrival, last),
     )
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start

@@ -16,8 +16,9 @@ Emit = Callable[[StreamUpdate | Exception], None]
 
 MOST_WAITING = 256
 """Updates that wait one by one before they are joined into one."""
-_GROWING = ("text", "token_ids", "logprobs", "token_drafted")
+_GROWING = ("text", "token_ids", "logprobs", "token_drafted", "token_times")
 _LATEST = tuple(item.name for item in fields(CompletionDelta) if item.name not in ("index", *_GROWING))
+_OF_THE_CALL = tuple(item.name for item in fields(StreamUpdate) if item.name not in ("request_id", "deltas"))
 
 
 def join_updates(updates: Sequence[StreamUpdate]) -> StreamUpdate:
@@ -28,8 +29,12 @@ def join_updates(updates: Sequence[StreamUpdate]) -> StreamUpdate:
     for update in updates:
         for delta in update.deltas:
             by_answer.setdefault(delta.index, []).append(delta)
-    metrics = next((update.metrics for update in reversed(updates) if update.metrics is not None), None)
-    return StreamUpdate(updates[0].request_id, [_join_deltas(deltas) for deltas in by_answer.values()], metrics)
+    of_the_call = {name: _latest(updates, name) for name in _OF_THE_CALL}
+    return StreamUpdate(updates[0].request_id, [_join_deltas(deltas) for deltas in by_answer.values()], **of_the_call)
+
+
+def _latest(items: Sequence[Any], name: str) -> Any:
+    return next((value for value in (getattr(item, name) for item in reversed(items)) if value is not None), None)
 
 
 def _join_deltas(deltas: list[CompletionDelta]) -> CompletionDelta:
@@ -40,7 +45,7 @@ def _join_deltas(deltas: list[CompletionDelta]) -> CompletionDelta:
         parts = [part for part in (getattr(delta, name) for delta in deltas) if part is not None]
         joined[name] = [item for part in parts for item in part] if parts else None
     for name in _LATEST:
-        joined[name] = next((v for v in (getattr(delta, name) for delta in reversed(deltas)) if v is not None), None)
+        joined[name] = _latest(deltas, name)
     return CompletionDelta(index=deltas[0].index, **joined)
 
 

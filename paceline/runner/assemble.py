@@ -50,6 +50,7 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
         sample_start=sample_start,
         prompt_rows=_prompt_rows(works, row_start),
         first_visible=tuple(_first_visible(group, positions) for group in groups),
+        pooled_rows=_pooled_rows(works, row_start),
     )
 
 
@@ -85,8 +86,9 @@ def assemble_chain_end(seats: Int32, slots: Int32, tokens: Int32, groups: Sequen
 
 
 def _sampled(works: Works, drafts: Drafts, seats: Seats, row_start: Int32) -> tuple[Int64, Int32]:
-    """Rows to sample: the last known token, if the chunk reaches it, and every draft node."""
-    reaches = works.end == seats.num_tokens[works.seats]
+    """Rows to sample: the last known token, if the chunk reaches it, and every draft node; none for an embedding."""
+    generates = np.array([request.group.pooled is None for request in works.requests], dtype=bool)
+    reaches = (works.end == seats.num_tokens[works.seats]) & generates
     wanted = np.where(reaches, drafts.counts + 1, 0)
     sample_start = _starts(wanted)
     owner = np.repeat(np.arange(len(works)), wanted)
@@ -104,6 +106,17 @@ def _prompt_rows(works: Works, row_start: Int32) -> Int64:
             last = min(int(works.end[number]), len(group.prompt_token_ids) - 1)
             count = max(0, last - int(works.start[number]))
             parts.append(row_start[number] + np.arange(count, dtype=np.int64))
+    return np.concatenate(parts)
+
+
+def _pooled_rows(works: Works, row_start: Int32) -> Int64:
+    """Rows whose hidden states an embedding still lacks."""
+    parts = [np.zeros(0, dtype=np.int64)]
+    for number, request in enumerate(works.requests):
+        pooled = request.group.pooled
+        if pooled is not None:
+            first = max(0, pooled.next_row - int(works.start[number]))
+            parts.append(row_start[number] + np.arange(first, int(works.num_known[number]), dtype=np.int64))
     return np.concatenate(parts)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Output
+from paceline.core.batch import Batch, Int64, Output
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
 
@@ -55,7 +55,11 @@ class ModelRunner:
             logits=self.model.logits(chosen),
             prompt_logits=self._prompt_logits(hidden, batch),
             features=features,
+            pooled=self._chosen(hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
         )
+
+    def _chosen(self, hidden: torch.Tensor, rows: Int64) -> torch.Tensor:
+        return hidden[torch.from_numpy(rows).to(self.device)]
 
     def _prompt_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor | None:
         if not len(batch.prompt_rows):

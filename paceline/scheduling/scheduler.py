@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,10 @@ class Scheduler:
 
     @staticmethod
     def _needs_prompt_rows(request: Request) -> bool:
-        logprobs = request.group.prompt_logprobs
+        """Whether something is made of its prompt's rows that no cache holds, so that they must be computed."""
+        logprobs, pooled = request.group.prompt_logprobs, request.group.pooled
+        if pooled is not None and pooled.next_row < len(request.prompt_token_ids) - 1:
+            return True
         return request.sample_index == 0 and logprobs is not None and None in logprobs[1:]
 
     def _pending_prompt(self, request: Request) -> int:
@@ -223,6 +227,8 @@ class Scheduler:
 
     def _seat(self, request: Request, source: Request | None) -> None:
         seat = self.seats.join(request)
+        if request.group.seated_at is None:
+            request.group.seated_at = time.monotonic()
         self.sampling.join(request)
         self.running.append(request)
         self._list_seats()
