@@ -133,6 +133,7 @@ class Batch:
     row_start: Int32  # [B + 1]
     context: Int32  # [B] slot of draft node 0
     num_slots: Int32  # [B] slots in use after this pass (context + nodes, or end of the chunk)
+    longest: Int32  # [B] most tokens that each request may come to have; some rotary embeddings go by it
     slots: Int64  # [G, T] physical cell that each row's K/V is written to
     page_table: tuple[Int32, ...]  # per group [B, P]
     logit_rows: Int64  # [R] rows whose logits are sampled

@@ -133,6 +133,8 @@ class Group:
     client: str = ""
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
+    regimes: tuple[int, ...] = ()
+    """What the rotary embeddings of target and drafter go by, where the longest text that may come decides it."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     """What spells one of the parameters' bad words; found by whoever has the tokenizer."""
     speculate: bool = True
@@ -146,3 +148,8 @@ class Group:
     @property
     def finished(self) -> bool:
         return all(member.finished for member in self.members)
+
+    @property
+    def prefix_salt(self) -> str:
+        """Prefixes are shared only between calls that agree in this."""
+        return f"{self.regimes}{self.cache_salt}"

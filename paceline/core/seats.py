@@ -10,7 +10,8 @@ from paceline.core.request import Request
 class Seats:
     """Known tokens of the running requests, one row each.
 
-    ``tokens`` int32[S, L], ``num_tokens`` int32[S] (how many of the row are known), ``prompt_len`` int32[S].
+    ``tokens`` int32[S, L], ``num_tokens`` int32[S] (how many of the row are known), ``prompt_len`` int32[S],
+    ``longest`` int32[S] (most tokens, prompt and answer, that the request may come to have).
     Other rooms keep their own per-seat arrays under the same row numbers.
     """
 
@@ -20,6 +21,7 @@ class Seats:
         self.tokens = np.zeros((capacity, max_len), dtype=np.int32)
         self.num_tokens = np.zeros(capacity, dtype=np.int32)
         self.prompt_len = np.zeros(capacity, dtype=np.int32)
+        self.longest = np.zeros(capacity, dtype=np.int32)
         self.requests: list[Request | None] = [None] * capacity
         self._free = list(range(capacity - 1, -1, -1))
 
@@ -34,6 +36,7 @@ class Seats:
         self.tokens[seat, : len(known)] = known
         self.num_tokens[seat] = len(known)
         self.prompt_len[seat] = len(request.prompt_token_ids)
+        self.longest[seat] = len(request.prompt_token_ids) + request.max_new_tokens
         self.requests[seat] = request
         request.seat = seat
         return seat

@@ -51,6 +51,12 @@ class Engine:
         self.selector = selectors["sample"]
         self._restarting: list[Request] = []
 
+    def regimes(self, num_tokens: int) -> tuple[int, ...]:
+        """The regime of a request of at most ``num_tokens`` tokens, in each model whose regimes depend on that."""
+        models = [self.runner.model, self.proposer.model if self.proposer is not None else None]
+        found = [None if model is None else model.regimes(np.array([num_tokens])) for model in models]
+        return tuple(0 if regime is None else int(regime[0]) for regime in found)
+
     def add(self, group: Group) -> None:
         for request in group.members:
             self.scheduler.add(request)

@@ -92,6 +92,7 @@ class Intake:
             priority=options.priority,
             client=options.client,
             cache_salt=options.cache_salt,
+            regimes=self.engine.regimes(len(tokens) + limit),
             speculate=options.speculate and pooled is None,
             pooled=pooled,
         )

@@ -15,20 +15,27 @@ class Linear(nn.Module):
     """``y = x W^T + b`` whose output is several projections side by side, so that one product serves them all."""
 
     def __init__(
-        self, weight: nn.Parameter, bias: nn.Parameter | None = None, *, parts: Sequence[int] | None = None
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None = None,
+        *,
+        parts: Sequence[int] | None = None,
+        unit: int = 1,
     ) -> None:
-        """``weight`` [out, in], ``bias`` [out]; ``parts`` are the rows of each projection, in order."""
+        """``weight`` [out, in], ``bias`` [out]; ``parts`` are the rows of each projection, in order; ``unit`` rows
+        belong together (a head)."""
         super().__init__()
         self.weight = weight
         self.bias = bias
         self.parts = (weight.shape[0],) if parts is None else tuple(parts)
+        self.unit = unit
 
     @classmethod
-    def empty(cls, in_features: int, parts: Sequence[int], *, bias: bool, on: Placement) -> Linear:
+    def empty(cls, in_features: int, parts: Sequence[int], *, bias: bool, on: Placement, unit: int = 1) -> Linear:
         """Room for ``parts``, to be filled projection by projection through ``part``."""
         out_features = sum(parts)
         weight = on.parameter(out_features, in_features)
-        return cls(weight, on.parameter(out_features) if bias else None, parts=parts)
+        return cls(weight, on.parameter(out_features) if bias else None, parts=parts, unit=unit)
 
     @classmethod
     def from_parts(
@@ -48,6 +55,15 @@ class Linear(nn.Module):
         """A view of projection ``index``'s rows of the parameter ``name`` ("weight" or "bias")."""
         parameter: torch.Tensor = getattr(self, name)
         return parameter.detach().narrow(0, sum(self.parts[:index]), self.parts[index])
+
+    def by_unit(self, name: str) -> torch.Tensor:
+        """A view [units, parts, unit, ...] of the parameter ``name``: unit after unit, each with its projections.
+
+        So a checkpoint stores equal projections that are interleaved head by head.
+        """
+        parameter: torch.Tensor = getattr(self, name)
+        rows = parameter.detach().unflatten(0, (len(self.parts), -1, self.unit))
+        return rows.transpose(0, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] -> [T, out]."""

@@ -20,6 +20,11 @@ class Placement:
         """float32, or float64 for a float64 model: what norms and angles are computed in."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    @property
+    def wide(self) -> Placement:
+        """The same device, in ``compute_dtype``."""
+        return Placement(self.compute_dtype, self.device)
+
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter that a checkpoint will fill; serving needs no gradient."""
         return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)

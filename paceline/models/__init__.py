@@ -1,12 +1,13 @@
 """The model families, and the way from a Hugging Face directory to a model in memory."""
 
-from paceline.models import gpt2, llama
-from paceline.models.base import CausalLM, families
+from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3
+from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
+from paceline.models.family import families
 from paceline.models.hub import resolve_model
 from paceline.models.loader import load_config, load_model
 
 # Importing a family's module files it in the registry.
-FAMILY_MODULES = (gpt2, llama)
+FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3)
 
 __all__ = ["FAMILY_MODULES", "CausalLM", "ModelConfig", "families", "load_config", "load_model", "resolve_model"]

@@ -1,21 +1,20 @@
-"""Knows what every model family has in common: the decoder's loop, and how checkpoint names map to parameters."""
+"""Knows what every model family has in common: the decoder's loop over flat rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
+from paceline.core.batch import Int32, Int64
 from paceline.core.layer import Attend, LayerSpec
-from paceline.core.registry import Registry
 from paceline.layers.embedding import Embedding
 from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import Rotary
-from paceline.models.config import Fields, ModelConfig
+from paceline.models.config import ModelConfig
 
 
 class CausalLM(nn.Module):
@@ -30,17 +29,37 @@ class CausalLM(nn.Module):
         layer_specs: Sequence[LayerSpec],
         norm: nn.Module,
         on: Placement,
-        rotary: Rotary | None = None,
+        rotaries: Sequence[Rotary] = (),
+        rotary_of: Sequence[int] | None = None,
+        narrow: Linear | None = None,
+        logit_softcap: float | None = None,
     ) -> None:
+        """
+        Args:
+            config: what the model is.
+            embedding: makes the residual stream.
+            blocks: the layers.
+            layer_specs: what each layer needs of memory and attention.
+            norm: the final norm.
+            on: where parameters lie.
+            rotaries: the rotary embeddings; none where positions are learned.
+            rotary_of: each layer's index into ``rotaries``; None gives all layers the first.
+            narrow: maps the normed stream to the width of the output matrix, where the two differ (OPT-350m).
+            logit_softcap: logits become ``softcap * tanh(logit / softcap)``.
+        """
         super().__init__()
         self.config = config
         self.layer_specs = tuple(layer_specs)
         self.embedding = embedding
-        self.rotary = rotary
+        self.rotaries = nn.ModuleList(rotaries)
+        self.rotary_of = tuple(rotary_of or [0] * len(self.layer_specs))
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
+        self.narrow = narrow
+        self.logit_softcap = logit_softcap
         tied = embedding.tokens.weight
-        self.head = Linear(tied if config.tied else on.parameter(config.vocab_size, config.hidden_size))
+        self.head = Linear(tied if config.tied else on.parameter(*tied.shape))
+        self._depends_on_length = any(rotary.depends_on_length for rotary in rotaries)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,55 +69,51 @@ class CausalLM(nn.Module):
     def device(self) -> torch.device:
         return self.embedding.tokens.weight.device
 
+    def regimes(self, longest: Int32) -> Int64 | None:
+        """What ``forward`` needs to know of sequences i32[B] that may come to have so many tokens; None: nothing.
+
+        K/V computed in one regime are of no use in another.
+        """
+        if not self._depends_on_length:
+            return None
+        # A regime is itself a length, the least that is as good; hence the greatest is good for all rotaries.
+        lengths = longest.astype(np.int64)
+        found: Int64 = np.max([rotary.regimes(lengths) for rotary in self._rotaries()], axis=0)
+        return found if found.any() else None
+
+    def _rotaries(self) -> list[Rotary]:
+        return [rotary for rotary in self.rotaries if isinstance(rotary, Rotary)]
+
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend, taps: tuple[int, ...] = ()
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        taps: tuple[int, ...] = (),
+        regimes: Int64 | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Runs i64[T] token ids at i64[T] positions through all layers.
+        """Runs i64[T] token ids at i64[T] positions, in i64[T] regimes of their sequences, through all layers.
 
         Returns:
             hidden [T, D] after the final norm; and, if ``taps`` names layers, features [T, len(taps) * D]: the
             residual stream that enters each of them, side by side. Tap ``num_layers`` is what leaves the last one.
         """
         x = self.embedding(token_ids, positions)
-        rotation = None if self.rotary is None else self.rotary(positions)
+        rotations = [rotary(positions, regimes) for rotary in self.rotaries] or [None]
         entering: dict[int, torch.Tensor] = {}
         for layer, block in enumerate(self.blocks):
             if layer in taps:
                 entering[layer] = x
-            x = block(layer, x, rotation, attend)
+            x = block(layer, x, rotations[self.rotary_of[layer]], attend)
         entering[len(self.blocks)] = x
         features = torch.cat([entering[tap] for tap in taps], dim=-1) if taps else None
         return self.norm(x), features
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, D] -> [R, V], in the model's dtype."""
+        if self.narrow is not None:
+            hidden = self.narrow(hidden)
         scores: torch.Tensor = self.head(hidden)
+        if self.logit_softcap is not None:
+            scores = torch.tanh(scores / self.logit_softcap) * self.logit_softcap
         return scores
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Where one checkpoint module goes: a module of the model, and which projection of its packed linear."""
-
-    module: str
-    index: int | None = None
-    transposed: bool = False
-    """The checkpoint stores its matrices [in, out]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """A model family: how its config is read, its model built and its checkpoint names understood."""
-
-    read_config: Callable[[Fields, Fields | None], Any]
-    """(config.json, generation_config.json) -> the family's ModelConfig."""
-    build: Callable[[Any, Placement], CausalLM]
-    names: Mapping[str, Part]
-    """Checkpoint module -> Part; ``{layer}`` stands for each layer's number in both."""
-    skipped: tuple[str, ...] = ()
-    """Regular expressions of checkpoint tensors that hold nothing learned."""
-    prefix: str = ""
-    """What base-model exports leave out in front of their tensor names."""
-
-
-families: Registry[Family] = Registry("model family")

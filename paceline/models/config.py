@@ -12,7 +12,6 @@ import torch
 
 from paceline.core.errors import CheckpointError
 from paceline.layers.mlp import activations
-from paceline.layers.rotary import RotaryConfig, RotaryKind, rotary_kinds
 
 MAX_SIZE = 2**26
 MAX_POSITIONS = 2**31 - 1
@@ -62,11 +61,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """Checked access to a config file's values; null counts as absent."""
+    """Checked access to a config file's values; null counts as absent, except where a method says otherwise."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
         self.values = {key: value for key, value in values.items() if value is not None}
+        self.nulls = frozenset(values) - frozenset(self.values)
+
+    def filled(self, **defaults: Any) -> Fields:
+        """The same with values for keys that are absent; None is no value."""
+        given = {key: value for key, value in defaults.items() if value is not None}
+        return Fields(self.path, dict.fromkeys(self.nulls) | given | self.values)
+
+    def nested(self, key: str) -> Fields:
+        """The object under ``key``; empty if absent."""
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            raise self.error(key, "an object")
+        return Fields(self.path, value)
 
     def error(self, key: str, allowed: str) -> CheckpointError:
         found = f"got {self.values[key]!r}"[:200] if key in self.values else "and is missing"
@@ -84,6 +96,23 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
             raise self.error(key, "a number above 0")
         return float(value)
+
+    def integer_or_none(self, key: str, default: int | None) -> int | None:
+        """Null is none; absent is the default."""
+        absent = key in self.nulls or (default is None and key not in self.values)
+        return None if absent else self.integer(key, default, high=MAX_POSITIONS)
+
+    def number_or_none(self, key: str, default: float | None) -> float | None:
+        """Null is none; absent is the default."""
+        absent = key in self.nulls or (default is None and key not in self.values)
+        return None if absent else self.number(key, default)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of ``count`` finite numbers above 0."""
+        values = self.values.get(key)
+        if not isinstance(values, list) or len(values) != count:
+            raise CheckpointError(f"{self.path}: {key} must be a list of {count} numbers{_length(values)}")
+        return tuple(Fields(self.path, {key: value}).number(key) for value in values)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)
@@ -116,6 +145,10 @@ class Fields:
         return DTYPES[name]
 
 
+def _length(values: object) -> str:
+    return f", got {len(values)}" if isinstance(values, list) else ""
+
+
 def common(fields: Fields, generation: Fields | None, *, tied: bool) -> dict[str, Any]:
     """The fields of ModelConfig whose names all families share; ``tied`` is the family's default."""
     eos = fields.token_ids("eos_token_id") | (generation.token_ids("eos_token_id") if generation else set())
@@ -128,36 +161,3 @@ def common(fields: Fields, generation: Fields | None, *, tied: bool) -> dict[str
         "tied": fields.flag("tie_word_embeddings", tied),
         "dtype": fields.dtype(),
     }
-
-
-def rotary_config(fields: Fields, *, head_dim: int) -> RotaryConfig:
-    """Reads ``rope_parameters``, or ``rope_theta`` with ``rope_scaling`` as files before Transformers 5 have it."""
-    key = "rope_parameters" if "rope_parameters" in fields.values else "rope_scaling"
-    nested = fields.values.get(key, {})
-    if not isinstance(nested, dict):
-        raise fields.error(key, "an object")
-    rope = Fields(fields.path, {"rope_theta": fields.values.get("rope_theta"), **nested})
-    kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if not isinstance(kind, str) or kind not in rotary_kinds:
-        raise CheckpointError(
-            f"{fields.path}: rotary kind {kind!r} is not supported\nSupported: {', '.join(sorted(rotary_kinds))}."
-        )
-    max_positions = fields.integer("max_position_embeddings", 2048, high=MAX_POSITIONS)
-    rope.values.setdefault("original_max_position_embeddings", max_positions)
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise rope.error("partial_rotary_factor", "1: rotating a part of each head is not supported")
-    if head_dim % 2:
-        raise CheckpointError(f"{fields.path}: head_dim must be even for a rotary embedding, got {head_dim}")
-    return RotaryConfig(
-        head_dim=head_dim,
-        max_position_embeddings=max_positions,
-        theta=rope.number("rope_theta", 10000.0),
-        kind=kind,
-        scaling=_scaling(rope, rotary_kinds[kind]),
-    )
-
-
-def _scaling(rope: Fields, kind: RotaryKind) -> dict[str, float]:
-    given = [name for name in kind.allows if rope.values.get(name)]  # 0 and null both mean absent
-    numbers = {name: rope.number(name) for name in (*kind.needs, *given)}
-    return numbers | {name: float(rope.flag(name, default)) for name, default in kind.flags}

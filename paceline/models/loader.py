@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from paceline.core.errors import CheckpointError, ConfigError
-from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
-from paceline.models.base import CausalLM, Family, families
+from paceline.models.base import CausalLM
 from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
+from paceline.models.family import Family, families
 from paceline.models.hub import resolve_model
+from paceline.models.placing import MISMATCH, Destination, destinations, match
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
 # From this size on a terminal shows a progress bar; less takes about a second.
 BAR_BYTES = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A view into the model's parameters that one checkpoint tensor fills."""
-
-    tensor: torch.Tensor
-    transposed: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the checkpoint stores it."""
-        return tuple(self.tensor.t().shape if self.transposed else self.tensor.shape)
-
-    def fill(self, source: torch.Tensor) -> None:
-        self.tensor.copy_(source.t() if self.transposed else source)
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -80,9 +62,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: t
     family = families[config.family]
     entries = read_index(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    placed = _match(entries, _outline(config, family, directory), family, directory)
+    placed = match(entries, _outline(config, family, directory), family, directory)
     model = family.build(config, on)
-    _stream(placed, _destinations(model, family))
+    _stream(placed, destinations(model, family))
     return model.eval()
 
 
@@ -126,80 +108,22 @@ def _outline(config: ModelConfig, family: Family, directory: Path) -> dict[str, 
         model = family.build(config, Placement(torch.float32, torch.device("meta")))
     except (RuntimeError, ArithmeticError, ValueError) as error:
         cause = f"{directory / 'config.json'} describes no possible model: {error}"
-        raise CheckpointError(f"{cause}\n{_MISMATCH}") from None
-    return _destinations(model, family)
+        raise CheckpointError(f"{cause}\n{MISMATCH}") from None
+    return destinations(model, family)
 
 
-def _destinations(model: CausalLM, family: Family) -> dict[str, Destination]:
-    """Checkpoint tensor name -> the parameter view that it fills."""
-    return {
-        f"{theirs}.{name}": Destination(tensor, part.transposed)
-        for pattern, part in family.names.items()
-        for theirs, ours in _expand(pattern, part.module, model.config.num_layers)
-        if not (part.module == "head" and model.config.tied)
-        for name, tensor in _tensors(model.get_submodule(ours), part.index)
-    }
-
-
-def _expand(theirs: str, ours: str, num_layers: int) -> list[tuple[str, str]]:
-    layers = range(num_layers) if "{layer}" in theirs else range(1)
-    return [(theirs.format(layer=layer), ours.format(layer=layer)) for layer in layers]
-
-
-def _tensors(module: nn.Module, index: int | None) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in module.named_parameters(recurse=False):
-        yield name, module.part(name, index) if isinstance(module, Linear) and index is not None else parameter.detach()
-
-
-def _match(
-    entries: Sequence[Entry], wanted: Mapping[str, Destination], family: Family, directory: Path
-) -> dict[str, Entry]:
-    """Wanted name -> the entry that fills it; every tensor of the checkpoint must have its place."""
-    placed: dict[str, Entry] = {}
-    for entry in entries:
-        name = entry.name if entry.name in wanted else family.prefix + entry.name
-        if name not in wanted:
-            if not _skipped(entry, wanted, family):
-                raise CheckpointError(f"{entry.file}: unexpected tensor {entry.name!r}\n{_MISMATCH}")
-            continue
-        if name in placed:
-            raise CheckpointError(f"{entry.file}: tensor {name!r} comes twice, the other in {placed[name].file}")
-        if entry.shape != wanted[name].shape:
-            shapes = f"has shape {list(entry.shape)}, config.json implies {list(wanted[name].shape)}"
-            raise CheckpointError(f"{entry.file}: tensor {entry.name!r} {shapes}\n{_MISMATCH}")
-        if entry.dtype not in FLOATS:
-            raise CheckpointError(
-                f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not one of {', '.join(FLOATS)}"
-            )
-        placed[name] = entry
-    missing = [name for name in wanted if name not in placed]
-    if missing:
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise CheckpointError(f"{directory}: tensor {missing[0]!r}{more} is missing from the safetensors\n{_MISMATCH}")
-    return placed
-
-
-_MISMATCH = "config.json and the safetensors do not describe the same model; download both again."
-
-
-def _skipped(entry: Entry, wanted: Mapping[str, Destination], family: Family) -> bool:
-    # A tied checkpoint may store the embedding a second time as lm_head; the embedding is what counts.
-    tied_copy = entry.name == "lm_head.weight" and entry.name not in wanted
-    return tied_copy or any(re.fullmatch(pattern, entry.name) for pattern in family.skipped)
-
-
-def _stream(placed: Mapping[str, Entry], destinations: Mapping[str, Destination]) -> None:
+def _stream(placed: Mapping[str, Entry], wanted: Mapping[str, Destination]) -> None:
     """Copies file by file, one tensor in memory at a time."""
     files: dict[Path, list[str]] = defaultdict(list)
     for name, entry in placed.items():
         files[entry.file].append(name)
-    total = sum(destination.tensor.nbytes for destination in destinations.values())
+    total = sum(destination.tensor.nbytes for destination in wanted.values())
     with _progress(total) as advance:
         for file, names in files.items():
             with opened(file) as tensors:
                 for name in names:
-                    destinations[name].fill(tensors.get_tensor(placed[name].name))
-                    advance(destinations[name].tensor.nbytes)
+                    wanted[name].fill(tensors.get_tensor(placed[name].name))
+                    advance(wanted[name].tensor.nbytes)
 
 
 @contextmanager

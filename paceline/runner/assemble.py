@@ -44,6 +44,7 @@ def assemble(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerG
         row_start=row_start,
         context=context,
         num_slots=context + drafts.counts,
+        longest=seats.longest[works.seats],
         slots=np.stack([group.cells(row_seat, slot) for group in groups]),
         page_table=tuple(group.page_table[works.seats] for group in groups),
         logit_rows=logit_rows,
@@ -61,25 +62,26 @@ def _starts(counts: Int32) -> Int32:
     return starts
 
 
-def assemble_chain_end(seats: Int32, slots: Int32, tokens: Int32, groups: Sequence[LayerGroup]) -> Batch:
-    """One row per request: ``tokens`` [B] at logical ``slots`` [B], seeing everything up to itself.
+def assemble_chain_end(chosen: Int32, slots: Int32, tokens: Int32, seats: Seats, groups: Sequence[LayerGroup]) -> Batch:
+    """One row per seat in ``chosen`` [B]: ``tokens`` [B] at logical ``slots`` [B], seeing everything up to itself.
 
     A drafter feeds its own tokens this way: they are not known yet, and it needs all rows' logits.
     """
-    rows = np.arange(len(seats), dtype=np.int32)
+    rows = np.arange(len(chosen), dtype=np.int32)
     return Batch(
         token_ids=tokens.astype(np.int64),
         positions=slots.astype(np.int64),
         row_request=rows,
         visible=slots + 1,
-        tree_bits=np.zeros((len(seats), 0), dtype=np.int64),
-        row_start=np.arange(len(seats) + 1, dtype=np.int32),
+        tree_bits=np.zeros((len(chosen), 0), dtype=np.int64),
+        row_start=np.arange(len(chosen) + 1, dtype=np.int32),
         context=slots + 1,
         num_slots=slots + 1,
-        slots=np.stack([group.cells(seats, slots) for group in groups]),
-        page_table=tuple(group.page_table[seats] for group in groups),
+        longest=seats.longest[chosen],
+        slots=np.stack([group.cells(chosen, slots) for group in groups]),
+        page_table=tuple(group.page_table[chosen] for group in groups),
         logit_rows=rows.astype(np.int64),
-        sample_start=np.arange(len(seats) + 1, dtype=np.int32),
+        sample_start=np.arange(len(chosen) + 1, dtype=np.int32),
         prompt_rows=np.zeros(0, dtype=np.int64),
         first_visible=tuple(_first_visible(group, slots) for group in groups),
     )

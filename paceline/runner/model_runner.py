@@ -43,11 +43,13 @@ class ModelRunner:
     def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
         """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for."""
         self.backend.plan(batch)
+        regimes = self.model.regimes(batch.longest)
         hidden, features = self.model(
             torch.from_numpy(batch.token_ids).to(self.device),
             torch.from_numpy(batch.positions).to(self.device),
             self.backend.attend,
             taps,
+            None if regimes is None else regimes[batch.row_request],
         )
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         chosen = hidden if len(rows) == len(hidden) else hidden[rows]

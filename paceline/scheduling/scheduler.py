@@ -245,7 +245,7 @@ class Scheduler:
         elif not self._needs_prompt_rows(request):
             known = self.seats.tokens[seat, : self.seats.num_tokens[seat] - 1]
             groups = self.groups_of(request)
-            found = self.cache.attach_prefix(seat, known, request.group.cache_salt, groups, self.target_groups)
+            found = self.cache.attach_prefix(seat, known, request.group.prefix_salt, groups, self.target_groups)
             if not request.num_preemptions:
                 request.num_cached_tokens = min(found, len(request.prompt_token_ids))
 
@@ -253,7 +253,7 @@ class Scheduler:
         """Offers a seated request's full pages to the prefix index."""
         seat = request.seat
         self.cache.publish_prefix(
-            seat, self.seats.tokens[seat, : self.seats.num_tokens[seat]], request.group.cache_salt
+            seat, self.seats.tokens[seat, : self.seats.num_tokens[seat]], request.group.prefix_salt
         )
 
     def _works(self, shares: dict[Request, Share]) -> Works:

@@ -104,7 +104,7 @@ class DraftModelProposer:
         """Feeds one drafted token per request, behind everything written so far."""
         seats, slots = works.seats[alive], works.end[alive] + depth
         self.written[seats] = slots + 1
-        return self.runner.forward(assemble_chain_end(seats, slots, tokens, self.groups)).logits
+        return self.runner.forward(assemble_chain_end(seats, slots, tokens, self.tools.seats, self.groups)).logits
 
     def observe(self, works: Works, verdict: Verdict) -> None:
         active = self._active(works)

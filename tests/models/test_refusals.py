@@ -35,7 +35,7 @@ def edit_tensors(directory, **changes):
 
 
 CONFIGS = [
-    ({"model_type": "mamba"}, "model_type 'mamba' is not supported\nSupported: gpt2, llama"),
+    ({"model_type": "mamba"}, "model_type 'mamba' is not supported\nSupported: gemma2, gemma3, .*, llama, .*, qwen3"),
     ({"model_type": ["llama"]}, "is not supported"),
     ({"auto_map": {"AutoModel": "code.Model"}}, "'auto_map': the model asks for code"),
     ({"trust_remote_code": True}, "config.json has 'trust_remote_code': the model asks for code"),
@@ -46,20 +46,21 @@ CONFIGS = [
     ({"hidden_size": None}, "hidden_size must be an integer in .*missing"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer in"),
     ({"num_key_value_heads": 3}, "num_key_value_heads must be a divisor of num_attention_heads"),
-    ({"head_dim": 7}, "head_dim must be even"),
+    ({"head_dim": 7}, "turn an even part of head_dim, got 7 of 7"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     ({"hidden_act": "mish"}, "hidden_act must be one of gelu"),
     ({"eos_token_id": "end"}, "eos_token_id must be a token id"),
     ({"dtype": "int4"}, "dtype must be one of float16"),
     ({"rope_parameters": [1]}, "rope_parameters must be an object"),
-    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rotary kind 'dynamic' .*\nSupported: default, li"),
+    ({"rope_parameters": {"rope_type": "mrope", "factor": 2.0}}, "rotary kind 'mrope' .*\nSupported: default, dynam"),
     ({"rope_parameters": {"rope_type": ["yarn"]}}, "rotary kind .* is not supported"),
     ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a number above 0, and is missing"),
     ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, "factor must be a number above 0"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1}}, "describes no possible model"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": "x"}}, "mscale must be a number above 0"),
-    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be 1"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.7}}, "an even part of head_dim, got 5 of 8"),
+    ({"rope_parameters": {"partial_rotary_factor": 2}}, "an even part of head_dim, got 16 of 8"),
 ]
 
 
