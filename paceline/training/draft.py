@@ -23,6 +23,9 @@ from paceline.training.regenerate import regenerate
 from paceline.training.stream import Blocks, Part, encode, marker_ids
 from paceline.training.tokenizer import load_tokenizer
 
+PLACES = 2048
+"""Rows of logits are a multiple of this."""
+
 
 def train_draft(options: DraftOptions, progress: Progress) -> Mapping[str, Any]:
     """Lets the target write replies, distils, writes the draft to ``options.out`` and measures it; returns the figures.
@@ -39,7 +42,8 @@ def train_draft(options: DraftOptions, progress: Progress) -> Mapping[str, Any]:
     parts = _parts(corpus, tokenizer, chat, options, progress)
     blocks = Blocks(parts, length=options.length, batch_size=options.batch_size, seed=options.seed)
     draft = _new_draft(options, target, tokenizer, chat).to(device)
-    loss = fit(draft, partial(divergence, DTYPES[options.dtype], target), blocks, options, progress)
+    loss_of = partial(divergence, DTYPES[options.dtype], target)
+    loss = fit(draft, loss_of, blocks, options, progress)
     copy_tokenizer(options.target, options.out)
     save_model(draft, options.out)
     del target, draft
@@ -78,20 +82,39 @@ def _new_draft(options: DraftOptions, target: Any, tokenizer: Tokenizer, chat: C
     )
 
 
-def log_probs(dtype: torch.dtype, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """fp32 log-probabilities [B * T, V] after each of tokens int64[B, T]."""
+@torch.compiler.disable
+def reply_places(reply: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where in the flat rows [B * T] the next token is a reply's, from reply bool[B, T + 1], and how much it counts.
+
+    Filled up to one of a few lengths with places that count nothing: every other length would be compiled anew.
+    """
+    counts = reply[:, 1:].flatten()
+    places = counts.nonzero().squeeze(1)
+    whole = min(-(-max(len(places), 1) // PLACES) * PLACES, len(counts))
+    places = functional.pad(places, (0, whole - len(places)))
+    weight = torch.zeros(whole, device=reply.device)
+    weight[: int(counts.sum())] = 1 / max(int(counts.sum()), 1)
+    return places, weight
+
+
+def logits_at(dtype: torch.dtype, model: Any, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """fp32 logits [N, V] behind the places i64[N] of tokens int64[B, T], counted along the flat rows.
+
+    The vocabulary is most of a small model's work, so it is spent on rows that count only.
+    """
     with mixed_precision(tokens.device, dtype):
-        logits = model(input_ids=tokens, use_cache=False).logits
-    return functional.log_softmax(logits.flatten(0, 1).float(), dim=-1)
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        logits: torch.Tensor = model.lm_head(hidden.flatten(0, 1)[places])
+    return logits.float()
 
 
 def divergence(
     dtype: torch.dtype, target: nn.Module, draft: nn.Module, tokens: torch.Tensor, reply: torch.Tensor
 ) -> torch.Tensor:
     """Mean KL(target || draft) in nats where reply bool[B, T + 1] marks tokens int64[B, T + 1] as an assistant's."""
+    places, weight = reply_places(reply)
     with torch.no_grad():
-        wanted = log_probs(dtype, target, tokens[:, :-1])
-    given = log_probs(dtype, draft, tokens[:, :-1])
+        wanted = functional.log_softmax(logits_at(dtype, target, tokens[:, :-1], places), dim=-1)
+    given = functional.log_softmax(logits_at(dtype, draft, tokens[:, :-1], places), dim=-1)
     each = functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
-    mask = reply[:, 1:].flatten().float()
-    return (each * mask).sum() / mask.sum().clamp(min=1)
+    return (each * weight).sum()
