@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ import paceline
 from paceline.cli.comparison import Comparison, Question, ask, summary
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.loopback import running_service
-from paceline.cli.terminal import DRAFTED, FAINT, console, print_error, print_json, print_spans
+from paceline.cli.terminal import DRAFTED, FAINT, AsJson, console, print_error, print_json, print_spans
 from paceline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ DIFFERENT = 1
 def demo(
     *,
     engine: EngineChoice,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Starts the service, asks the same questions with speculation off and on, and compares."""
     if engine.speculative is None or (engine.speculative == "auto" and engine.model is not None):

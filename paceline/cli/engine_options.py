@@ -1,32 +1,34 @@
-"""Knows the options of every command that runs a model, derived from ``EngineConfig``; nothing of any command."""
+"""Knows how resolved settings become a model to load: which drafter, which engine options."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
-from paceline.core.settings import settings_of
+from paceline.core.resolution import Found, Resolution, Source
 
 if TYPE_CHECKING:
     from paceline.engine.llm import LLM
 
+Values = Mapping[str, Found]
+
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """A model, how it is sped up, and the options that the user set."""
+    """A model, how it is sped up, and the options that somebody set."""
 
     model: str | None
     speculative: Mapping[str, Any] | str | None
     """As ``LLM`` takes it: a mapping, "auto" or None."""
     options: Mapping[str, Any]
+    config: Path | None = None
+    """The file named by --config."""
+    sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
+    """Where each engine or speculation option came from."""
 
     def load(self) -> LLM:
         """Reads the model.
@@ -34,13 +36,16 @@ class EngineChoice:
         Raises:
             PacelineError: naming what cannot work.
         """
+        from paceline.cli.parts import check_parts
         from paceline.engine.llm import LLM
 
+        check_parts(self)
         return LLM(self.model, speculative_config=self.speculative, **self.options)
 
     def arguments(self) -> list[str]:
-        """The command-line arguments that give this choice again."""
+        """The command-line arguments that give this choice again, whatever variables and files say."""
         spelled = [] if self.model is None else [self.model]
+        spelled += [] if self.config is None else ["--config", str(self.config)]
         if self.speculative is None:
             spelled.append("--no-speculation")
         elif not isinstance(self.speculative, str):
@@ -51,100 +56,76 @@ class EngineChoice:
         return spelled
 
 
-def speculative_choice(
-    model: str | None, draft: str | None, config: str | None, num_tokens: int | None, *, off: bool
-) -> Mapping[str, Any] | str | None:
-    """What ``LLM`` takes as ``speculative_config``, from the four options.
+def engine_choice(resolution: Resolution, config: Path | None = None) -> EngineChoice:
+    """The choice that resolved settings make.
 
     Raises:
-        ConfigError: the options contradict each other, or the JSON is none.
+        ConfigError: settings of speculation that contradict each other.
     """
-    if off:
-        if draft or config:
-            raise ConfigError("--no-speculation contradicts the drafter that was named\nLeave one of the two out.")
+    chosen = resolution.found[""]
+    model = chosen["model"].value
+    speculation = resolution.found["speculative"]
+    speculative = speculative_choice(model, speculation, chosen["speculative_config"], chosen["speculation"])
+    given = {**resolution.found["engine"], **speculation}
+    sources = {name: found.source for name, found in given.items() if found.given}
+    return EngineChoice(model, speculative, resolution.given("engine"), config, sources)
+
+
+def speculative_choice(
+    model: str | None, values: Values, config: Found, wanted: Found
+) -> Mapping[str, Any] | str | None:
+    """What ``LLM`` takes as ``speculative_config``.
+
+    A drafter is named by its method, its model or a whole JSON object. Where two sources name one, the one that wins
+    names it alone: a flag's drafter is not mixed with a file's. Other options of speculation win one by one.
+
+    Args:
+        model: the target, None being the embedded pair.
+        values: the fields of ``SpeculativeConfig``.
+        config: the JSON object.
+        wanted: whether to speculate at all.
+
+    Raises:
+        ConfigError: the settings contradict each other, or the JSON is none.
+    """
+    named = [found for found in (values["method"], values["model"], config) if found.given]
+    rank = min((found.source.rank for found in named), default=wanted.source.rank)
+    if not wanted.value and (not named or wanted.source.rank <= rank):
+        if named and wanted.source.rank == rank:
+            drafter = named[0].source.name
+            raise ConfigError(f"{wanted.source.name} contradicts the drafter of {drafter}\nLeave one of them out.")
         return None
-    if draft and config:
-        raise ConfigError("--draft and --speculative-config name two drafters\nGive one of them.")
-    length = {} if num_tokens is None else {"num_speculative_tokens": num_tokens}
-    if draft:
-        return {"method": "draft_model", "model": draft} | length
-    if config:
-        return _parse(config) | length
-    if not length:
-        return "auto"
+    winning = [found for found in named if found.source.rank == rank]
+    tuning = {name: found for name, found in values.items() if found.given and name not in ("method", "model")}
+    if not winning:
+        return _embedded(model, tuning) if tuning else "auto"
+    if config in winning:
+        if len(winning) > 1:
+            names = " and ".join(found.source.name for found in winning)
+            raise ConfigError(f"{names} name two drafters\nGive one of them.")
+        weaker = {name: found.value for name, found in tuning.items() if found.source.rank > rank}
+        stronger = {name: found.value for name, found in tuning.items() if found.source.rank <= rank}
+        return weaker | _parse(config) | stronger
+    drafter = {name: values[name].value for name in ("method", "model") if values[name] in winning}
+    return {"method": "draft_model", **drafter, **{name: found.value for name, found in tuning.items()}}
+
+
+def _embedded(model: str | None, tuning: Values) -> Mapping[str, Any]:
+    """The embedded draft, tuned."""
     if model is not None:
-        raise ConfigError("--num-speculative-tokens needs a drafter\nAdd --draft DIR, or --speculative-config JSON.")
-    from paceline.engine.pair import EMBEDDED_DRAFT
+        name = next(iter(tuning.values())).source.name
+        raise ConfigError(f"{name} needs a drafter\nAdd --draft DIR, or --speculative-config JSON.")
+    from paceline.engine.pair import EMBEDDED_SPECULATION
 
-    return {"method": "draft_model", "model": str(EMBEDDED_DRAFT)} | length
+    return EMBEDDED_SPECULATION | {name: found.value for name, found in tuning.items()}
 
 
-def _parse(config: str) -> dict[str, Any]:
+def _parse(config: Found) -> dict[str, Any]:
     try:
-        values = json.loads(config)
+        values = json.loads(config.value)
     except ValueError:
         values = None
     if not isinstance(values, dict):
         example = '{"method": "ngram", "num_speculative_tokens": 4}'
-        raise ConfigError(f"--speculative-config must be a JSON object, got {config!r}\nFor example '{example}'.")
+        raise ConfigError(f"{config.source.name} must be a JSON object, got {config.value!r}\nFor example '{example}'.")
     return values
-
-
-def takes_engine(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command MODEL and all engine options; it receives them as ``engine: EngineChoice``.
-
-    An engine option that the command has itself, such as a request's own ``--seed``, is the command's.
-    """
-    own = [item for item in _signature(command).parameters.values() if item.name != "engine"]
-    names = {item.name for item in own}
-    shared = [item for item in _signature(_choose).parameters.values() if item.name != "options"]
-    derived = [item for item in _config_parameters() if item.name not in names]
-    defaults = {item.name: item.default for item in derived}
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        mine = {name: value for name, value in values.items() if name in names}
-        rest = {name: value for name, value in values.items() if name not in names}
-        options = {name: rest.pop(name) for name in defaults}
-        changed = {name: value for name, value in options.items() if value != defaults[name]}
-        command(engine=_choose(**rest, options=changed), **mine)
-
-    wrapper.__signature__ = inspect.Signature([*shared, *own, *derived])  # type: ignore[attr-defined]
-    return wrapper
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(function, eval_str=True)
-
-
-def _choose(
-    *,
-    model: Annotated[
-        str | None, typer.Argument(help="Model directory or Hub id. Default: the embedded pair.", show_default=False)
-    ] = None,
-    draft: Annotated[str | None, typer.Option(help="Directory or Hub id of the draft model.")] = None,
-    speculative_config: Annotated[
-        str | None, typer.Option(metavar="JSON", help='How to speculate, such as {"method": "ngram"}.')
-    ] = None,
-    num_speculative_tokens: Annotated[int | None, typer.Option(help="Draft tokens per step.")] = None,
-    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="Decode plainly.")] = False,
-    options: Mapping[str, Any],
-) -> EngineChoice:
-    speculative = speculative_choice(model, draft, speculative_config, num_speculative_tokens, off=no_speculation)
-    return EngineChoice(model, speculative, options)
-
-
-def _config_parameters() -> list[inspect.Parameter]:
-    """One option per field of ``EngineConfig``; PACELINE_<NAME> sets it too."""
-    return [
-        inspect.Parameter(
-            setting.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=setting.default,
-            annotation=Annotated[
-                setting.kind | None if setting.optional else setting.kind,
-                typer.Option(help=setting.about.help, envvar=setting.variable, rich_help_panel="Engine"),
-            ],
-        )
-        for setting in settings_of(EngineConfig).values()
-    ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.engine_options import EngineChoice
-from paceline.cli.terminal import console, print_json, print_spans
+from paceline.cli.terminal import AsJson, console, print_json, print_spans
 from paceline.cli.token_spans import TokenSpans
 from paceline.core.errors import InvalidRequestError
 
@@ -31,7 +31,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given more than once.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not end where the model would.")] = False,
     as_chat: Annotated[bool, typer.Option("--chat", help="Put the prompt as a user's message.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Completes a prompt."""
     from paceline.core.params import SamplingParams

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -35,16 +37,22 @@ def running_service(arguments: Sequence[str]) -> Iterator[httpx.Client]:
         ServiceError: it ended or stayed unhealthy; the message is the service's own.
     """
     httpx = _httpx()
-    port = _free_port()
+    port, key = _free_port(), secrets.token_urlsafe()
     command = [sys.executable, "-m", "paceline.cli.main", "serve", *arguments, "--host", HOST, "--port", str(port)]
     with tempfile.TemporaryFile() as log, _terminable():
         # In a session of its own, Ctrl-C reaches this process only, which then stops the service in order.
         process = subprocess.Popen(  # noqa: S603 (our own interpreter and arguments)
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PACELINE_API_KEY": key},  # whatever keys a settings file names
         )
         try:
+            header = {"Authorization": f"Bearer {key}"}
             # Proxies are for other machines.
-            with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60, trust_env=False) as client:
+            with httpx.Client(base_url=f"http://{HOST}:{port}", headers=header, timeout=60, trust_env=False) as client:
                 _wait_healthy(client, process, log)
                 yield client
         finally:

@@ -11,11 +11,13 @@ from typer.main import get_command
 
 import paceline
 from paceline.cli.chat import chat
+from paceline.cli.config import app as config
 from paceline.cli.demo import demo
-from paceline.cli.engine_options import takes_engine
 from paceline.cli.generate import generate
 from paceline.cli.models import models
 from paceline.cli.serve import serve
+from paceline.cli.settings import HELP as SETTINGS_HELP
+from paceline.cli.settings import takes_settings
 from paceline.cli.terminal import print_error
 from paceline.cli.train import app as train
 from paceline.core.errors import PacelineError
@@ -27,8 +29,9 @@ app = typer.Typer(
     name="paceline", help=paceline.__doc__, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
 for command in (serve, chat, generate, demo):
-    app.command()(takes_engine(command))
+    app.command(epilog=SETTINGS_HELP)(takes_settings(command))
 app.command()(models)
+app.add_typer(config)
 app.add_typer(train)
 
 

@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.table import Table
 
-from paceline.cli.terminal import FAINT, console, print_json
+from paceline.cli.terminal import FAINT, AsJson, console, print_json
 from paceline.engine.pair import EMBEDDED_DRAFT, EMBEDDED_TARGET
 
 
@@ -28,7 +26,7 @@ class Listed:
     path: str
 
 
-def models(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def models(*, as_json: AsJson = False) -> None:
     """Lists the models that are embedded and those in the Hugging Face cache."""
     found = [*_embedded(), *_cached()]
     if as_json:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.terminal import FAINT, console
 from paceline.core.errors import ConfigError
+from paceline.core.service_config import Limits, ServiceConfig
 
 if TYPE_CHECKING:
     from paceline.engine.llm import LLM
@@ -20,19 +19,18 @@ SERVICE_PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic")
 def serve(
     *,
     engine: EngineChoice,
-    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="PACELINE_HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", envvar="PACELINE_PORT")] = 8000,
+    service: ServiceConfig,
+    limits: Limits,
 ) -> None:
     """Serves a model over HTTP: OpenAI's /v1 and /chat."""
     try:
-        from paceline.server import ServiceConfig, run
+        from paceline.server import run
     except ImportError as error:
         if error.name not in SERVICE_PACKAGES:
             raise
         raise ConfigError(str(error)) from error
     # Before the model is read, which can take long.
-    config = ServiceConfig(host=host, port=port)
-    run.check(config)
+    run.check(service)
     console(sys.stderr).out(f"loading {engine.model or 'the embedded pair'} ...", style=FAINT)
     from paceline.engine.worker import EngineWorker
 
@@ -40,7 +38,7 @@ def serve(
     _describe(llm)
     worker = EngineWorker(llm)
     try:
-        run.serve(worker, config)
+        run.serve(worker, service, limits=limits)
     finally:
         worker.close()
 

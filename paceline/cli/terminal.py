@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import typer
 from rich.console import Console
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DRAFTED = "green"
 FAINT = "dim"
 # A model's text may spell terminal commands; only newline and tab pass.

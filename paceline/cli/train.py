@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from paceline.core.settings import Setting, settings_of
+from paceline.cli.flags import flag_parameter, keyword
+from paceline.core.settings import settings_of
 from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
 from paceline.training.settings import resolve
 
@@ -40,16 +41,6 @@ def _run_evaluation(options: EvaluateOptions, progress: Any) -> None:
     evaluate(options, progress)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
-    """One flag. Not given is None whatever the default, so that a flag can be told from a default."""
-    kind = list[str] if setting.kind is tuple else setting.kind
-    shown = False if setting.default in (MISSING, None, ()) else str(setting.default)
-    given = typer.Option(help=setting.about.help, show_default=shown)
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, given]
-    )
-
-
 def _add(name: str, kind: Any, recipe: Callable[[Any, Any], None]) -> None:
     def command(config: Path | None, as_json: bool, **flags: Any) -> None:
         from paceline.training.progress import choose_progress
@@ -61,11 +52,11 @@ def _add(name: str, kind: Any, recipe: Callable[[Any, Any], None]) -> None:
 
     settings = settings_of(kind).values()
     own = [
-        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile),
-        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson),
+        keyword("config", ConfigFile, None),
+        keyword("as_json", AsJson, False),
     ]
-    required = [_parameter(setting) for setting in settings if setting.default is MISSING]
-    rest = [_parameter(setting) for setting in settings if setting.default is not MISSING]
+    required = [flag_parameter(setting) for setting in settings if setting.default is MISSING]
+    rest = [flag_parameter(setting) for setting in settings if setting.default is not MISSING]
     command.__signature__ = inspect.Signature([*required, *own, *rest])  # type: ignore[attr-defined]
     app.command(name, help=kind.__doc__)(command)
 

@@ -40,6 +40,8 @@ class About:
     choices: tuple[str, ...] = ()
     flag: str | None = None
     """The flag's name, and the environment variable's, where the field's own would say too little."""
+    positional: bool = False
+    """Its value stands on the command line without a flag."""
     secret: bool = False
     """Its value is shown nowhere."""
 
@@ -64,7 +66,12 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        return "--" + self.parameter.replace("_", "-")
+        return self.parameter.upper() if self.about.positional else "--" + self.parameter.replace("_", "-")
+
+    @property
+    def off(self) -> str:
+        """The flag that sets it to false."""
+        return f"--no-{self.flag[2:]}"
 
     @property
     def variable(self) -> str:

@@ -15,7 +15,7 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.build import build_engine
 from paceline.engine.intake import Intake
-from paceline.engine.pair import EMBEDDED_DRAFT, EMBEDDED_TARGET
+from paceline.engine.pair import EMBEDDED_SPECULATION, EMBEDDED_TARGET
 from paceline.engine.report import engine_stats
 from paceline.engine.results import output_of
 from paceline.models import resolve_model
@@ -51,8 +51,7 @@ class LLM:
                 raise ConfigError(
                     f'speculative_config is {shown(speculative_config)}\nFor example {{"method": "ngram"}}.'
                 )
-            embedded = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 3}
-            speculative_config = embedded if model is None else None
+            speculative_config = EMBEDDED_SPECULATION if model is None else None
         if "speculative" in options:
             raise ConfigError("unknown engine option 'speculative'\nUse speculative_config.")
         config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))

@@ -1,4 +1,4 @@
-"""Where the embedded target and draft lie."""
+"""Where the embedded target and draft lie, and how the one drafts for the other."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ from pathlib import Path
 EMBEDDED = Path(__file__).resolve().parent.parent / "pair"
 EMBEDDED_TARGET = EMBEDDED / "target"
 EMBEDDED_DRAFT = EMBEDDED / "draft"
+EMBEDDED_SPECULATION = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 3}

@@ -8,8 +8,9 @@ import pytest
 import typer
 from typer.main import get_command
 
-from paceline.cli.engine_options import EngineChoice, takes_engine
+from paceline.cli.engine_options import EngineChoice
 from paceline.cli.main import app
+from paceline.cli.settings import takes_settings
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.core.settings import settings_of
@@ -28,7 +29,7 @@ def test_every_field_is_an_option_that_says_what_it_is():
 
 @pytest.mark.parametrize("command", ["serve", "chat", "generate", "demo"])
 def test_every_command_has_every_engine_option(command):
-    assert set(settings_of(EngineConfig)) | {"model", "draft", "speculative_config", "no_speculation"} <= options_of(
+    assert set(settings_of(EngineConfig)) | {"model", "draft", "speculative_config", "speculation"} <= options_of(
         command
     )
 
@@ -40,7 +41,7 @@ def test_choice_survives_being_spelled_as_arguments():
         chosen.append(engine)
 
     parser = typer.Typer()
-    parser.command()(takes_engine(command))
+    parser.command()(takes_settings(command))
     for choice in (
         EngineChoice(None, "auto", {}),
         EngineChoice("target", None, {"block_size": 4, "enable_prefix_caching": False, "num_blocks": 9}),

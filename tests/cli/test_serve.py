@@ -36,3 +36,11 @@ def test_engine_arguments_reach_the_service(pair):
         except httpx.TransportError:
             return
     raise AssertionError("the service still answers")
+
+
+def test_limits_reach_the_service_from_a_file(pair, tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_text("[limits]\nmax_body_bytes = 100\n[engine]\nmax_model_len = 32\n")
+    with running_service([*model_arguments(pair), "--config", str(file)]) as client:
+        assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 32
+        assert client.post("/chat", json={"message": "x" * 200}).status_code == 413

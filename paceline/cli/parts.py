@@ -1,0 +1,47 @@
+"""Knows which options name a part, so that an unknown name is told with its source, before any model is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paceline.cli.engine_options import EngineChoice
+from paceline.core.errors import ConfigError
+from paceline.core.registry import Registry
+
+AUTO = "auto"
+
+
+def registries() -> Mapping[str, Registry[Any]]:
+    """Option -> the parts that it chooses from."""
+    from paceline.attention import attention_backends
+    from paceline.cache import cache_kinds, store_dtypes
+    from paceline.scheduling import policies
+    from paceline.speculation import proposers, verifiers
+
+    return {
+        "cache": cache_kinds,
+        "kv_cache_dtype": store_dtypes,
+        "attention_backend": attention_backends,
+        "scheduling_policy": policies,
+        "method": proposers,
+        "verifier": verifiers,
+    }
+
+
+def check_parts(choice: EngineChoice) -> None:
+    """Looks up every part that the choice names.
+
+    Raises:
+        ConfigError: naming the flag, the variable or the file's key, and the parts there are.
+    """
+    speculative = choice.speculative if isinstance(choice.speculative, Mapping) else {}
+    named = {**choice.options, **speculative}
+    for name, parts in registries().items():
+        if named.get(name, AUTO) == AUTO:
+            continue
+        try:
+            parts[named[name]]
+        except ConfigError as error:
+            source = choice.sources.get(name)
+            raise ConfigError(f"{source.name}: {error}" if source is not None else str(error)) from None
