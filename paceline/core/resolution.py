@@ -69,7 +69,9 @@ class Found:
             return None
         if self.setting.about.secret:
             return MASK if self.value else self.value
-        return list(self.value) if isinstance(self.value, tuple) else self.value
+        if isinstance(self.value, tuple):
+            return list(self.value)
+        return str(self.value) if isinstance(self.value, Path) else self.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,7 @@ def test_text_of_show_has_every_setting_with_its_source(capsys, directory, monke
 class Keyed:
     api_key: Annotated[str | None, About("Key.", secret=True)] = None
     names: Annotated[tuple[str, ...], About("Names.")] = ()
+    path: Annotated[Path | None, About("Path.")] = None
 
 
 def test_secrets_are_masked_and_lists_come_from_everywhere():
@@ -190,6 +191,7 @@ def test_secrets_are_masked_and_lists_come_from_everywhere():
     found = resolve(sections, flags={"names": ["c"]}, environment=variables)
     assert found.found["keyed"]["api_key"].shown == MASK
     assert found.build(Keyed) == Keyed(api_key="sesame", names=("c",))
+    assert resolve(sections, flags={"path": Path("x")}, environment={}).found["keyed"]["path"].shown == "x"
     assert resolve(sections, flags={}, environment=variables).build(Keyed).names == ("a", "b")
     with pytest.raises(ConfigError) as error:
         resolve(sections, flags={"api_key": 5}, environment={})
@@ -199,7 +201,8 @@ def test_secrets_are_masked_and_lists_come_from_everywhere():
 def test_settings_that_hold_keys_are_secrets():
     for section in SECTIONS:
         for name, setting in settings_of(section.kind).items():
-            assert setting.about.secret or not {"key", "keys", "secret", "password"} & set(name.split("_")), name
+            held = setting.kind in (str, tuple) and name.endswith(("key", "keys", "secret", "password"))
+            assert setting.about.secret == held, name
 
 
 def test_a_field_without_about_is_a_mistake_of_ours():
