@@ -34,7 +34,7 @@ class Connection(H11Protocol):
             transport.write(_raw(503, "Service Unavailable", _BUSY, "Retry-After: 1\r\n"))
             transport.close()
         else:
-            self._expect(self._limits.header_seconds, transport.close)
+            self._expect(self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
@@ -55,17 +55,22 @@ class Connection(H11Protocol):
         """Begins and ends the wait for the rest of a request. What was half sent is not given more time by more."""
         them = self.conn.their_state
         if them is h11.IDLE and self.conn.trailing_data[0]:
-            late = ApiError(408, f"the headers did not come within {self._limits.header_seconds:g} s")
-            self._expect(self._limits.header_seconds, partial(self._refuse, 408, late))
+            self._expect(self._give_up)
         elif them is h11.SEND_BODY and self.cycle.response_complete:
             # Refused before its body was read; cutting it off at once could lose the answer on its way.
-            self._expect(self._limits.header_seconds, self.transport.abort)
+            self._expect(self.transport.abort)
         elif them is not h11.IDLE or self.cycle is not None:
             self._expect_nothing()
 
-    def _expect(self, seconds: float, otherwise: Callable[[], object]) -> None:
+    def _expect(self, otherwise: Callable[[], object]) -> None:
         if self._read_timer is None:
-            self._read_timer = self.loop.call_later(seconds, otherwise)
+            self._read_timer = self.loop.call_later(self._limits.header_seconds, otherwise)
+
+    def _give_up(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, ApiError(408, f"the headers did not come within {self._limits.header_seconds:g} s"))
+        else:
+            self.transport.close()
 
     def _expect_nothing(self) -> None:
         if self._read_timer is not None:

@@ -56,4 +56,6 @@ class EventStream(Response):
 
     async def _write(self, send: Send, chunk: bytes) -> None:
         message = {"type": "http.response.body", "body": chunk, "more_body": True}
-        await asyncio.wait_for(send(message), self._write_seconds)
+        # Not wait_for, which in Python 3.11 loses a cancellation that comes as the message is sent.
+        async with asyncio.timeout(self._write_seconds):
+            await send(message)

@@ -142,10 +142,12 @@ def call_body(engine, **more) -> bytes:
 
 
 @contextmanager
-def live(engine, *, limits: Limits | None = None, config: ServiceConfig | None = None):
+def live(engine, *, limits: Limits | None = None, config: ServiceConfig | None = None, send_buffer: int | None = None):
     config = config or ServiceConfig()
     server = make_server(engine, config, limits or Limits())
     listener = listen("127.0.0.1", 0)
+    if send_buffer is not None:  # connections inherit it; the usual one holds megabytes that nobody reads
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     service = Live(engine, listener.getsockname()[1], server, config.api_key)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -162,9 +162,7 @@ def test_keys_and_prompts_are_nowhere(caplog):
         ask(engine, "POST", "/v1/chat/completions", headers=bearer(KEY), content=secret),
         ask(engine, "POST", "/chat", headers=bearer(KEY[:-1]), json=body),
         ask(engine, "GET", "/stats", headers=bearer(KEY)),
-        ask(
-            ScriptedEngine(fault=RuntimeError(secret)), "POST", "/chat", headers=bearer(KEY), json={"message": secret}
-        ),
+        ask(ScriptedEngine(fault=RuntimeError(secret)), "POST", "/chat", headers=bearer(KEY), json={"message": secret}),
     ]
     assert [answer.status_code for answer in answers] == [200, 400, 400, 415, 401, 200, 500]
     shown = caplog.text + "".join(answer.text + str(answer.headers) for answer in answers)
