@@ -115,6 +115,14 @@ def read_reply(connection: socket.socket) -> Reply:
     return Reply(int(first.split()[1]), headers, body)
 
 
+def drip(connection: socket.socket) -> None:
+    """Sends a byte now and then, for as long as the server takes them."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        connection.sendall(b"X")
+        time.sleep(0.05)
+
+
 def closed(connection: socket.socket) -> bool:
     """The server ends the connection within ``PATIENCE``, whatever it sends before."""
     try:

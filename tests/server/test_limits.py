@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import resource
-import time
 
 import httpx
 import pytest
 
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import Limits
-from tests.server.live import call_body, closed, eventually, live, post, read_reply
+from tests.server.live import call_body, closed, drip, eventually, live, post, read_reply
 from tests.server.scripted_engine import ScriptedEngine
 
 SOON = Limits(
@@ -68,11 +67,8 @@ def test_headers_that_never_end(soon, data):
 
 def test_a_byte_now_and_then_gives_no_more_time(soon):
     connection = soon.connect(HELLO)
-    began = time.monotonic()
     with pytest.raises(ConnectionError):
-        while time.monotonic() - began < 20:
-            connection.sendall(b"X")
-            time.sleep(0.05)
+        drip(connection)
     soon.good()
 
 
@@ -118,9 +114,7 @@ def test_a_refused_body_is_not_read_for_ever(soon):
     connection = soon.connect(post(b"", path="/nope", length=1000))
     assert read_reply(connection).status == 404
     with pytest.raises(ConnectionError):
-        for _ in range(400):
-            connection.sendall(b"x")
-            time.sleep(0.05)
+        drip(connection)
     soon.good()
 
 
