@@ -63,16 +63,18 @@ class EngineSide:
         return Side(self.label, self.trial)
 
     def trial(self, pair: int) -> Sample:
-        before = self._speculation()
+        before = self.llm.stats()
         found = self._drive(pair)
+        after = self.llm.stats()
         times = [answer.times for answer in found.answers]
         figures = token_figures(times, seconds=found.seconds)
+        figures["num_preemptions"] = after["num_preemptions"] - before["num_preemptions"]
         figures |= {f"{name}_seconds": phase.seconds for name, phase in found.phases.items()}
         return Sample(
             figures,
             {
                 "phases": {name: asdict(phase) for name, phase in found.phases.items()},
-                "acceptance": acceptance(before, self._speculation(), times),
+                "acceptance": acceptance(before["speculation"], after["speculation"], times),
                 "categories": by_category(found.answers),
                 "answers": [_kept(answer) for answer in found.answers],
             },
@@ -132,10 +134,6 @@ class EngineSide:
         # A salt of its own: what the trial before left in the prefix cache is not this one's.
         call = CallOptions(speculate=self.speculate, cache_salt=f"{self.label} {self._runs}")
         return drive(self.llm, dialogues, params, call, clock=time.monotonic, **options)
-
-    def _speculation(self) -> dict[str, Any]:
-        report: dict[str, Any] = self.llm.stats()["speculation"]
-        return report
 
 
 def by_category(answers: Sequence[Answer]) -> dict[str, float]:

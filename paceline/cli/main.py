@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 import paceline
+from paceline.cli.bench import app as bench
 from paceline.cli.chat import chat
 from paceline.cli.config import app as config
 from paceline.cli.demo import demo
@@ -31,6 +32,7 @@ app = typer.Typer(
 for command in (serve, chat, generate, demo):
     app.command(epilog=SETTINGS_HELP)(takes_settings(command))
 app.command()(models)
+app.add_typer(bench)
 app.add_typer(config)
 app.add_typer(train)
 
