@@ -27,6 +27,19 @@ class LayerGroup:
         self.first_page = np.zeros(num_seats, dtype=np.int32)
         self.page_table = np.zeros((num_seats, -(-max_slots // self.page_size)), dtype=np.int32)
 
+    def num_missing(self, num_tokens: int, num_shared: int) -> int:
+        """Pages that a fresh sequence of ``num_tokens`` tokens takes, if it shares its first ``num_shared``."""
+        return -(-num_tokens // self.page_size) - num_shared // self.page_size
+
+    def num_released(self, seats: Int32) -> int:
+        """Pages that nobody would reference any more, if these seats gave back theirs."""
+        if not len(seats):
+            return 0
+        held = np.zeros_like(self.pages.references)
+        for seat in seats.tolist():
+            np.add.at(held, self.held_pages(seat), 1)
+        return int(np.count_nonzero((held > 0) & (held == self.pages.references)))
+
     def missing(self, seats: Int32, ends: Int32) -> Int32:
         """[B] pages that seats lack to hold slots [0, ends)."""
         lacking: Int32 = -(-ends // self.page_size) - self.num_pages[seats]

@@ -72,7 +72,7 @@ class EngineConfig:
     max_num_seqs: Annotated[int, About("Answers generated at the same time.", low=1, high=4096)] = 64
     max_num_batched_tokens: Annotated[int, About("Tokens computed per step.", low=1, high=MAX_INT32)] = 2048
     enable_prefix_caching: Annotated[bool, About("Keep the K/V of shared prompt beginnings.")] = True
-    scheduling_policy: Annotated[str, About("Who is served first.")] = "fcfs"
+    scheduling_policy: Annotated[str, About("Who is served first: fcfs, priority or fair.")] = "fcfs"
     attention_backend: Annotated[str, About("auto, sdpa or reference.")] = "auto"
     seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0
     speculative: SpeculativeConfig | None = None

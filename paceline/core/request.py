@@ -61,7 +61,11 @@ class Request:
     """Steps that gave this request at least one token."""
     num_preemptions: int = 0
     num_cached_tokens: int = 0
-    """Prompt tokens that the prefix cache saved."""
+    """Prompt tokens that the prefix cache saved on the way to the first output token."""
+    num_dropped: int = 0
+    """Oldest tokens that have left the window of a sliding context."""
+    num_slides: int = 0
+    """How often the window moved on."""
     token_times: list[float] = field(default_factory=list)
     """time.monotonic() at which each output token was accepted."""
     token_drafted: list[bool] = field(default_factory=list)
@@ -80,8 +84,34 @@ class Request:
         return len(self.group.prompt_token_ids) + len(self.output_token_ids)
 
     @property
+    def longest(self) -> int:
+        """Most tokens that the model may come to see at once."""
+        whole = len(self.group.prompt_token_ids) + self.max_new_tokens
+        return whole if self.group.sliding_context is None else min(whole, self.group.sliding_context)
+
+    @property
+    def window(self) -> list[int]:
+        """The known tokens that the model sees: all but the dropped ones."""
+        prompt, output = self.group.prompt_token_ids, self.output_token_ids
+        return prompt[self.num_dropped :] + output[max(0, self.num_dropped - len(prompt)) :]
+
+    @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    def slide(self) -> bool:
+        """Drops the oldest tokens of a full window, so that half a context is left; true if it was full.
+
+        What is dropped when is a function of the number of tokens alone, never of how they came to be known.
+        """
+        context = self.group.sliding_context
+        if context is None or self.num_tokens - self.num_dropped < context:
+            return False
+        step = context - context // 2
+        count = (self.num_tokens - self.num_dropped - context) // step + 1
+        self.num_dropped += count * step
+        self.num_slides += count
+        return True
 
     def accept(self, tokens: list[int]) -> int:
         """Appends tokens until one of them ends the request; returns how many were kept."""
@@ -138,7 +168,11 @@ class Group:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     """What spells one of the parameters' bad words; found by whoever has the tokenizer."""
     speculate: bool = True
-    """False turns speculation off for this group alone."""
+    """False decodes plainly; whoever has a reason to stop drafting for these requests clears it, for good."""
+    num_truncated_tokens: int = 0
+    """Oldest prompt tokens that were cut off before anything began."""
+    sliding_context: int | None = None
+    """A window of this many tokens is full and drops its older half; None: nothing is ever dropped."""
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     pooled: Pooled | None = None
     """Of a call that asks for an embedding: it generates nothing."""

@@ -10,8 +10,10 @@ from paceline.core.request import Request
 class Seats:
     """Known tokens of the running requests, one row each.
 
-    ``tokens`` int32[S, L], ``num_tokens`` int32[S] (how many of the row are known), ``prompt_len`` int32[S],
-    ``longest`` int32[S] (most tokens, prompt and answer, that the request may come to have).
+    ``tokens`` int32[S, L], ``num_tokens`` int32[S] (how many of the row are known), ``prompt_len`` int32[S] (how many
+    of those are the prompt's), ``longest`` int32[S] (most tokens that the row may come to hold). Of a sliding context
+    the row holds the window, and ``prompt_len`` is negative once output tokens have left it too: ``num_tokens -
+    prompt_len`` is the number of output tokens always.
     Other rooms keep their own per-seat arrays under the same row numbers.
     """
 
@@ -32,14 +34,19 @@ class Seats:
     def join(self, request: Request) -> int:
         """Seats a request with everything it knows; returns its row."""
         seat = self._free.pop()
-        known = request.prompt_token_ids + request.output_token_ids
-        self.tokens[seat, : len(known)] = known
-        self.num_tokens[seat] = len(known)
-        self.prompt_len[seat] = len(request.prompt_token_ids)
-        self.longest[seat] = len(request.prompt_token_ids) + request.max_new_tokens
         self.requests[seat] = request
         request.seat = seat
+        self.refill(seat)
         return seat
+
+    def refill(self, seat: int) -> None:
+        """Writes the row of a request anew, after its window moved."""
+        request = self.at(seat)
+        known = request.window
+        self.tokens[seat, : len(known)] = known
+        self.num_tokens[seat] = len(known)
+        self.prompt_len[seat] = len(request.prompt_token_ids) - request.num_dropped
+        self.longest[seat] = request.longest
 
     def append(self, seat: int, tokens: list[int]) -> None:
         start = int(self.num_tokens[seat])

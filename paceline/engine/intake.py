@@ -23,6 +23,11 @@ PROMPT_KEYS = ("prompt_token_ids", "prompt")
 DEFAULT_OPTIONS = CallOptions()
 
 
+MAX_NAME = 1024
+"""Most characters of a client's name and of a cache salt."""
+PRIORITIES = range(-(2**31), 2**31)
+
+
 class Intake:
     """Checks prompts and parameters against the model, and resolves what they leave open."""
 
@@ -74,8 +79,7 @@ class Intake:
         Raises:
             InvalidRequestError: naming the field, and what would be accepted.
         """
-        if not isinstance(options.speculate, bool):
-            raise out_of_range("speculate", options.speculate, "true or false")
+        _check_options(options)
         check_vocabulary(params, self.model.vocab_size)
         pooled = None if options.pooling is None else self._pooled(tokens, params, options.pooling)
         limit = 0 if pooled is not None else self._max_new_tokens(tokens, params)
@@ -89,7 +93,7 @@ class Intake:
             id=request_id or f"request-{number}",
             prompt_token_ids=tokens,
             params=params,
-            priority=options.priority,
+            priority=int(options.priority),
             client=options.client,
             cache_salt=options.cache_salt,
             regimes=self.engine.regimes(len(tokens) + limit),
@@ -175,3 +179,15 @@ class Intake:
                     param="max_tokens",
                     code="context_length_exceeded",
                 )
+
+
+def _check_options(options: CallOptions) -> None:
+    if not isinstance(options.speculate, bool):
+        raise out_of_range("speculate", options.speculate, "true or false")
+    whole = isinstance(options.priority, Integral) and not isinstance(options.priority, bool)
+    if not whole or int(options.priority) not in PRIORITIES:
+        raise out_of_range("priority", options.priority, f"an integer in [{PRIORITIES[0]}, {PRIORITIES[-1]}]")
+    for name in ("client", "cache_salt"):
+        value = getattr(options, name)
+        if not isinstance(value, str) or len(value) > MAX_NAME:
+            raise out_of_range(name, value, f"text of at most {MAX_NAME} characters")

@@ -72,6 +72,9 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         speculate: bool = True,
+        priority: int | Sequence[int] = 0,
+        client: str | Sequence[str] = "",
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Completes each prompt; outputs come in the order of the prompts.
 
@@ -79,21 +82,23 @@ class LLM:
             prompts: text, token ids, ``{"prompt": text}``, ``{"prompt_token_ids": ids}``, or a list of those.
             params: one for all, or one per prompt; None is ``SamplingParams()``.
             speculate: False decodes plainly, to the same tokens.
+            priority: one for all, or one per prompt; scheduling_policy="priority" serves lower numbers first.
+            client: one for all, or one per prompt; scheduling_policy="fair" shares the engine between clients.
+            cache_salt: prefixes are shared only with calls of the same salt.
 
         Raises:
             InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
         """
         many = _prompt_list(prompts)
-        one = SamplingParams() if params is None else params
-        each = list(one) if isinstance(one, Sequence) else [one] * len(many)
-        if len(each) != len(many):
-            raise InvalidRequestError(f"{len(many)} prompts, but {len(each)} params", param="params")
+        each = _one_each("params", SamplingParams() if params is None else params, len(many))
+        whose = zip(_one_each("priority", priority, len(many)), _one_each("client", client, len(many)), strict=True)
         for wanted in each:
             if not isinstance(wanted, SamplingParams):
                 raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
         groups = []
-        for prompt, wanted in zip(many, each, strict=True):
-            group = self.intake.group(self.intake.encode(prompt), wanted, options=CallOptions(speculate=speculate))
+        for prompt, wanted, (number, name) in zip(many, each, whose, strict=True):
+            options = CallOptions(speculate=speculate, priority=number, client=name, cache_salt=cache_salt)
+            group = self.intake.group(self.intake.encode(prompt), wanted, options=options)
             text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
             group.prompt = text if isinstance(text, str) else None
             groups.append(group)
@@ -105,6 +110,9 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         speculate: bool = True,
+        priority: int | Sequence[int] = 0,
+        client: str | Sequence[str] = "",
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Answers a conversation, or each of several, through the model's chat template.
 
@@ -114,7 +122,9 @@ class LLM:
         if self.tokenizer is None:
             raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nUse generate with token ids.")
         prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(one)} for one in _conversations(messages)]
-        return self.generate(prompts, params, speculate=speculate)
+        return self.generate(
+            prompts, params, speculate=speculate, priority=priority, client=client, cache_salt=cache_salt
+        )
 
     def embed(self, prompts: str | Sequence[Any] | Mapping[str, Any], *, pooling: str = "mean") -> list[RequestOutput]:
         """One vector per prompt, in ``embedding`` of its output: the hidden states after the final norm, pooled.
@@ -143,6 +153,15 @@ class LLM:
                 self.engine.abort(group)
             raise
         return [output_of(group, self.engine.selector) for group in groups]
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
+    """``value`` as one per prompt; a sequence has one per prompt already."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    each = list(value) if several else [value] * count
+    if len(each) != count:
+        raise InvalidRequestError(f"{count} prompts, but {len(each)} {name}", param=name)
+    return each
 
 
 def _prompt_list(prompts: Any) -> list[Any]:

@@ -104,7 +104,8 @@ def _prompt_rows(works: Works, row_start: Int32) -> Int64:
     parts = [np.zeros(0, dtype=np.int64)]
     for number, request in enumerate(works.requests):
         group = request.group
-        if group.params.prompt_logprobs is not None and request is group.members[0]:
+        # A window slides once its request has an output token, hence all of its prompt's rows.
+        if group.params.prompt_logprobs is not None and request is group.members[0] and not request.num_dropped:
             last = min(int(works.end[number]), len(group.prompt_token_ids) - 1)
             count = max(0, last - int(works.start[number]))
             parts.append(row_start[number] + np.arange(count, dtype=np.int64))

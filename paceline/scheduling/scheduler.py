@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from bisect import insort
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Int32, Works
+from paceline.core.batch import Works
 from paceline.core.config import EngineConfig
-from paceline.core.request import FinishReason, Request
+from paceline.core.request import Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
-from paceline.scheduling.policies import policies
+from paceline.scheduling.plan import Plan, Share
+from paceline.scheduling.policies import SchedulingPolicy, policies
+from paceline.scheduling.queue import WaitingQueue
+from paceline.scheduling.seating import Seating
 from paceline.speculation import Proposer
 
 
-@dataclass(slots=True)
-class Share:
-    """What one request gets in the step being planned."""
-
-    start: int
-    num_known: int
-    depth: int
-
-
 class Scheduler:
-    """Owns the waiting and running requests and their seats; the cache follows its orders."""
+    """Decides who runs and with how much, who waits and who gives way; the cache follows its orders."""
 
     def __init__(
         self,
@@ -41,222 +33,219 @@ class Scheduler:
         proposer: Proposer | None,
         target_groups: Sequence[int],
     ) -> None:
-        self.config, self.seats, self.cache, self.sampling, self.proposer = config, seats, cache, sampling, proposer
-        self.target_groups = list(target_groups)
-        self.all_groups = list(range(len(cache.groups)))
-        self.order: Callable[[Request], tuple[float, ...]] = policies[config.scheduling_policy]().order
-        self.waiting: list[Request] = []
-        self.running: list[Request] = []
+        self.seats, self.cache, self.proposer = seats, cache, proposer
+        self.seating = Seating(
+            seats=seats, cache=cache, sampling=sampling, proposer=proposer, target_groups=target_groups
+        )
+        self.target_groups = self.seating.target_groups
+        self.policy: SchedulingPolicy = policies[config.scheduling_policy]()
+        self.waiting = WaitingQueue(self.policy)
         self.num_preemptions = 0
         self.max_depth = config.speculative.num_speculative_tokens if config.speculative and proposer else 0
+        self._nodes = np.array([0, *(proposer.num_nodes(d) for d in self._all_depths())] if proposer else [0])
+        """Nodes by depth; asked for once, as the guard keeps to its first answer."""
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
-        self._last_slot = np.zeros(seats.capacity, dtype=np.int32)
-        self._depth = np.zeros(seats.capacity, dtype=np.int32)
-        self._running_seats: Int32 = np.zeros(0, dtype=np.int32)
+        self._num_shares = 0
+        self._last_served = np.zeros(seats.capacity, dtype=np.int64)
+        """[S] the number of the last share that this seat was given."""
 
-    def add(self, request: Request) -> None:
-        insort(self.waiting, request, key=self.order)
+    def _all_depths(self) -> range:
+        return range(1, self.max_depth + 1)
 
-    def remove(self, request: Request) -> None:
-        """Takes a finished or aborted request out, wherever it is, and gives back all it held."""
-        if request.seat >= 0:
-            self._vacate(request)
-        elif request in self.waiting:
-            self.waiting.remove(request)
+    @property
+    def running(self) -> list[Request]:
+        return self.seating.running
 
     @property
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running)
 
-    def plan(self) -> Works:
-        """The works of the next step; pages for their slots, drafts included, are reserved."""
-        steady = self._plan_steady()
-        if steady is not None:
-            return steady
-        shares: dict[Request, Share] = {}
-        budget, preempted = self.max_tokens, self.num_preemptions
-        order = self._running_order()
-        for place, request in enumerate(order, 1):
-            budget -= self._share(request, budget, shares, others=len(order) - place)
-        if self.num_preemptions == preempted:  # else whoever gave way would come straight back
-            self._admit(budget, shares)
-        return self._works(shares)
+    def add(self, request: Request) -> None:
+        self.policy.arrive(request)
+        self.waiting.add(request)
 
-    def _plan_steady(self) -> Works | None:
-        """The plan when everybody decodes, nobody waits and no page is missing, without looking at requests."""
-        if not self.running or (self.waiting and self.seats.num_free):
-            return None
-        seats = self._running_seats
-        known = self.seats.num_tokens[seats]
-        start = self._cached(seats)
-        depth = np.minimum(self._depth[seats], self._last_slot[seats] - known).clip(0)
-        ends = known + self._num_nodes(depth)
-        steady = (known - start == 1).all() and int((ends - start).sum()) <= self.max_tokens
-        if not (steady and self.cache.holds(seats, ends)):
-            return None
-        return Works(list(self.running), seats, start, known - start, depth)
-
-    def _cached(self, seats: Int32) -> Int32:
-        return self.cache.groups[self.target_groups[0]].num_cached[seats]
-
-    def _num_nodes(self, depth: Int32) -> Int32:
-        if self.proposer is None or not depth.any():
-            return np.zeros_like(depth)
-        table = np.array([self.proposer.num_nodes(d) for d in range(self.max_depth + 1)], dtype=np.int32)
-        nodes: Int32 = table[depth]
-        return nodes
-
-    def _running_order(self) -> list[Request]:
-        """Decoding requests before prefilling ones, so that a long prompt never stalls the others."""
-        pending = {request: self._pending(request) for request in self.running}
-        return sorted(self.running, key=lambda request: pending[request] > 1)
-
-    def _pending(self, request: Request) -> int:
-        return int(self.seats.num_tokens[request.seat]) - int(self._cached(request.seat))  # type: ignore[arg-type]
-
-    def _share(self, request: Request, budget: int, shares: dict[Request, Share], others: int = 0) -> int:
-        """Gives a seated request its share of the step; returns the tokens it takes (0: it must sit this one out).
-
-        No draft takes the row that each of the ``others`` still to be served needs to go on.
-        """
-        if request.seat < 0 or budget <= 0:
-            return 0
-        seat, pending = request.seat, self._pending(request)
-        start = int(self.seats.num_tokens[seat]) - pending
-        known = min(pending, budget)
-        depth, nodes = self._draft_of(request, budget - known - others) if known == pending else (0, 0)
-        if nodes and self.cache.reserve(seat, start + known + nodes, self.groups_of(request)):
-            shares[request] = Share(start, known, depth)
-            return known + nodes
-        if not self._reserve(request, start + known, shares):
-            return 0
-        shares[request] = Share(start, known, 0)
-        return known
-
-    def _draft_of(self, request: Request, budget: int) -> tuple[int, int]:
-        """How deep a draft may be and how many nodes it takes; (0, 0) if none is of use or the budget is short."""
-        room = int(self._last_slot[request.seat]) - int(self.seats.num_tokens[request.seat])
-        depth = min(int(self._depth[request.seat]), room)
-        if self.proposer is None or depth <= 0:
-            return 0, 0
-        nodes = self.proposer.num_nodes(depth)
-        return (depth, nodes) if nodes <= budget else (0, 0)
-
-    def groups_of(self, request: Request) -> list[int]:
-        return self.all_groups if request.group.speculate else self.target_groups
-
-    def _reserve(self, request: Request, end: int, shares: dict[Request, Share]) -> bool:
-        """Reserves slots, preempting the last in order until it works; False if that was the request itself."""
-        while not self.cache.reserve(request.seat, end, self.groups_of(request)):
-            victim = max(self.running, key=self.order)
-            shares.pop(victim, None)
-            self.preempt(victim)
-            if victim is request:
-                return False
-        return True
+    def remove(self, request: Request) -> None:
+        """Takes a finished or aborted request out, wherever it is, and gives back all it held."""
+        if request.seat >= 0:
+            self.seating.leave(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        else:
+            return
+        self.policy.leave(request)
 
     def preempt(self, request: Request) -> None:
         """Sends a running request back to wait; it keeps its tokens and recomputes their K/V later."""
-        self._vacate(request)
+        self.seating.leave(request)
+        request.slide()
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.add(request)
-
-    def _vacate(self, request: Request) -> None:
-        seat = request.seat
-        # Only a token sampled from all that is cached proves it finite; NaN must not reach the pages' next owner.
-        if self._pending(request) != 1 and request.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
-            self.cache.clear(seat)
-        else:
-            self.publish(request)
-            self.cache.release(seat)
-        if self.proposer is not None:
-            self.proposer.forget(seat)
-        self.sampling.leave(seat)
-        self.seats.leave(request)
-        self.running.remove(request)
-        self._list_seats()
-
-    def _list_seats(self) -> None:
-        self._running_seats = np.array([request.seat for request in self.running], dtype=np.int32)
-
-    def _admit(self, budget: int, shares: dict[Request, Share]) -> None:
-        for request in list(self.waiting):
-            if budget <= 0 or not self.seats.num_free:
-                return
-            source = self._sibling(request)
-            if source is not None and self._pending_prompt(source) > 1:
-                continue  # its prompt is being computed: the pages can be shared once that is done
-            if not self._fits(request):
-                return
-            self.waiting.remove(request)
-            self._seat(request, source)
-            taken = self._share(request, budget, shares)
-            budget -= taken
-            if not taken:
-                return
-
-    def _sibling(self, request: Request) -> Request | None:
-        """A running member of the same group whose prompt pages this one could share."""
-        if not self.cache.kind.retains or self._needs_prompt_rows(request):
-            return None
-        return next((member for member in request.group.members if member.seat >= 0), None)
-
-    @staticmethod
-    def _needs_prompt_rows(request: Request) -> bool:
-        """Whether something is made of its prompt's rows that no cache holds, so that they must be computed."""
-        logprobs, pooled = request.group.prompt_logprobs, request.group.pooled
-        if pooled is not None and pooled.next_row < len(request.prompt_token_ids) - 1:
-            return True
-        return request.sample_index == 0 and logprobs is not None and None in logprobs[1:]
-
-    def _pending_prompt(self, request: Request) -> int:
-        return len(request.prompt_token_ids) - int(self._cached(request.seat))  # type: ignore[arg-type]
-
-    def _fits(self, request: Request) -> bool:
-        """Whether free pages would hold all its known tokens; alone, a request always may start."""
-        if not self.running:
-            return True
-        groups = [self.cache.groups[index] for index in self.groups_of(request)]
-        # Pages that only the prefix index holds are as good as free: they are evicted on demand.
-        return all(
-            -(-(request.num_tokens + 1) // group.page_size) <= group.pages.num_free + group.pages.num_cached
-            for group in groups
-        )
-
-    def _seat(self, request: Request, source: Request | None) -> None:
-        seat = self.seats.join(request)
-        if request.group.seated_at is None:
-            request.group.seated_at = time.monotonic()
-        self.sampling.join(request)
-        self.running.append(request)
-        self._list_seats()
-        # The last token's logits lie this side of max_new_tokens: a draft that goes further cannot be used.
-        self._last_slot[seat] = len(request.prompt_token_ids) + request.max_new_tokens - 1
-        self._depth[seat] = self.max_depth if request.group.speculate else 0
-        self._share_prefix(request, source)
-
-    def _share_prefix(self, request: Request, source: Request | None) -> None:
-        """Starts a fresh seat with what others have cached of its tokens; at least one is left to compute."""
-        seat, shared = request.seat, len(request.prompt_token_ids) - 1
-        if source is not None and self.cache.can_fork(source.seat, shared, self.groups_of(request)):
-            self.cache.fork(source.seat, seat, shared, self.groups_of(request))
-        elif not self._needs_prompt_rows(request):
-            known = self.seats.tokens[seat, : self.seats.num_tokens[seat] - 1]
-            groups = self.groups_of(request)
-            found = self.cache.attach_prefix(seat, known, request.group.prefix_salt, groups, self.target_groups)
-            if not request.num_preemptions:
-                request.num_cached_tokens = min(found, len(request.prompt_token_ids))
+        self.waiting.add(request)
 
     def publish(self, request: Request) -> None:
         """Offers a seated request's full pages to the prefix index."""
-        seat = request.seat
-        self.cache.publish_prefix(
-            seat, self.seats.tokens[seat, : self.seats.num_tokens[seat]], request.group.prefix_salt
-        )
+        self.seating.publish(request)
 
-    def _works(self, shares: dict[Request, Share]) -> Works:
-        chosen = list(shares.items())
-        columns = np.array([(r.seat, s.start, s.num_known, s.depth) for r, s in chosen], dtype=np.int32).reshape(-1, 4)
-        return Works([request for request, _ in chosen], *np.ascontiguousarray(columns.T))
+    def plan(self) -> Works:
+        """The works of the next step; pages for their slots, drafts included, are reserved."""
+        self.seating.slide()
+        if self.policy.accounts:
+            for request in self.running:
+                self.policy.serve(request)
+        works = self._plan_steady()
+        if works is None:
+            works = self._plan_each()
+        self._last_served[works.seats] = self._num_shares + np.arange(len(works))
+        self._num_shares += len(works)
+        return works
+
+    def _plan_steady(self) -> Works | None:
+        """The plan when everybody decodes, nobody may enter and no page is missing, without looking at requests."""
+        if not self.running or self._somebody_may_enter():
+            return None
+        seats = self.seating.running_seats
+        known = self.seats.num_tokens[seats]
+        start = self.seating.cached(seats)
+        drafting = self._drafting()
+        depth = np.where(drafting, np.minimum(self.max_depth, self.seating.last_slot[seats] - known), 0).clip(0)
+        depth = depth.astype(np.int32)
+        ends = (known + self._nodes[depth]).astype(np.int32)
+        if (known - start != 1).any() or int((ends - start).sum()) > self.max_tokens:
+            return None
+        held = self.cache.holds(seats, ends, self.target_groups)
+        if not (held and self.cache.holds(seats[drafting], ends[drafting], self.seating.draft_groups)):
+            return None
+        return Works(list(self.running), seats, start, known - start, depth)
+
+    def _drafting(self) -> npt.NDArray[np.bool_]:
+        """[running] whose drafts are wanted."""
+        if not self.seating.drafts:
+            return np.zeros(len(self.running), dtype=bool)
+        return np.array([request.group.speculate for request in self.running], dtype=bool)
+
+    def _somebody_may_enter(self) -> bool:
+        if not self.waiting:
+            return False
+        return bool(self.seats.num_free) or bool(self._displaceable(next(iter(self.waiting))))
+
+    def _displaceable(self, request: Request) -> list[Request]:
+        """Running requests whose place this waiting one may take, first those that give way first."""
+        if not self.policy.displaces:
+            return []
+        rank = self.policy.standing(request)[0]
+        worse = [other for other in self.running if self.policy.standing(other)[0] > rank]
+        return sorted(worse, key=self.policy.standing, reverse=True)
+
+    def _plan_each(self) -> Works:
+        plan, preempted = Plan(self.max_tokens), self.num_preemptions
+        order = self._running_order()
+        for place, request in enumerate(order, 1):
+            if request.seat >= 0:  # else it had to give way to one before it
+                self._serve(request, plan, others=len(order) - place)
+        if self.num_preemptions == preempted:  # else whoever gave way would come straight back
+            self._admit(plan)
+        return plan.works()
+
+    def _running_order(self) -> list[Request]:
+        """Decoding requests before prefilling ones, so that a long prompt never stalls the others.
+
+        Decoding requests of a rank take turns, lest a budget that is too small for all always serves the same.
+        """
+        prefilling = [request for request in self.running if self.seating.num_pending(request) > 1]
+        decoding = [request for request in self.running if self.seating.num_pending(request) <= 1]
+        decoding.sort(key=lambda request: (self.policy.standing(request)[0], self._last_served[request.seat]))
+        return decoding + sorted(prefilling, key=self.policy.standing)
+
+    def _serve(self, request: Request, plan: Plan, others: int) -> None:
+        """Gives a running request its share of the step, if need be at the cost of those that give way first.
+
+        No draft takes the row that each of the ``others`` still to be served needs to go on.
+        """
+        while plan.budget > 0 and not self._share(request, plan, others):
+            victim = max(self.running, key=self.policy.standing)
+            plan.take_back(victim)
+            self.preempt(victim)
+            if victim is request:
+                return
+
+    def _share(self, request: Request, plan: Plan, others: int = 0) -> bool:
+        """Reserves the pages of a share, with a draft or else without; False, and nothing changed, if short."""
+        seat, pending = request.seat, self.seating.num_pending(request)
+        start = int(self.seats.num_tokens[seat]) - pending
+        known = min(pending, plan.budget)
+        depth, nodes = self._draft_of(request, plan.budget - known - others) if known == pending else (0, 0)
+        with_draft = [(depth, known + nodes)] if nodes else []
+        for deep, num_rows in [*with_draft, (0, known)]:
+            if self.cache.reserve(seat, start + num_rows, self.seating.groups_of(request)):
+                plan.give(request, Share(start, known, deep, num_rows))
+                return True
+        return False
+
+    def _draft_of(self, request: Request, budget: int) -> tuple[int, int]:
+        """How deep a draft may be and how many nodes it takes; (0, 0) if none is of use or the budget is short."""
+        room = int(self.seating.last_slot[request.seat]) - int(self.seats.num_tokens[request.seat])
+        depth = min(self.max_depth, room)
+        if depth <= 0 or not (request.group.speculate and self.seating.drafts):
+            return 0, 0
+        nodes = int(self._nodes[depth])
+        return (depth, nodes) if nodes <= budget else (0, 0)
+
+    def _admit(self, plan: Plan) -> None:
+        """Seats those who wait, in order, until one does not fit: nobody overtakes it."""
+        gave_way: set[Request] = set()
+        for request in self.waiting:
+            if plan.budget <= 0:
+                return
+            source = self.seating.sibling(request)
+            if request in gave_way or (source is not None and self._computes_prompt(source)):
+                continue  # that one's pages can be shared once its prompt is done
+            victims = self._victims(request)
+            if victims is None:
+                return
+            for victim in victims:
+                plan.take_back(victim)
+                self.preempt(victim)
+            gave_way.update(victims)
+            if not self._enter(request, plan):
+                return
+
+    def _enter(self, request: Request, plan: Plan) -> bool:
+        """Seats a waiting request, which takes nobody's pages; False if those it found do not do."""
+        self.waiting.remove(request)
+        self.seating.seat(request)
+        if not self._share(request, plan):
+            self.seating.leave(request)
+            self.waiting.add(request)
+            return False
+        self.policy.serve(request)
+        return True
+
+    def _computes_prompt(self, request: Request) -> bool:
+        return self.seating.num_shared(request) > self.seating.num_cached(request)
+
+    def _victims(self, request: Request) -> list[Request] | None:
+        """Whose places a waiting request needs, often nobody's; None if there is no seat and memory for it anyway."""
+        displaceable = self._displaceable(request)
+        victims: list[Request] = []
+        while not (self.seats.num_free + len(victims) and self._fits(request, victims)):
+            if len(victims) == len(displaceable):
+                return None
+            victims = displaceable[: len(victims) + 1]
+        return victims
+
+    def _fits(self, request: Request, victims: Sequence[Request]) -> bool:
+        """Whether free pages, with the victims', would hold all it knows; alone, a request always may start.
+
+        Pages that only the prefix index holds count as free, though some may hang on others' prefixes: who enters and
+        finds none after all goes on waiting, at nobody's cost.
+        """
+        if len(victims) == len(self.running):
+            return True
+        shared = self.seating.num_shared(request) if self.seating.sibling(request) is not None else 0
+        seats = np.array([victim.seat for victim in victims], dtype=np.int32)
+        return all(
+            group.num_missing(request.num_tokens - request.num_dropped + 1, shared)
+            <= group.pages.num_free + group.pages.num_cached + group.num_released(seats)
+            for group in (self.cache.groups[index] for index in self.seating.groups_of(request))
+        )

@@ -51,7 +51,7 @@ class GuardedProposer:
         if self.counters.disabled:
             return Drafts.empty(len(works))
         try:
-            drafts = self._checked(works, self.inner.propose(self._trusted(works)))
+            drafts = self._checked(works, self.inner.propose(self._copied(works)))
         except Exception as error:  # whatever a drafter raises, its requests go on without it
             self._failed("propose", error, works.seats)
             return Drafts.empty(len(works))
@@ -96,17 +96,15 @@ class GuardedProposer:
             for index in self.tools.groups:
                 self.tools.cache.groups[index].clear(seat)
 
-    def _trusted(self, works: Works) -> Works:
-        """Asks nothing more of a request whose drafts were malformed several times in a row."""
-        lost = self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW
-        # Copies: what a drafter writes into its arguments must not reach the step.
+    def _copied(self, works: Works) -> Works:
+        """Copies: what a drafter writes into its arguments must not reach the step."""
         return replace(
             works,
             requests=list(works.requests),
             seats=works.seats.copy(),
             start=works.start.copy(),
             num_known=works.num_known.copy(),
-            draft_budget=np.where(lost, 0, works.draft_budget).astype(np.int32),
+            draft_budget=works.draft_budget.copy(),
         )
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:
@@ -120,7 +118,7 @@ class GuardedProposer:
             bad, self._strikes[works.seats] + 1, np.where(drafts.counts > 0, 0, self._strikes[works.seats])
         )
         for number in np.flatnonzero(self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
-            # Else a drafter would go on feeding its cache for drafts that nobody asks for, perhaps with NaN.
+            # No more drafts are asked for, and the drafter stops feeding its cache, perhaps with NaN.
             works.requests[number].group.speculate = False
         if bad.any():
             self.counters.num_rejected_drafts += int(bad.sum())

@@ -97,6 +97,29 @@ def test_speculate_is_true_or_false(speculate, plain: LLM) -> None:
     assert_idle(plain.engine)
 
 
+@pytest.mark.parametrize("priority", ["high", None, 1.5, True, 2**31, -(2**31) - 1, [1, 2, 3], [0, "x"]], ids=str)
+def test_priorities_are_integers_one_or_one_per_prompt(priority, plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plain.generate([GOOD, GOOD], greedy(), priority=priority)
+    assert caught.value.param == "priority"
+    assert_idle(plain.engine)
+
+
+@pytest.mark.parametrize("name", ["client", "cache_salt"])
+@pytest.mark.parametrize("value", [7, None, "x" * 1025, b"x"], ids=lambda value: str(value)[:9])
+def test_names_are_short_texts(name, value, plain: LLM) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plain.generate(GOOD, greedy(), **{name: value})
+    assert caught.value.param == name
+    assert_idle(plain.engine)
+
+
+def test_call_options_change_no_token(plain: LLM) -> None:
+    expected = tokens_of(plain.generate([GOOD, GOOD[:3]], greedy()))
+    options = {"priority": [np.int64(3), -1], "client": ["a", "b"], "cache_salt": "x"}
+    assert tokens_of(plain.generate([GOOD, GOOD[:3]], greedy(), **options)) == expected
+
+
 @pytest.mark.parametrize("content", [{"content": 5}, {"content": None}, {"content": ["x"]}, {}], ids=str)
 def test_content_is_text(content, plain: LLM) -> None:
     for messages in ([{"role": "user"} | content], [[{"role": "user", "content": "x"}, {"role": "user"} | content]]):

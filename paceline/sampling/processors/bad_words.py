@@ -44,7 +44,7 @@ class BadWords:
         return len(word) > 0 and 0 <= word[-1] < self.controls.vocab_size
 
     def commit(self, seat: int, tokens: list[int]) -> None:
-        pass  # The context is read from the seat's known tokens.
+        pass  # The context is read from the request's output.
 
     def leave(self, seat: int) -> None:
         for kept in (self._single, self._longer, self._context):
@@ -66,7 +66,6 @@ class BadWords:
         return np.concatenate([self._single[seat], np.array(completed, dtype=np.int64)])
 
     def _history(self, seat: int, path: np.ndarray) -> tuple[int, ...]:
-        seats, length = self.controls.seats, self._context[seat]
-        start = max(seats.prompt_len[seat], seats.num_tokens[seat] - length)
-        known = seats.tokens[seat, start : seats.num_tokens[seat]]
-        return tuple(np.concatenate([known, path[path >= 0]])[-length:].tolist())
+        length = self._context[seat]
+        known = self.controls.seats.at(seat).output_token_ids[-length:]
+        return tuple([*known, *path[path >= 0].tolist()][-length:])

@@ -1,0 +1,42 @@
+"""The plan of one step while it is being made: who gets how much of the token budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.core.batch import Works
+from paceline.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one request gets in the step being planned."""
+
+    start: int
+    num_known: int
+    depth: int
+    num_rows: int
+    """Known tokens and draft nodes."""
+
+
+class Plan:
+    """The shares given so far and the rows that are left."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._shares: dict[Request, Share] = {}
+
+    def give(self, request: Request, share: Share) -> None:
+        self._shares[request] = share
+        self.budget -= share.num_rows
+
+    def take_back(self, request: Request) -> None:
+        share = self._shares.pop(request, None)
+        self.budget += share.num_rows if share is not None else 0
+
+    def works(self) -> Works:
+        rows = [(request.seat, share.start, share.num_known, share.depth) for request, share in self._shares.items()]
+        columns = np.array(rows, dtype=np.int32).reshape(-1, 4)
+        return Works(list(self._shares), *np.ascontiguousarray(columns.T))

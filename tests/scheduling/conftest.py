@@ -1,0 +1,5 @@
+"""The tiny float64 models of the invariance tests."""
+
+from tests.invariance.conftest import llama
+
+__all__ = ["llama"]
