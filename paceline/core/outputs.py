@@ -60,6 +60,11 @@ class RequestMetrics:
     e2e_time: float | None = None
     """From arrival to the last token."""
 
+    @property
+    def inference_time(self) -> float | None:
+        """From the first seat to the last token."""
+        return None if self.e2e_time is None or self.queue_time is None else self.e2e_time - self.queue_time
+
 
 @dataclass(slots=True)
 class RequestOutput:
@@ -104,6 +109,8 @@ class StreamUpdate:
     """On the first update with tokens, if they were asked for; the first token has none."""
     embedding: list[float] | None = None
     """On the last update of a call with pooling, unless it failed."""
+    selected: list[int] | None = None
+    """On the last update: the indexes of the answers to hand back, in order; ``best_of`` samples more than those."""
 
     @property
     def finished(self) -> bool:

@@ -138,13 +138,13 @@ class EngineLoop:
             group, emit = self._streams.pop(request_id)
             ended = [request for request in group.members if not request.finished]
             self.llm.engine.abort(group)
-            emit(update_of(group, [(request, 0) for request in ended]))
+            emit(update_of(group, [(request, 0) for request in ended], self.llm.engine.selector))
 
     def _report(self, request_id: str, members: list[tuple[Request, int]]) -> None:
         group, emit = self._streams[request_id]
         if group.finished:
             del self._streams[request_id]
-        emit(update_of(group, members))
+        emit(update_of(group, members, self.llm.engine.selector))
 
     def _stop(self) -> None:
         """Lets no more commands in; ends every stream, also those whose command is still in the queue."""

@@ -69,7 +69,7 @@ def delta_of(request: Request, num_new: int) -> CompletionDelta:
     )
 
 
-def update_of(group: Group, members: Sequence[tuple[Request, int]]) -> StreamUpdate:
+def update_of(group: Group, members: Sequence[tuple[Request, int]], selector: Selector) -> StreamUpdate:
     """What a step (or an abort) did for a call: its members that went on, each with its number of new tokens."""
     num_tokens = sum(len(request.output_token_ids) for request in group.members)
     is_first = num_tokens == sum(num_new for _, num_new in members) > 0
@@ -79,4 +79,5 @@ def update_of(group: Group, members: Sequence[tuple[Request, int]]) -> StreamUpd
         metrics_of(group) if group.finished else None,
         prompt_logprobs=group.prompt_logprobs if is_first else None,
         embedding=group.pooled.embedding if group.pooled is not None else None,
+        selected=[request.sample_index for request in selector.finish(group)] if group.finished else None,
     )

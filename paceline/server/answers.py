@@ -1,4 +1,4 @@
-"""Knows the parts that answers share: usage, metrics, log-probabilities, drafted tokens."""
+"""Knows the parts that answers share: usage, figures, log-probabilities in the chat form, drafted tokens."""
 
 from __future__ import annotations
 
@@ -36,18 +36,27 @@ def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
         "drafted_tokens": metrics.num_drafted,
         "accepted_tokens": metrics.num_accepted,
         "mean_acceptance_length": metrics.mean_acceptance_length,
+        "queue_time": metrics.queue_time,
+        "prefill_time": metrics.prefill_time,
+        "decode_time": metrics.decode_time,
         "time_to_first_token": metrics.time_to_first_token,
         "time_per_output_token": metrics.time_per_output_token,
         "num_preemptions": metrics.num_preemptions,
+        "estimated_speedup": None,
     }
 
 
-def token_dict(tokenizer: Tokenizer, token_ids: Sequence[int], drafted: Sequence[bool]) -> dict[str, Any]:
+def token_dict(tokenizer: Tokenizer | None, token_ids: Sequence[int], drafted: Sequence[bool]) -> dict[str, Any]:
     """The ``paceline`` object of a chunk: each token's text, and whether it was an accepted draft token.
 
     The chunk's text may lag behind: text is held back while a character or a stop string is incomplete.
     """
-    return {"tokens": [token_text(tokenizer, token) for token in token_ids], "drafted": list(drafted)}
+    tokens = [] if tokenizer is None else [token_text(tokenizer, token) for token in token_ids]
+    return {"tokens": tokens, "drafted": list(drafted)}
+
+
+def json_logprob(logprob: float) -> float:
+    return max(logprob, _LOWEST_LOGPROB)
 
 
 def logprobs_dict(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprobs]) -> dict[str, Any]:
@@ -63,6 +72,6 @@ def logprobs_dict(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprobs]) -> di
 def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     return {
         "token": token_text(tokenizer, token),
-        "logprob": max(logprob, _LOWEST_LOGPROB),
+        "logprob": json_logprob(logprob),
         "bytes": list(token_bytes(tokenizer, token)),
     }

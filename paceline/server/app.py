@@ -5,7 +5,17 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from paceline.core.service_config import Limits, ServiceConfig
-from paceline.server import chat, chat_completions, doors, errors, reception, status
+from paceline.server import (
+    chat,
+    chat_completions,
+    completions,
+    doors,
+    embeddings,
+    errors,
+    reception,
+    status,
+    tokens,
+)
 from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
 
@@ -16,14 +26,15 @@ def create_app(engine: EngineClient, *, limits: Limits | None = None, config: Se
     Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages. ``serve`` always has one.
     ``app.state.service`` is the ``Service``.
 
-    Endpoints: ``GET /health``, ``/stats``, ``/v1/models``; ``POST /v1/chat/completions``, ``/chat``.
+    Endpoints: ``GET /health``, ``/ready``, ``/version``, ``/stats``, ``/metrics``, ``/v1/models``;
+    ``POST /v1/chat/completions``, ``/v1/completions``, ``/v1/embeddings``, ``/chat``, ``/tokenize``, ``/detokenize``.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; its redirects go where the Host header says.
     app = FastAPI(title="Paceline", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     service = Service(engine, limits or Limits())
     app.state.service = service
-    for family in (status, chat_completions, chat):
+    for family in (status, chat_completions, completions, embeddings, tokens, chat):
         app.include_router(family.routes(service))
     if config is not None:
         doors.install(app, config)

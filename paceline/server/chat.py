@@ -9,10 +9,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline.core.outputs import RequestMetrics, StreamUpdate
+from paceline.core.outputs import RequestMetrics
 from paceline.server.answers import Usage, metrics_dict, token_dict
+from paceline.server.calls import Answer, Call
 from paceline.server.schemas import ChatRequest
-from paceline.server.service import Answer, Call, Service
+from paceline.server.service import Numbered, Service
 from paceline.server.sse import EventStream, event
 
 
@@ -25,15 +26,16 @@ def routes(service: Service) -> APIRouter:
         if call.body.stream:
             updates = await service.begun(request, call)
             return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
-        answers, metrics = await service.answers(request, call)
-        tokens = token_dict(service.tokenizer(), answers[0].token_ids, answers[0].drafted)
-        return JSONResponse({"text": answers[0].text} | tokens | _ending(service, call, answers[0], metrics))
+        (outcome,) = await service.outcomes(request, call)
+        (answer,) = outcome.answers
+        tokens = token_dict(service.tokenizer(), answer.token_ids, answer.drafted)
+        return JSONResponse({"text": answer.text} | tokens | _ending(service, call, answer, outcome.metrics))
 
     return router
 
 
 def _ending(service: Service, call: Call[ChatRequest], answer: Answer, metrics: RequestMetrics) -> dict[str, object]:
-    usage = Usage(len(call.prompt), len(answer.token_ids), metrics.num_cached_tokens)
+    usage = Usage(call.num_prompt_tokens, len(answer.token_ids), metrics.num_cached_tokens)
     return {
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
@@ -44,12 +46,12 @@ def _ending(service: Service, call: Call[ChatRequest], answer: Answer, metrics: 
 
 
 async def _events(
-    service: Service, call: Call[ChatRequest], updates: AsyncGenerator[StreamUpdate]
+    service: Service, call: Call[ChatRequest], updates: AsyncGenerator[Numbered]
 ) -> AsyncGenerator[bytes]:
     """``{"delta", "tokens", "drafted"}`` per step, then the metrics."""
     answer, metrics = Answer(), RequestMetrics()
     async with aclosing(updates):
-        async for update in updates:
+        async for _, update in updates:
             for delta in update.deltas:
                 answer.add(delta)
                 tokens = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)

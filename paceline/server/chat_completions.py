@@ -11,10 +11,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline.core.outputs import CompletionDelta, StreamUpdate
+from paceline.core.outputs import CompletionDelta
 from paceline.server.answers import Usage, logprobs_dict, metrics_dict, token_dict
+from paceline.server.calls import Answer, Call
 from paceline.server.schemas import ChatCompletionRequest
-from paceline.server.service import Answer, Call, Service
+from paceline.server.schemas.generation import wants_usage
+from paceline.server.service import Numbered, Service
 from paceline.server.sse import DONE, EventStream, event
 
 
@@ -27,11 +29,11 @@ def routes(service: Service) -> APIRouter:
         if call.body.stream:
             updates = await service.begun(request, call)
             return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
-        answers, metrics = await service.answers(request, call)
-        usage = Usage(len(call.prompt), sum(len(a.token_ids) for a in answers), metrics.num_cached_tokens)
-        choices = [_choice(service, call, index, answer) for index, answer in enumerate(answers)]
+        (outcome,) = await service.outcomes(request, call)
+        usage = Usage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
+        choices = [_choice(service, call, index, answer) for index, answer in enumerate(outcome.answers)]
         body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
-        return JSONResponse(body | {"paceline": metrics_dict(metrics)})
+        return JSONResponse(body | {"paceline": metrics_dict(outcome.metrics)})
 
     return router
 
@@ -53,13 +55,13 @@ def _choice(service: Service, call: Call[ChatCompletionRequest], index: int, ans
 
 
 async def _events(
-    service: Service, call: Call[ChatCompletionRequest], updates: AsyncGenerator[StreamUpdate]
+    service: Service, call: Call[ChatCompletionRequest], updates: AsyncGenerator[Numbered]
 ) -> AsyncGenerator[bytes]:
     """One chunk per answer and step; the chunk with usage, which has no choices, is last."""
     envelope = _envelope(service, call, "chat.completion.chunk")
-    counts_usage = call.body.stream_options is not None and call.body.stream_options.include_usage
+    counts_usage = wants_usage(call.body.stream_options)
     nothing: dict[str, Any] = {"usage": None} if counts_usage else {}
-    usage = Usage(len(call.prompt))
+    usage = Usage(call.num_prompt_tokens)
     for index in range(call.params.n):
         opening = {
             "index": index,
@@ -69,7 +71,7 @@ async def _events(
         }
         yield event(envelope | {"choices": [opening]} | nothing)
     async with aclosing(updates):
-        async for update in updates:
+        async for _, update in updates:
             for place, delta in enumerate(update.deltas, 1):
                 usage.completion += len(delta.token_ids)
                 extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)

@@ -1,61 +1,33 @@
-"""Knows how a request body becomes a call of the engine, and a call becomes updates or whole answers."""
+"""Knows how a request body becomes calls of the engine, and calls become updates or whole outcomes."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request
 
-from paceline.core.call import CallOptions
-from paceline.core.errors import EngineDeadError, InvalidRequestError
-from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
-from paceline.core.params import SamplingParams
+from paceline.core.errors import EngineDeadError, InvalidRequestError, out_of_range
+from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.service_config import Limits
 from paceline.server.admission import Admission, Visit
 from paceline.server.bodies import parse_json, read_body
+from paceline.server.calls import Body, Call, Outcome
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.engine_client import EngineClient
 from paceline.server.errors import ApiError
+from paceline.server.merging import begin, merge
+from paceline.server.metrics import Metrics
 from paceline.server.reception import visit_of
-from paceline.server.schemas import ChatCompletionRequest, ChatRequest
+from paceline.server.schemas.base import Body as AnyBody
 from paceline.text import Tokenizer
 
-Body = TypeVar("Body", ChatRequest, ChatCompletionRequest)
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Body]):
-    """A checked request, ready for the engine."""
-
-    id: str
-    body: Body
-    prompt: list[int]
-    params: SamplingParams
-    visit: Visit
-
-
-@dataclass(slots=True)
-class Answer:
-    """One whole answer."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    drafted: list[bool] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-    def add(self, delta: CompletionDelta) -> None:
-        self.text += delta.text
-        self.token_ids += delta.token_ids
-        self.drafted += delta.token_drafted
-        self.logprobs += delta.logprobs or []
-        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+Kind = TypeVar("Kind", bound=AnyBody)
+Numbered = tuple[int, StreamUpdate]
+"""A prompt's number within its call, and what happened to it."""
 
 
 class Service:
@@ -65,12 +37,28 @@ class Service:
         self.engine, self.limits = engine, limits
         self.admission = Admission(limits)
         self.model_name = served_name(engine.model_name)
+        self.metrics = Metrics(engine, self.model_name)
         self._running: set[str] = set()
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self, param: str = "messages", why: str = "it cannot chat") -> Tokenizer:
         if self.engine.tokenizer is None:
-            raise InvalidRequestError("this model has no tokenizer, so it cannot chat", param="messages")
+            raise InvalidRequestError(f"this model has no tokenizer, so {why}", param=param)
         return self.engine.tokenizer
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.tokenizer().encode_chat(messages)
+
+    def prompt(self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, or token ids that the model has."""
+        if isinstance(prompt, str):
+            tokenizer = self.tokenizer(param, "its prompts are token ids")
+            prompt = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        bad = next((token for token in prompt if not 0 <= token < self.engine.vocab_size), None)
+        if bad is not None:
+            raise out_of_range(param, bad, f"token ids in [0, {self.engine.vocab_size - 1}]")
+        if not prompt:
+            raise InvalidRequestError(f"{param} must not be empty", param=param)
+        return prompt
 
     async def call(self, request: Request, kind: type[Body]) -> Call[Body]:
         """Reads, checks and tokenises a body, off the event loop.
@@ -83,15 +71,25 @@ class Service:
         visit.admit()
         return await asyncio.to_thread(self._prepare, raw, kind, visit)
 
-    def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
+    async def body(self, request: Request, kind: type[Kind]) -> Kind:
+        """Reads and checks a body that needs no call of the engine; raises as ``call``."""
+        raw = await read_body(request, self.limits)
+        visit_of(request).admit()
+        return await asyncio.to_thread(self._parse, raw, kind)
+
+    def _parse(self, raw: bytes, kind: type[Kind]) -> Kind:
         body = kind.model_validate(parse_json(raw))
         self.check_model(body.model)
-        prompt = self.tokenizer().encode_chat(body.conversation)
+        return body
+
+    def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
+        body = self._parse(raw, kind)
+        prompts = body.prompts(self)
         # A chat that names no limit gets what fits beside its prompt; where nothing fits, the engine says so.
-        room = max(1, self.engine.max_model_len - len(prompt))
+        room = max(1, self.engine.max_model_len - max(map(len, prompts)))
         params = body.params(min(self.limits.default_max_tokens, room))
-        visit.num_prompt_tokens = len(prompt)
-        return Call(uuid.uuid4().hex, body, prompt, params, visit)
+        visit.num_prompt_tokens = sum(map(len, prompts))
+        return Call(uuid.uuid4().hex, body, prompts, params, body.options(visit.client), visit)
 
     def check_model(self, name: str | None) -> None:
         """Only compares strings; nothing is looked up anywhere."""
@@ -99,59 +97,57 @@ class Service:
             shown = name if len(name) <= 100 and name.isprintable() else "so named"
             raise ApiError(404, f"there is no model {shown}; this server has {self.model_name}", code="model_not_found")
 
-    async def updates(self, call: Call[Body]) -> AsyncGenerator[StreamUpdate]:
-        """The call's updates. Leaving early, for whatever reason, aborts the call.
+    def updates(self, call: Call[Body]) -> AsyncGenerator[Numbered]:
+        """The updates of all of a call's prompts. Leaving early, for whatever reason, aborts what is not finished.
 
         Raises:
             ApiError: 500, an answer failed; 503, the service ended it.
         """
+        return merge([self._updates_of(call, place) for place in range(len(call.prompts))])
+
+    async def _updates_of(self, call: Call[Body], place: int) -> AsyncGenerator[StreamUpdate]:
         if not self.engine.alive:
             raise EngineDeadError("the engine has stopped")
-        self._running.add(call.id)
-        client, finished = call.visit.client, False
+        name, prompt = f"{call.id}-{place}", call.prompts[place]
+        watch = self.metrics.watch(len(prompt))
+        self._running.add(name)
+        finished = False
         try:
-            # The salt keeps clients from learning, by timing, which prompts others have sent.
-            options = CallOptions(speculate=call.body.speculation is not False, client=client, cache_salt=client)
-            stream = self.engine.generate(call.prompt, call.params, request_id=call.id, options=options)
+            stream = self.engine.generate(prompt, call.params, request_id=name, options=call.options)
             async for update in stream:
                 finished = update.finished
+                watch.see(update)
                 for delta in update.deltas:
                     call.visit.num_output_tokens += len(delta.token_ids)
                     _check(delta)
                 yield update
-        finally:
-            self._running.discard(call.id)
             if not finished:
-                self.engine.abort(call.id)
+                raise EngineDeadError("the engine ended a call without an answer")
+        finally:
+            self._running.discard(name)
+            if not finished:
+                self.engine.abort(name)
+                watch.leave()
 
     def abort_all(self) -> None:
         """Ends every call in progress with an error that says so."""
         for name in tuple(self._running):
             self.engine.abort(name)
 
-    async def begun(self, request: Request, call: Call[Body]) -> AsyncGenerator[StreamUpdate]:
+    async def begun(self, request: Request, call: Call[Body]) -> AsyncGenerator[Numbered]:
         """``updates`` with the first one awaited, so that a call that fails at once fails with a proper status."""
-        updates = self.updates(call)
-        try:
-            first = await unless_disconnected(request.receive, _next(updates))
-        except BaseException:
-            await updates.aclose()
-            raise
-        return _chain(first, updates)
+        return await unless_disconnected(request.receive, begin(self.updates(call)))
 
-    async def answers(self, request: Request, call: Call[Body]) -> tuple[list[Answer], RequestMetrics]:
-        """Whole answers; the call is aborted if the client goes away."""
+    async def outcomes(self, request: Request, call: Call[Body]) -> list[Outcome]:
+        """What came of each prompt; the call is aborted if the client goes away."""
         return await unless_disconnected(request.receive, self._collect(call))
 
-    async def _collect(self, call: Call[Body]) -> tuple[list[Answer], RequestMetrics]:
-        answers = [Answer() for _ in range(call.params.n)]
-        metrics = RequestMetrics()
+    async def _collect(self, call: Call[Body]) -> list[Outcome]:
+        outcomes = [Outcome.of(call.params) for _ in call.prompts]
         async with aclosing(self.updates(call)) as updates:
-            async for update in updates:
-                for delta in update.deltas:
-                    answers[delta.index].add(delta)
-                metrics = update.metrics or metrics
-        return answers, metrics
+            async for place, update in updates:
+                outcomes[place].add(update)
+        return outcomes
 
 
 def served_name(model: str) -> str:
@@ -165,16 +161,3 @@ def _check(delta: CompletionDelta) -> None:
         raise ApiError(500, "this request failed in the engine", code="generation_failed")
     if delta.finish_reason == "abort":
         raise ApiError(503, "this request was aborted", code="aborted")
-
-
-async def _next(updates: AsyncIterator[StreamUpdate]) -> StreamUpdate:
-    async for update in updates:
-        return update
-    raise EngineDeadError("the engine ended a call without an answer")
-
-
-async def _chain(first: StreamUpdate, rest: AsyncGenerator[StreamUpdate]) -> AsyncGenerator[StreamUpdate]:
-    async with aclosing(rest):
-        yield first
-        async for update in rest:
-            yield update

@@ -1,4 +1,4 @@
-"""Knows the endpoints that generate nothing: health, models, statistics."""
+"""Knows the endpoints that generate nothing: health, readiness, version, models, statistics, metrics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,56 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
 
+from paceline import __version__
 from paceline.core.errors import EngineDeadError
+from paceline.server.errors import ApiError
 from paceline.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
+    _add_probes(router, service)
+    _add_models(router, service)
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @router.get("/stats")
+    async def stats() -> dict[str, Any]:
+        return await asyncio.to_thread(service.engine.stats)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _add_probes(router: APIRouter, service: Service) -> None:
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the engine works: 503 once it is dead, or its step does not end."""
+        if not service.engine.alive:
+            raise EngineDeadError("the engine has stopped")
+        if service.engine.stalled:
+            raise ApiError(503, "a step of the engine does not end", code="engine_stalled")
+        return {"status": "ok", "model": service.model_name}
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Whether a call made now would begin soon: 503 while loading, stalled, dead or draining."""
+        if service.admission.draining:
+            raise ApiError(503, "the server is shutting down", code="draining")
+        if not service.engine.ready:
+            raise ApiError(503, "the engine is not ready", code="not_ready")
+        return {"status": "ready", "model": service.model_name}
+
+
+def _add_models(router: APIRouter, service: Service) -> None:
     model = {
         "id": service.model_name,
         "object": "model",
@@ -21,12 +64,6 @@ def routes(service: Service) -> APIRouter:
         "owned_by": "paceline",
         "max_model_len": service.engine.max_model_len,
     }
-
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        if not service.engine.alive:
-            raise EngineDeadError("the engine has stopped")
-        return {"status": "ok", "model": service.model_name}
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -36,9 +73,3 @@ def routes(service: Service) -> APIRouter:
     async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return model
-
-    @router.get("/stats")
-    async def stats() -> dict[str, Any]:
-        return await asyncio.to_thread(service.engine.stats)
-
-    return router

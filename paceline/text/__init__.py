@@ -4,7 +4,17 @@ from paceline.text.bad_words import bad_word_ids
 from paceline.text.chat_template import ChatTemplate
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopMatcher
+from paceline.text.stream_decoder import StreamDecoder
 from paceline.text.token_text import token_bytes, token_text
 from paceline.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "Tokenizer", "bad_word_ids", "token_bytes", "token_text"]
+__all__ = [
+    "ChatTemplate",
+    "Detokenizer",
+    "StopMatcher",
+    "StreamDecoder",
+    "Tokenizer",
+    "bad_word_ids",
+    "token_bytes",
+    "token_text",
+]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 from paceline.text.tokenizer import Tokenizer
 
+MOST_REMEMBERED = 2**17
+"""Tokens whose text is kept: those of one large vocabulary."""
 
+
+@lru_cache(MOST_REMEMBERED)
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """The token's text inside a text, its leading space kept; special tokens give their names."""
     # Decoders drop a space at the beginning of a text, so the token is read where it follows itself.
@@ -14,6 +18,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return twice[len(alone) :]
 
 
+@lru_cache(MOST_REMEMBERED)
 def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     """The token's bytes, also where they are only a part of a character."""
     if token in tokenizer.byte_tokens:

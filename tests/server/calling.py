@@ -29,6 +29,10 @@ def complete(engine, **body):
     return call(engine, "POST", "/v1/chat/completions", content=json.dumps(body), headers=JSON)
 
 
+def post(engine, path, **body):
+    return call(engine, "POST", path, content=json.dumps({"model": "scripted"} | body), headers=JSON)
+
+
 def chat(engine, **body):
     return call(engine, "POST", "/chat", content=json.dumps(body), headers=JSON)
 

@@ -34,7 +34,12 @@ class ScriptedEngine:
             raise InvalidRequestError("too long", param="messages", code="context_length_exceeded")
         self.calls.append((prompt_token_ids, params, options))
         self.running.add(request_id)
-        watchers = [Detokenizer(self.tokenizer, params) for _ in range(params.n)]
+        if options.pooling is not None:
+            ended = CompletionDelta(index=0, text="", token_ids=[], finish_reason="stop")
+            yield StreamUpdate(request_id, [ended], RequestMetrics(num_cached_tokens=4), embedding=[0.6, -0.8])
+            self.running.discard(request_id)
+            return
+        watchers = [Detokenizer(self.tokenizer or byte_level(), params) for _ in range(params.num_samples)]
         limit = min(len(self.script), params.max_tokens, room)
         try:
             for count, token in enumerate(self.script[:limit], 1):
@@ -45,11 +50,23 @@ class ScriptedEngine:
                     over = stopped or count == limit
                     deltas.append(self.delta(index, watcher, token, params=params, count=count, over=over))
                 metrics = RequestMetrics(3, 2, 1.5, 0.1, 0.01, 0, 4) if over else None
-                yield StreamUpdate(request_id, deltas, metrics)
+                prompt = self.prompt_logprobs(prompt_token_ids) if params.prompt_logprobs is not None else None
+                # The last answers are the best.
+                best = list(range(params.num_samples))[::-1][: params.n] if params.best_of else list(range(params.n))
+                yield StreamUpdate(
+                    request_id,
+                    deltas,
+                    metrics,
+                    prompt_logprobs=prompt if count == 1 else None,
+                    selected=best if over else None,
+                )
                 if over:
                     return
         finally:
             self.running.discard(request_id)
+
+    def prompt_logprobs(self, prompt):
+        return [None, *(TokenLogprobs(token, -1.5, 2, ((7, -0.25), (token, -1.5))) for token in prompt[1:])]
 
     def delta(self, index, watcher, token, *, params, count, over):
         stop = FinishReason.STOP if watcher.stop_string else FinishReason.LENGTH
@@ -67,6 +84,7 @@ class ScriptedEngine:
             token_drafted=[count % 2 == 0],
             finish_reason=str(reason) if reason else None,
             stop_reason=watcher.stop_string,
+            token_times=[0.5 * count],
         )
 
     def abort(self, request_id):
@@ -75,7 +93,14 @@ class ScriptedEngine:
     def stats(self):
         if not self.alive:
             raise EngineDeadError("dead")
-        return {"num_requests_running": len(self.running)}
+        return {
+            "num_requests_running": len(self.running),
+            "num_requests_waiting": 0,
+            "num_preemptions": 1,
+            "prefix_cache": {"queries": 20, "hits": 12},
+            "pages": {"free": 5, "cached": 2, "referenced": 3, "total": 10},
+            "speculation": {"num_drafts": 4, "num_drafted": 9, "num_accepted": 6, "accepted_per_position": [4, 2]},
+        }
 
     def close(self, timeout=10.0):
         self.alive, self.closed = False, True

@@ -1,0 +1,38 @@
+"""Knows the body of ``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import PlainValidator, WithJsonSchema
+
+from paceline.core.call import CallOptions
+from paceline.core.params import SamplingParams
+from paceline.server.schemas.generation import EngineRequest, PromptEncoder
+from paceline.server.schemas.prompts import Prompt, as_prompts, prompts_schema
+
+MAX_INPUTS = 2048
+
+
+class EmbeddingRequest(EngineRequest):
+    """``POST /v1/embeddings``: one vector per input."""
+
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"dimensions": (), "stream": (False,)}
+
+    model: str
+    input: Annotated[list[Prompt], PlainValidator(as_prompts(MAX_INPUTS)), WithJsonSchema(prompts_schema(MAX_INPUTS))]
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["mean", "last"] | None = None
+    add_special_tokens: bool | None = None
+
+    def prompts(self, encoder: PromptEncoder) -> list[list[int]]:
+        special = self.add_special_tokens is not False
+        return [encoder.prompt(prompt, "input", add_special_tokens=special) for prompt in self.input]
+
+    def params(self, default_max_tokens: int) -> SamplingParams:  # noqa: ARG002 (nothing is generated)
+        return SamplingParams(detokenize=False)
+
+    def options(self, client: str) -> CallOptions:
+        return replace(super().options(client), pooling=self.pooling or "mean")

@@ -1,0 +1,155 @@
+"""Knows the fields of every endpoint that generates, and how they become parameters and options of a call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Protocol
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from paceline.core.call import CallOptions
+from paceline.core.params import (
+    INT32_MAX,
+    INT64_MAX,
+    MAX_LIST_LENGTH,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    SamplingParams,
+)
+from paceline.server.schemas.base import MAX_INT32, TOKEN_ID, Body, Finite, Strict, array, integer, number, refuse
+
+
+class PromptEncoder(Protocol):
+    """Turns what a body calls its prompt into token ids.
+
+    Raises:
+        InvalidRequestError: the model has no tokenizer or chat template, or the prompt is not one.
+    """
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+    def prompt(self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+
+class EngineRequest(Body):
+    """A body that becomes calls of the engine, one per prompt."""
+
+    stream: bool | None = None
+    priority: Annotated[int | None, Field(ge=-MAX_INT32 - 1, le=MAX_INT32)] = None
+    """With the scheduling policy "priority": lower numbers are served first."""
+
+    def prompts(self, encoder: PromptEncoder) -> list[list[int]]:
+        """Token ids of each prompt."""
+        raise NotImplementedError
+
+    def params(self, default_max_tokens: int) -> SamplingParams:
+        """Raises InvalidRequestError: a value out of range, by field."""
+        raise NotImplementedError
+
+    def options(self, client: str) -> CallOptions:
+        """The salt keeps clients from learning, by timing, which prompts others have sent."""
+        return CallOptions(priority=self.priority or 0, client=client, cache_salt=client)
+
+
+def _token_map(bias: object) -> object:
+    """JSON has only strings for keys; OpenAI writes token ids so."""
+    if not isinstance(bias, dict):
+        return bias
+    if not all(isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key) for key in bias):
+        raise ValueError("keys must be token ids")
+    return {int(key): value for key, value in bias.items()}
+
+
+_BIAS = WithJsonSchema(
+    {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "maxProperties": MAX_LIST_LENGTH,
+    }
+)
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+_Stops = Annotated[list[str], WithJsonSchema(array(_STOP, most=MAX_STOP_STRINGS))]
+_Tokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, most=MAX_LIST_LENGTH))]
+_SomeTokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, least=1, most=MAX_LIST_LENGTH))]
+_Words = Annotated[list[str], WithJsonSchema(array({"type": "string", "minLength": 1}, most=MAX_LIST_LENGTH))]
+# Both names of the limit have their range here: each is checked before the two are compared.
+TokenCount = Annotated[int, Field(ge=1, le=INT32_MAX)]
+
+
+class SamplingFields(EngineRequest):
+    """Fields of every endpoint that generates; null is the default. Ranges are checked by ``SamplingParams``."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    )
+    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+    not_of_sampling: ClassVar[frozenset[str]] = frozenset(
+        {"model", "max_completion_tokens", "speculation", "stream", "priority"}
+    )
+
+    temperature: Annotated[Finite, number(0, 1e4)] | None = None
+    top_p: Annotated[Finite, number(0, 1, above=True)] | None = None
+    top_k: Annotated[int, integer(-1, INT64_MAX)] | None = None
+    min_p: Annotated[Finite, number(0, 1)] | None = None
+    presence_penalty: Annotated[Finite, number(-2, 2)] | None = None
+    frequency_penalty: Annotated[Finite, number(-2, 2)] | None = None
+    repetition_penalty: Annotated[Finite, number(0, 1e3, above=True)] | None = None
+    logit_bias: Annotated[dict[int, Finite], BeforeValidator(_token_map), _BIAS] | None = None
+    allowed_token_ids: _SomeTokens | None = None
+    bad_words: _Words | None = None
+    seed: Annotated[int, integer(-INT64_MAX - 1, INT64_MAX)] | None = None
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    min_tokens: Annotated[int, integer(0, INT32_MAX)] | None = None
+    stop: Annotated[str, WithJsonSchema(_STOP)] | _Stops | None = None
+    stop_token_ids: _Tokens | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    speculation: bool | None = None
+    """False decodes this call plainly, to the same text."""
+
+    def sampling_params(self, default_max_tokens: int, **more: int | None) -> SamplingParams:
+        """Raises InvalidRequestError: a value out of range, by field."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            refuse("max_tokens", "differs from max_completion_tokens; give one of them")
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        names = SamplingFields.model_fields.keys() - self.not_of_sampling
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given["max_tokens"] = max(default_max_tokens, self.min_tokens or 0) if limit is None else limit
+        given.update(more)
+        return SamplingParams(**given)
+
+    def options(self, client: str) -> CallOptions:
+        return replace(super().options(client), speculate=self.speculation is not False)
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+    """Accepted and ignored: it pads OpenAI's own streams."""
+
+
+def check_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
+    if options is not None and not stream:
+        refuse("stream_options", "needs stream to be true")
+
+
+def wants_usage(options: StreamOptions | None) -> bool:
+    return options is not None and options.include_usage
