@@ -52,7 +52,7 @@ def _whole(service: Service, call: Call[CompletionRequest], outcomes: list[Outco
     metrics = join_metrics(outcomes)
     nothing = call.body.limit == 0
     num_tokens = 0 if nothing else sum(outcome.num_output_tokens for outcome in outcomes)
-    choices = []
+    choices: list[dict[str, Any]] = []
     for place, outcome in enumerate(outcomes):
         echoed = Echo(service, call, place, outcome.prompt_logprobs) if call.body.echo else None
         for answer in outcome.answers:
