@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.cli.bench_accuracy import accuracy
 from paceline.cli.bench_options import Asking, Measuring, Output, numbers, takes
 from paceline.cli.bench_output import check_output, plan_of, run_and_show
 from paceline.cli.engine_options import EngineChoice
@@ -113,5 +114,5 @@ def probes_of(llm: LLM) -> Probes:
     return MachineProbes(llm.engine.runner.device, model.dtype)
 
 
-for command in (latency, throughput):
+for command in (latency, throughput, accuracy):
     app.command(epilog=SETTINGS_HELP)(takes_settings(command))
