@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -70,7 +71,7 @@ def tiny_llama(
         eos_token_id=END,
         pad_token_id=PAD,
     )
-    return _save(LlamaForCausalLM, config, directory, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
+    return save_random(LlamaForCausalLM, config, directory, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def tiny_gpt2(
@@ -101,12 +102,19 @@ def tiny_gpt2(
         eos_token_id=END,
         pad_token_id=PAD,
     )
-    return _save(GPT2LMHeadModel, config, directory, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
+    return save_random(GPT2LMHeadModel, config, directory, seed=seed, dtype=dtype, max_shard_size=max_shard_size)
 
 
-def _save(
-    model_class: Any, config: Any, directory: Path, *, seed: int, dtype: torch.dtype, max_shard_size: str
+def save_random(
+    model_class: Any,
+    config: Any,
+    directory: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
 ) -> PreTrainedModel:
+    """Saves a model of random weights to ``directory`` and returns it, in float32 whatever it is stored in."""
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,11 +175,20 @@ def dense_attend(model: CausalLM) -> Attend:
     return attend
 
 
-def full_logits(model: CausalLM, token_ids: list[int]) -> torch.Tensor:
-    """[T, V] logits of a whole sequence, computed without a cache."""
+def full_logits(model: CausalLM, token_ids: list[int], *, longest: int | None = None) -> torch.Tensor:
+    """[T, V] logits of a whole sequence that may come to have ``longest`` tokens, computed without a cache."""
     with torch.inference_mode():
-        hidden, _ = model(torch.tensor(token_ids), torch.arange(len(token_ids)), dense_attend(model))
+        hidden, _ = full_pass(model, token_ids, dense_attend(model), longest=longest)
         return model.logits(hidden)
+
+
+def full_pass(
+    model: CausalLM, token_ids: list[int], attend: Attend, *, longest: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Runs the model over a whole sequence, in the regime of its longest continuation."""
+    regimes = model.regimes(np.array([longest or len(token_ids)], dtype=np.int32))
+    of_rows = None if regimes is None else regimes.repeat(len(token_ids))
+    return model(torch.tensor(token_ids), torch.arange(len(token_ids)), attend, regimes=of_rows)
 
 
 def greedy(model: CausalLM, prompt: list[int], num_tokens: int) -> list[int]:

@@ -32,6 +32,8 @@ def read_config(fields: Fields, generation: Fields | None) -> DecoderConfig:
         num_layers=fields.integer("num_hidden_layers", high=MAX_LAYERS),
         slides=lambda layer: (layer + 1) % period != 0,
     )
+    if "attn_logit_softcapping" in fields.values:  # transformers has the option and does nothing with it
+        raise fields.error("attn_logit_softcapping", "null: attention scores of Gemma 3 are not capped")
     head_dim = fields.integer("head_dim")
     return read_gemma(
         fields,

@@ -17,6 +17,7 @@ from paceline.engine.build import join_parts
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.models import CausalLM
+from tests.checkpoints import dense_attend, full_pass
 
 Tokens = list[list[int]]
 """One call's answers, a list of token ids each."""
@@ -107,7 +108,7 @@ def cache_content(engine: Engine, model: CausalLM, group: int) -> None:
         tokens = (request.prompt_token_ids + request.output_token_ids)[:count]
         if not tokens:
             continue
-        expected = _dense_kv(model, tokens)
+        expected = _dense_kv(model, tokens, int(engine.seats.longest[request.seat]))
         pages = torch.tensor(layers.held_pages(request.seat), dtype=torch.int64)
         for layer, pair in enumerate(expected):
             for cells, wanted in zip(layers.store.read(layer, pages), pair, strict=True):
@@ -115,20 +116,16 @@ def cache_content(engine: Engine, model: CausalLM, group: int) -> None:
                 assert torch.allclose(held, wanted.to(held.dtype), atol=1e-9), f"{request.id}: layer {layer} differs"
 
 
-def _dense_kv(model: CausalLM, tokens: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _dense_kv(model: CausalLM, tokens: list[int], longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     captured: list[tuple[torch.Tensor, torch.Tensor]] = []
+    dense = dense_attend(model)
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        spec = model.layer_specs[layer]
         captured.append((k, v))
-        fold = spec.num_heads // spec.num_kv_heads
-        keys, values = (x.transpose(0, 1).repeat_interleave(fold, 0) for x in (k, v))
-        scores = q.transpose(0, 1) @ keys.transpose(1, 2) * spec.scale
-        scores = scores.masked_fill(torch.ones(len(tokens), len(tokens)).triu(1).bool(), float("-inf"))
-        return (scores.softmax(-1) @ values).transpose(0, 1)
+        return dense(layer, q, k, v)
 
     with torch.inference_mode():
-        model(torch.tensor(tokens), torch.arange(len(tokens)), attend)
+        full_pass(model, tokens, attend, longest=longest)
     return captured
 
 

@@ -9,9 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paceline.layers.linear import Linear
-from paceline.layers.placement import Placement
-from paceline.layers.rotary import MAX_TABLE_BYTES, Rotary
-from paceline.layers.rotary_kinds import RotaryConfig
 from paceline.models import load_config, load_model
 from tests.checkpoints import dense_attend, edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
 
@@ -192,17 +189,6 @@ def test_config_reads_every_end_of_sequence_token(tmp_path):
     (tmp_path / "generation_config.json").unlink()
     edit_json(tmp_path / "config.json", eos_token_id=None)
     assert load_config(tmp_path).eos_token_ids == frozenset()
-
-
-def test_rotary_without_a_table_equals_rotary_with_one():
-    on = Placement(torch.float32, torch.device("cpu"))
-    positions = torch.tensor([0, 5, 1000, 3])
-    small = Rotary(RotaryConfig(rotary_dim=8, max_position_embeddings=1024, theta=1e4), on=on)
-    large = Rotary(RotaryConfig(rotary_dim=8, max_position_embeddings=MAX_TABLE_BYTES, theta=1e4), on=on)
-    assert small.table is not None
-    assert large.table is None
-    for expected, found in zip(small(positions), large(positions), strict=True):
-        assert torch.equal(expected, found)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
