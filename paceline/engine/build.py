@@ -76,7 +76,7 @@ def context_length(config: EngineConfig, target: CausalLM) -> int:
     return config.max_model_len or longest
 
 
-def _proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> GuardedProposer | None:
+def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> GuardedProposer | None:
     if config.speculative is None:
         return None
     inner = proposers[config.speculative.method](config.speculative, target, load)
@@ -95,10 +95,10 @@ def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[LayerG
 def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:
     """Lays out memory for the target and the drafter and wires everything into one engine."""
     verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
-    proposer = _proposer(config, target, load)
+    proposer = make_proposer(config, target, load)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     max_len = context_length(config, target)
-    groups, cache = _memory(config, models, max_len + _most_nodes(config, proposer), device)
+    groups, cache = _memory(config, models, max_len + most_nodes(config, proposer), device)
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)
@@ -126,7 +126,7 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     )
 
 
-def _most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
+def most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
     """Slots that the largest draft takes behind a sequence's last token."""
     if config.speculative is None or proposer is None:
         return 0

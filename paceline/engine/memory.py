@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
@@ -14,31 +12,79 @@ from paceline.cache.stores import page_bytes
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
 from paceline.core.layer import LayerSpec
+from paceline.core.machine import memory
 from paceline.models import CausalLM
 from paceline.runner.model_runner import layers_by_lifetime
 
 CACHE_SHARE = 0.4
 """Share of the free memory that the K/V cache may take."""
-MEMORY_INFO = Path("/proc/meminfo")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could still be allocated on the device."""
+    """Memory that could still be allocated on the device; on Linux counts what would be given up of the file cache."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if MEMORY_INFO.is_file():  # Linux: counts what it would give up of its file cache
-        available = re.search(r"^MemAvailable: +(\d+) kB$", MEMORY_INFO.read_text(encoding="ascii"), re.MULTILINE)
-        if available is not None:
-            return int(available[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2**32
+    return memory().available
 
 
 def store_dtype(name: str, model: CausalLM) -> torch.dtype:
     if name != "auto":
         return store_dtypes[name]
     return next(model.parameters()).dtype
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """A layer group to be: whose, its window, its layers and the type of its K/V."""
+
+    model: int
+    name: str
+    window: int | None
+    specs: list[LayerSpec]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """How the K/V memory will lie."""
+
+    groups: list[GroupPlan]
+    bytes_per_page: int
+    """Of one page in every group."""
+    pages_per_sequence: int
+    """In each group, of the longest sequence."""
+    num_pages: int
+    """Of each group."""
+
+
+def plan_memory(
+    config: EngineConfig, kind: CacheKind, models: Sequence[tuple[str, CausalLM]], *, max_slots: int, free: int
+) -> MemoryPlan:
+    """Finds out what fits; the models' weights are not looked at and may have no memory.
+
+    Args:
+        models: (name, model), the target first.
+        max_slots: of the longest sequence with its draft.
+        free: bytes that could still be had.
+
+    Raises:
+        ConfigError: too little memory, with what would fit.
+    """
+    groups = [
+        GroupPlan(
+            number,
+            name if window is None else f"{name}, window {window}",
+            window,
+            [model.layer_specs[layer] for layer in layers],
+            store_dtype(config.kv_cache_dtype, model),
+        )
+        for number, (name, model) in enumerate(models)
+        for window, layers in layers_by_lifetime(model.layer_specs).items()
+    ]
+    bytes_per_page = sum(page_bytes(group.specs, kind.page_size, group.dtype) for group in groups)
+    per_sequence = -(-max_slots // kind.page_size)
+    num_pages = _num_pages(config, kind.page_size, bytes_per_page, per_sequence, free)
+    return MemoryPlan(groups, bytes_per_page, per_sequence, num_pages)
 
 
 def build_groups(
@@ -50,43 +96,27 @@ def build_groups(
     device: torch.device,
 ) -> list[list[LayerGroup]]:
     """Lays out the K/V memory: for each (name, model) its groups, one per attention window."""
-    planned = [
-        (
-            number,
-            name,
-            window,
-            [model.layer_specs[layer] for layer in layers],
-            store_dtype(config.kv_cache_dtype, model),
-        )
-        for number, (name, model) in enumerate(models)
-        for window, layers in layers_by_lifetime(model.layer_specs).items()
-    ]
-    num_pages = _num_pages(config, kind, [(specs, dtype) for _, _, _, specs, dtype in planned], max_slots, device)
+    plan = plan_memory(config, kind, models, max_slots=max_slots, free=free_bytes(device))
     result: list[list[LayerGroup]] = [[] for _ in models]
-    for number, name, window, specs, dtype in planned:
-        store = DenseStore(specs, num_pages=num_pages + 1, page_size=kind.page_size, dtype=dtype, device=device)
-        label = name if window is None else f"{name}, window {window}"
-        pages = PageAllocator(num_pages)
-        group = LayerGroup(label, store, pages, num_seats=config.max_num_seqs, max_slots=max_slots, window=window)
-        result[number].append(group)
+    for part in plan.groups:
+        store = DenseStore(
+            part.specs, num_pages=plan.num_pages + 1, page_size=kind.page_size, dtype=part.dtype, device=device
+        )
+        pages = PageAllocator(plan.num_pages)
+        group = LayerGroup(
+            part.name, store, pages, num_seats=config.max_num_seqs, max_slots=max_slots, window=part.window
+        )
+        result[part.model].append(group)
     return result
 
 
-def _num_pages(
-    config: EngineConfig,
-    kind: CacheKind,
-    groups: Sequence[tuple[list[LayerSpec], torch.dtype]],
-    max_slots: int,
-    device: torch.device,
-) -> int:
-    bytes_per_page = sum(page_bytes(specs, kind.page_size, dtype) for specs, dtype in groups)
+def _num_pages(config: EngineConfig, page_size: int, bytes_per_page: int, per_sequence: int, free: int) -> int:
     if config.num_blocks is not None:
-        _check_fits(config.num_blocks, bytes_per_page, free_bytes(device))
+        _check_fits(config.num_blocks, bytes_per_page, free)
         return config.num_blocks
-    per_sequence = -(-max_slots // kind.page_size)
-    affordable = int(free_bytes(device) * CACHE_SHARE) // bytes_per_page
+    affordable = int(free * CACHE_SHARE) // bytes_per_page
     if affordable < per_sequence:
-        longest = max(0, affordable * kind.page_size - 64)
+        longest = max(0, affordable * page_size - 64)
         raise ConfigError(
             f"the K/V cache of one full context needs {per_sequence * bytes_per_page / 2**20:.0f} MiB, "
             f"{affordable * bytes_per_page / 2**20:.0f} MiB can be had\nSet max_model_len to at most {longest}."

@@ -5,9 +5,18 @@ from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
 from paceline.models.family import families
 from paceline.models.hub import resolve_model
-from paceline.models.loader import load_config, load_model
+from paceline.models.loader import load_config, load_model, outline_model
 
 # Importing a family's module files it in the registry.
 FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3)
 
-__all__ = ["FAMILY_MODULES", "CausalLM", "ModelConfig", "families", "load_config", "load_model", "resolve_model"]
+__all__ = [
+    "FAMILY_MODULES",
+    "CausalLM",
+    "ModelConfig",
+    "families",
+    "load_config",
+    "load_model",
+    "outline_model",
+    "resolve_model",
+]

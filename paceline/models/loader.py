@@ -19,7 +19,7 @@ from paceline.models.base import CausalLM
 from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
 from paceline.models.family import Family, families
-from paceline.models.hub import resolve_model
+from paceline.models.hub import CONFIG_FILES, resolve_model
 from paceline.models.placing import MISMATCH, Destination, destinations, match
 
 # Keys that make other loaders import or download code.
@@ -62,7 +62,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: t
     family = families[config.family]
     entries = read_index(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    placed = match(entries, _outline(config, family, directory), family, directory)
+    placed = match(entries, destinations(_outline(config, directory), family), family, directory)
     model = family.build(config, on)
     _stream(placed, destinations(model, family))
     return model.eval()
@@ -102,14 +102,26 @@ def _resolve_dtype(
     return chosen
 
 
-def _outline(config: ModelConfig, family: Family, directory: Path) -> dict[str, Destination]:
-    """The destinations of a model without memory, so that a config.json that lies allocates nothing."""
+def outline_model(
+    path: str | Path, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+) -> CausalLM:
+    """The model as ``load_model`` would make it, from config.json alone: parameters have shapes and no memory.
+
+    Raises:
+        CheckpointError, ConfigError: as ``load_model``.
+    """
+    directory = resolve_model(path, only=CONFIG_FILES)
+    config = load_config(directory)
+    return _outline(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
+
+
+def _outline(config: ModelConfig, directory: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """A model without memory, so that a config.json that lies allocates nothing."""
     try:
-        model = family.build(config, Placement(torch.float32, torch.device("meta")))
+        return families[config.family].build(config, Placement(dtype, torch.device("meta")))
     except (RuntimeError, ArithmeticError, ValueError) as error:
         cause = f"{directory / 'config.json'} describes no possible model: {error}"
         raise CheckpointError(f"{cause}\n{MISMATCH}") from None
-    return destinations(model, family)
 
 
 def _stream(placed: Mapping[str, Entry], wanted: Mapping[str, Destination]) -> None:

@@ -1,0 +1,92 @@
+"""Knows what a model would need and how much of it fits, before anything is loaded: from config.json alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from paceline.cache import cache_kinds
+from paceline.core.config import EngineConfig
+from paceline.core.errors import ConfigError
+from paceline.engine.build import context_length, make_proposer, most_nodes, resolve_device, resolve_dtype
+from paceline.engine.memory import free_bytes, plan_memory
+from paceline.engine.pair import EMBEDDED_TARGET
+from paceline.models import CausalLM, outline_model
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What an engine would take, in bytes, and what it would hold."""
+
+    device: str
+    dtype: str
+    kv_cache_dtype: str
+    max_model_len: int
+    free_bytes: int
+    weight_bytes: dict[str, int]
+    """Of the target, and of the draft model if there is one."""
+    kv_cache_bytes: int
+    num_pages: int
+    page_size: int
+    """Tokens per page."""
+    num_full_sequences: int
+    """Sequences of the whole context that find room at the same time."""
+
+
+def fit(model: str | Path | None, config: EngineConfig) -> Fit:
+    """What an engine of these options would take; reads configs only, of a Hub model too.
+
+    Raises:
+        ConfigError: it cannot fit, with what would; or options that cannot work.
+        CheckpointError: a config that is missing or broken.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+
+    def outline(name: str | Path) -> CausalLM:
+        return outline_model(name, dtype=dtype, device=device)
+
+    target = outline(EMBEDDED_TARGET if model is None else model)
+    proposer = make_proposer(config, target, outline)
+    models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
+    weights = {name: _weight_bytes(one) for name, one in models}
+    free = free_bytes(device)
+    left = free - sum(weights.values())
+    if left <= 0:
+        raise ConfigError(
+            f"the weights need {sum(weights.values()) / GIB:.1f} GiB as {_name(target.dtype)}, "
+            f"{free / GIB:.1f} GiB can be had\nGive a smaller model{_cheaper(target.dtype)}, or free memory."
+        )
+    max_len = context_length(config, target)
+    max_slots = max_len + most_nodes(config, proposer)
+    kind = cache_kinds[config.cache](config.block_size, max_slots)
+    plan = plan_memory(config, kind, models, max_slots=max_slots, free=left)
+    return Fit(
+        device=str(device),
+        dtype=_name(target.dtype),
+        kv_cache_dtype=_name(plan.groups[0].dtype),
+        max_model_len=max_len,
+        free_bytes=free,
+        weight_bytes=weights,
+        kv_cache_bytes=plan.num_pages * plan.bytes_per_page,
+        num_pages=plan.num_pages,
+        page_size=kind.page_size,
+        num_full_sequences=min(plan.num_pages // plan.pages_per_sequence, config.max_num_seqs),
+    )
+
+
+def _weight_bytes(model: CausalLM) -> int:
+    # Parameters without memory have no address; those that are tied are listed once.
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cheaper(dtype: torch.dtype) -> str:
+    return ", set dtype to bfloat16" if dtype.itemsize > 2 else ""
