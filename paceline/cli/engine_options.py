@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.core.resolution import Found, Resolution, Source
 
@@ -41,6 +42,18 @@ class EngineChoice:
 
         check_parts(self)
         return LLM(self.model, speculative_config=self.speculative, **self.options)
+
+    def engine_config(self) -> EngineConfig:
+        """The options as ``LLM`` builds them.
+
+        Raises:
+            ConfigError: an option that cannot be.
+        """
+        from paceline.engine.pair import EMBEDDED_SPECULATION
+
+        embedded = EMBEDDED_SPECULATION if self.model is None else None
+        speculative = embedded if isinstance(self.speculative, str) else self.speculative
+        return EngineConfig.of(**self.options, speculative=SpeculativeConfig.of(speculative))
 
     def arguments(self) -> list[str]:
         """The command-line arguments that give this choice again, whatever variables and files say."""

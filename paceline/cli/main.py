@@ -14,6 +14,7 @@ from paceline.cli.bench import app as bench
 from paceline.cli.chat import chat
 from paceline.cli.config import app as config
 from paceline.cli.demo import demo
+from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.models import models
 from paceline.cli.serve import serve
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="paceline", help=paceline.__doc__, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
-for command in (serve, chat, generate, demo):
+for command in (serve, chat, generate, demo, doctor):
     app.command(epilog=SETTINGS_HELP)(takes_settings(command))
 app.command()(models)
 app.add_typer(bench)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from paceline.cli.terminal import FAINT, AsJson, console, print_json
+from paceline.cli.terminal import FAINT, AsJson, console, print_json, size_text
 from paceline.engine.pair import EMBEDDED_DRAFT, EMBEDDED_TARGET
 
 
@@ -38,7 +38,7 @@ def models(*, as_json: AsJson = False) -> None:
         table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
     for model in found:
         note = "" if model.supported else "not supported"
-        table.add_row(model.name, model.place, model.family, _size(model.num_bytes), note)
+        table.add_row(model.name, model.place, model.family, size_text(model.num_bytes), note)
     if found:
         out.print(table)
     else:
@@ -74,11 +74,3 @@ def _listed(name: str, place: str, path: Path, num_bytes: int) -> Listed:
     except (OSError, ValueError, KeyError, TypeError):
         family = "unknown"
     return Listed(name, place, family, family in families, num_bytes, str(path))
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"

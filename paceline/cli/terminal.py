@@ -41,3 +41,12 @@ def print_error(error: object) -> None:
     err.out(f"error: {lines[0]}", style="red", highlight=False)
     for line in lines[1:]:
         err.out(line, style="red", highlight=False)
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from paceline.cli.settings import SECTIONS
 from paceline.core.errors import ConfigError
 from paceline.core.resolution import MASK, Section, resolve
 from paceline.core.settings import About, settings_of
-from tests.cli.conftest import model_arguments
+from tests.cli.conftest import model_arguments, root
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,14 @@ def test_init_writes_defaults_that_are_read_back(capsys, directory, monkeypatch)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "home"))
     assert run(["config", "init", "--user"]) == 0
     assert (directory / "home" / "paceline" / "paceline.toml").read_text() == template()
+
+
+def test_example_of_the_docs_is_a_file(capsys, directory):
+    (example,) = re.findall(r"```toml\n(.*?)```", (root() / "docs" / "configuration.md").read_text(), flags=re.DOTALL)
+    write(directory / "paceline.toml", example)
+    found = shown(capsys)
+    assert found["limits.max_requests"][:2] == (32, "file")
+    assert found["speculative.method"][:2] == ("ngram", "file")
 
 
 def test_text_of_show_has_every_setting_with_its_source(capsys, directory, monkeypatch):

@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": ({"prompt", "top_k", "min_p", "stop", "ignore_eos", "as_chat", "as_json", *SAMPLING}, RUNS_A_MODEL),
     "demo": ({"as_json"}, RUNS_A_MODEL),
     "config show": ({"as_json"}, SECTIONS),
+    "doctor": ({"as_json"}, SECTIONS),
 }
 WITHOUT_SETTINGS = {
     "models": {"as_json"},
