@@ -47,7 +47,15 @@ def leaves(command, prefix: str = "") -> set[str]:
 
 
 def test_commands():
-    assert leaves(get_command(app)) == {*COMMANDS, *WITHOUT_SETTINGS, *RECIPES}
+    benches = {name for name in leaves(get_command(app)) if name.startswith("bench ")}
+    assert leaves(get_command(app)) - benches == {*COMMANDS, *WITHOUT_SETTINGS, *RECIPES}
+    assert benches
+
+
+def test_every_benchmark_that_runs_a_model_here_has_its_settings():
+    derived = {setting.parameter for section in RUNS_A_MODEL for setting in settings_of(section.kind).values()}
+    for name in ("latency", "throughput"):
+        assert derived | {"config"} <= parameters_of(f"bench {name}") | {"seed"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
