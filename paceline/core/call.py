@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from paceline.core.errors import InvalidRequestError, out_of_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +24,17 @@ class CallOptions:
     """Prefixes are shared only between calls with the same salt."""
     pooling: str | None = None
     """How the prompt's hidden states become one embedding ("mean", "last"); None generates text."""
+
+
+def checked_tokens(prompt: Any, vocab_size: int) -> list[int]:
+    """A prompt of token ids as plain integers.
+
+    Raises:
+        InvalidRequestError: it is none, or one lies outside the vocabulary.
+    """
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes | bytearray):
+        raise InvalidRequestError(f"a prompt must be text or token ids, got {type(prompt).__name__}", param="prompt")
+    for token in prompt:
+        if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= int(token) < vocab_size:
+            raise out_of_range("prompt_token_ids", token, f"integers in [0, {vocab_size - 1}]")
+    return [int(token) for token in prompt]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from paceline.core.call import CallOptions
+from paceline.core.call import CallOptions, checked_tokens
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, out_of_range, shown
 from paceline.core.params import SamplingParams, check_vocabulary
@@ -53,18 +52,7 @@ class Intake:
                     "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
                 )
             return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
-            raise InvalidRequestError(
-                f"a prompt must be text or token ids, got {type(prompt).__name__}", param="prompt"
-            )
-        for token in prompt:
-            if (
-                isinstance(token, bool)
-                or not isinstance(token, Integral)
-                or not 0 <= int(token) < self.model.vocab_size
-            ):
-                raise out_of_range("prompt_token_ids", token, f"integers in [0, {self.model.vocab_size - 1}]")
-        return [int(token) for token in prompt]
+        return checked_tokens(prompt, self.model.vocab_size)
 
     def group(
         self,

@@ -14,9 +14,10 @@ from paceline.core.outputs import RequestOutput
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.build import build_engine
+from paceline.engine.facts import EngineFacts
 from paceline.engine.intake import Intake
 from paceline.engine.pair import EMBEDDED_SPECULATION, EMBEDDED_TARGET
-from paceline.engine.report import engine_stats
+from paceline.engine.report import engine_facts, engine_stats
 from paceline.engine.results import output_of
 from paceline.models import resolve_model
 from paceline.text import Tokenizer
@@ -57,6 +58,7 @@ class LLM:
         config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))
         path = EMBEDDED_TARGET if model is None else resolve_model(model)
         self.model_name = "paceline-pair" if model is None else str(model)
+        self.model_path = path
         self.tokenizer = Tokenizer.try_load(path)
         self.engine = build_engine(path, config)
         self.intake = Intake(self.engine, self.tokenizer)
@@ -137,6 +139,11 @@ class LLM:
         options = CallOptions(pooling=pooling)
         groups = [self.intake.group(self.intake.encode(one), params, options=options) for one in _prompt_list(prompts)]
         return self._run(groups)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """How the engine runs, once every "auto" is resolved."""
+        return engine_facts(self.engine, self.model_name, self.model_path, self.max_model_len)
 
     def stats(self) -> dict[str, Any]:
         """Counters, acceptance by position, pages, and memory by part in bytes."""

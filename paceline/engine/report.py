@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from paceline.engine.engine import Engine
+from paceline.engine.facts import EngineFacts
 from paceline.models import CausalLM
 
 
@@ -41,3 +43,20 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
             **{f"kv_{group.name}": group.store.num_bytes for group in engine.cache.groups},
         },
     }
+
+
+def engine_facts(engine: Engine, model_name: str, model_path: Path, max_model_len: int) -> EngineFacts:
+    """How the engine runs; names and lengths are the ``LLM``'s."""
+    weight = next(engine.runner.model.parameters())
+    speculative = engine.config.speculative
+    return EngineFacts(
+        model_name=model_name,
+        model_path=str(model_path),
+        max_model_len=max_model_len,
+        vocab_size=engine.runner.model.config.vocab_size,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        device=str(weight.device),
+        num_pages=engine.cache.counts().total,
+        speculative_method=speculative.method if speculative else None,
+        num_speculative_tokens=speculative.num_speculative_tokens if speculative else 0,
+    )

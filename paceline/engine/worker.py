@@ -23,9 +23,9 @@ class EngineWorker:
     restarts = 0
 
     def __init__(self, llm: LLM, *, stall_seconds: float = STALL_SECONDS) -> None:
-        self.llm = llm
-        self.model_name, self.tokenizer, self.max_model_len = llm.model_name, llm.tokenizer, llm.max_model_len
-        self.vocab_size = llm.engine.runner.model.config.vocab_size
+        self.llm, self.facts, self.tokenizer = llm, llm.facts, llm.tokenizer
+        self.model_name, self.max_model_len = self.facts.model_name, self.facts.max_model_len
+        self.vocab_size = self.facts.vocab_size
         self.loop = EngineLoop(llm, stall_seconds=stall_seconds)
         self._thread = threading.Thread(target=self.loop.run, name="paceline-engine", daemon=True)
         self._thread.start()

@@ -1,0 +1,25 @@
+"""What is fixed about a loaded engine, for whoever shows or serves it; knows nothing of how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """How an engine runs, once every "auto" is resolved."""
+
+    model_name: str
+    model_path: str
+    """The directory of the target's files, the tokenizer's among them."""
+    max_model_len: int
+    """The longest prompt and answer together, in tokens."""
+    vocab_size: int
+    dtype: str
+    """Of the target's weights."""
+    device: str
+    num_pages: int
+    """Of the K/V cache, over all layer groups."""
+    speculative_method: str | None
+    num_speculative_tokens: int
+    """The deepest draft; 0 without speculation."""

@@ -1,0 +1,1 @@
+"""Knows how the engine runs in a process of its own: the messages, the child, and the parent that looks after it."""

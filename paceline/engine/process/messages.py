@@ -1,0 +1,120 @@
+"""What parent and child say to each other, as typed MessagePack; knows nothing of sockets or of who acts on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from paceline.core.call import CallOptions
+from paceline.core.outputs import StreamUpdate
+from paceline.core.params import SamplingParams
+from paceline.engine.facts import EngineFacts
+from paceline.engine.process.link import LinkError, framed
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """One frame's content."""
+
+
+class Start(Message):
+    """The first message to a child: what ``LLM`` takes, and how often to report."""
+
+    model: str | None
+    speculative_config: dict[str, Any] | str | None
+    options: dict[str, Any]
+    beat_seconds: float
+
+
+class Generate(Message):
+    """Begins a call. ``call`` is never used twice, unlike a request id."""
+
+    call: int
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    options: CallOptions
+
+
+class Abort(Message):
+    request_id: str
+
+
+class AskStats(Message):
+    number: int
+
+
+class Loaded(Message):
+    """The model is loaded and warm: calls may come."""
+
+    facts: EngineFacts
+
+
+class NotLoaded(Message):
+    """The model cannot be loaded as asked; the child ends."""
+
+    kind: str
+    """The error's class."""
+    message: str
+
+
+class Updated(Message):
+    call: int
+    update: StreamUpdate
+
+
+class Refused(Message):
+    """The call is over, or never began."""
+
+    call: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    invalid: bool = True
+    """Whether the caller is to blame."""
+
+
+class StatsTold(Message):
+    number: int
+    stats: dict[str, Any]
+
+
+class Beat(Message):
+    """Sent at intervals, whatever the engine does."""
+
+    busy_seconds: float
+    """For how long the current step has been running; 0 without work."""
+
+
+Order = Start | Generate | Abort | AskStats
+Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
+
+_encoder = msgspec.msgpack.Encoder()
+_orders = msgspec.msgpack.Decoder(Order)
+_reports = msgspec.msgpack.Decoder(Report)
+
+
+def encode(message: Message) -> bytes:
+    """The message as a frame.
+
+    Raises:
+        FrameTooLargeError: it is larger than a frame may be.
+        UnicodeEncodeError: a text in it holds a lone surrogate.
+    """
+    return framed(_encoder.encode(message))
+
+
+def decode_order(content: bytes) -> Order:
+    """What a parent said. Raises LinkError if it is no order."""
+    try:
+        return _orders.decode(content)
+    except msgspec.MsgspecError as error:
+        raise LinkError(f"the engine's parent sent what is no order: {error}") from None
+
+
+def decode_report(content: bytes) -> Report:
+    """What a child said. Raises LinkError if it is no report."""
+    try:
+        return _reports.decode(content)
+    except msgspec.MsgspecError as error:
+        raise LinkError(f"the engine's process sent what is no report: {error}") from None
