@@ -32,6 +32,9 @@ class ServiceConfig:
     allowed_origins: Annotated[
         tuple[str, ...], About("Web origins whose pages may call the service, such as https://example.org; * for all.")
     ] = ()
+    in_process: Annotated[
+        bool, About("Run the engine in the service's own process, where a crash ends both and is not recovered.")
+    ] = False
     log_level: Annotated[str, About("Least level that is logged; info has a line per request.", choices=LOG_LEVELS)] = (
         "info"
     )

@@ -106,8 +106,6 @@ class Service:
         return merge([self._updates_of(call, place) for place in range(len(call.prompts))])
 
     async def _updates_of(self, call: Call[Body], place: int) -> AsyncGenerator[StreamUpdate]:
-        if not self.engine.alive:
-            raise EngineDeadError("the engine has stopped")
         name, prompt = f"{call.id}-{place}", call.prompts[place]
         watch = self.metrics.watch(len(prompt))
         self._running.add(name)

@@ -21,6 +21,7 @@ class ScriptedEngine:
         self.script = byte_level().encode(answer)
         self.model_name, self.max_model_len, self.vocab_size, self.alive = "scripted", 4096, 320, True
         self.stalled, self.loaded, self.restarts, self.closed = False, True, 0, False
+        self.retry_after = None
         self.fault, self.fault_after, self.pause = fault, fault_after, pause
         self.running, self.aborted, self.calls = set(), [], []
 
@@ -29,6 +30,8 @@ class ScriptedEngine:
         return self.loaded and self.alive and not self.stalled
 
     async def generate(self, prompt_token_ids, params, *, request_id, options):
+        if not self.alive:
+            raise EngineDeadError("dead", retry_after=self.retry_after)
         room = self.max_model_len - len(prompt_token_ids)
         if room < 1:
             raise InvalidRequestError("too long", param="messages", code="context_length_exceeded")

@@ -13,6 +13,7 @@ import paceline
 from paceline.engine.process.link import Link
 from paceline.engine.process.messages import Start, encode
 
+CHILD_MODULE = "paceline.engine.process"
 _REAP_SECONDS = 5.0
 
 
@@ -63,7 +64,7 @@ def _spawn(end: socket.socket) -> subprocess.Popen[bytes]:
     package = str(Path(paceline.__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(  # noqa: S603 (our own interpreter and arguments)
-        [sys.executable, "-P", "-m", "paceline.engine.process", str(end.fileno())],
+        [sys.executable, "-P", "-m", CHILD_MODULE, str(end.fileno())],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         pass_fds=[end.fileno()],
         stdin=subprocess.DEVNULL,
