@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np

@@ -337,6 +337,14 @@ def test_what_is_no_message_is_refused(content):
             decode(content)
 
 
+def test_a_call_of_the_wrong_types_harms_only_itself():
+    call = messages.Generate(7, "mine", [1], SamplingParams(), CallOptions(speculate="yes"))  # type: ignore[arg-type]
+    refused = messages.decode_order(messages.encode(call)[4:])
+    assert isinstance(refused, messages.Refused)
+    assert (refused.call, refused.invalid) == (7, True)
+    assert "speculate" in refused.message
+
+
 def test_a_text_that_cannot_be_sent_is_the_callers_fault(monkeypatch, tmp_path):
     async def main(client: EngineProcess) -> None:
         stream = client.generate([1], SamplingParams(stop=["\udc80"]), request_id="mine")

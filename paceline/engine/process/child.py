@@ -26,6 +26,7 @@ from paceline.engine.process.messages import (
     Loaded,
     NotLoaded,
     Order,
+    Refused,
     Start,
     StatsTold,
     decode_order,
@@ -65,9 +66,11 @@ class Child:
             if not self.link.full:
                 self.link.send(encode(Beat(self.loop.busy_seconds)))
 
-    def _carry_out(self, order: Order) -> None:
+    def _carry_out(self, order: Order | Refused) -> None:
         if isinstance(order, Generate):
             self._begin(order)
+        elif isinstance(order, Refused):
+            self.link.send(encode(order))
         elif isinstance(order, Abort):
             self.loop.abort(order.request_id)
         elif isinstance(order, AskStats):

@@ -221,6 +221,8 @@ def _frame_of(call: Message) -> bytes:
         return encode(call)
     except FrameTooLargeError as error:
         raise InvalidRequestError(f"the call is too long: {error}", param="prompt") from None
+    except (TypeError, OverflowError) as error:
+        raise InvalidRequestError(f"the call has a value that cannot be sent: {error}") from None
     except UnicodeEncodeError:
         raise InvalidRequestError("stop and bad_words must be valid Unicode text", param="stop") from None
 

@@ -91,6 +91,7 @@ Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)
+_calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
 _reports = msgspec.msgpack.Decoder(Report)
 
 
@@ -104,12 +105,27 @@ def encode(message: Message) -> bytes:
     return framed(_encoder.encode(message))
 
 
-def decode_order(content: bytes) -> Order:
-    """What a parent said. Raises LinkError if it is no order."""
+def decode_order(content: bytes) -> Order | Refused:
+    """What a parent said, or how a call is refused whose content is of the wrong types: that is its caller's fault.
+
+    Raises:
+        LinkError: it is no order.
+    """
     try:
         return _orders.decode(content)
     except msgspec.MsgspecError as error:
+        call = _number_of_call(content)
+        if call is not None:
+            return Refused(call, f"the call has a value of the wrong type: {error}")
         raise LinkError(f"the engine's parent sent what is no order: {error}") from None
+
+
+def _number_of_call(content: bytes) -> int | None:
+    try:
+        call = _calls.decode(content)
+    except msgspec.MsgspecError:
+        return None
+    return call[1] if call[0] == Generate.__name__ else None
 
 
 def decode_report(content: bytes) -> Report:
