@@ -20,6 +20,7 @@ access_log = logging.getLogger("paceline.access")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Asked every few seconds by machines, so their lines are only for debugging."""
+_VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
 _VISIT = "paceline.visit"
 
 
@@ -74,6 +75,8 @@ def _request_id(scope: Scope) -> str:
 
 def _framing_error(scope: Scope, max_bytes: int) -> ApiError | None:
     headers = scope["headers"]
+    if scope["http_version"] not in _VERSIONS:
+        return ApiError(505, "this version of HTTP is not spoken here", headers={"Connection": "close"})
     size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
     size += sum(len(name) + len(value) + 4 for name, value in headers)
     if size > max_bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.errors import as_api_error, payload
@@ -38,24 +38,28 @@ class EventStream(Response):
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_disconnected(receive, self._send_all(send))
-        except (ClientDisconnect, TimeoutError, OSError):
+        except ClientDisconnect:
             return
         finally:
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._write(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for chunk in self._events:
-                await self._write(send, chunk)
-        except (ClientDisconnect, TimeoutError, OSError):
+                await self._write(send, {"type": "http.response.body", "body": chunk, "more_body": True})
+        except ClientDisconnect:
             raise
         except Exception as error:
-            await self._write(send, event(payload(as_api_error(error))))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            last = event(payload(as_api_error(error)))
+            await self._write(send, {"type": "http.response.body", "body": last, "more_body": True})
+        await self._write(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _write(self, send: Send, chunk: bytes) -> None:
-        message = {"type": "http.response.body", "body": chunk, "more_body": True}
-        # Not wait_for, which in Python 3.11 loses a cancellation that comes as the message is sent.
-        async with asyncio.timeout(self._write_seconds):
-            await send(message)
+    async def _write(self, send: Send, message: Message) -> None:
+        """Raises ClientDisconnect if the client takes nothing or is gone: other errors are not its doing."""
+        try:
+            # Not wait_for, which in Python 3.11 loses a cancellation that comes as the message is sent.
+            async with asyncio.timeout(self._write_seconds):
+                await send(message)
+        except (TimeoutError, OSError):
+            raise ClientDisconnect from None
