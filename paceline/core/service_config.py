@@ -69,8 +69,10 @@ class Limits:
         int, About("Largest request line and headers together, in bytes; more gets 431.", low=256)
     ] = 32 * 1024
     max_connections: Annotated[int, About("Connections open at once; more get 503.", low=1)] = 2048
-    max_requests: Annotated[int, About("Calls in progress at once, waiting ones included; more get 429.", low=1)] = 256
-    max_requests_per_key: Annotated[int | None, About("Calls in progress per API key; more get 429.", low=1)] = None
+    max_requests: Annotated[int, About("Answers in progress at once, waiting ones included; more get 429.", low=1)] = (
+        256
+    )
+    max_requests_per_key: Annotated[int | None, About("Answers in progress per API key; more get 429.", low=1)] = None
     default_max_tokens: Annotated[
         int, About("Output tokens of a chat that names no limit, as far as context and cache leave room.", low=1)
     ] = 2048

@@ -16,7 +16,7 @@ _WEIGHT = 0.2
 
 
 class Admission:
-    """A bounded queue: a call is admitted at once or told when to come again."""
+    """A bounded queue: a call is admitted at once or told when to come again. A place is one answer in progress."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -28,27 +28,29 @@ class Admission:
         self._num_refused = 0
         """Since a place was last given back: who is refused later is told to come later."""
 
-    def enter(self, client: str) -> None:
-        """Takes a place; every call that has one gives it back by ``leave``.
+    def enter(self, client: str, places: int = 1, *, held: int = 0) -> None:
+        """Takes places beside those that the call holds; all are given back by ``leave``.
+
+        A call that asks for more places than there are is admitted where it has no company.
 
         Raises:
             ApiError: 503 while draining, 429 if the server or the client's share is full; both say when to retry.
         """
-        if self.draining:
+        if self.draining and not held:
             raise ApiError(
                 503, "the server is shutting down", code="draining", headers=_retry(self.limits.drain_seconds)
             )
-        if self.num_active >= self.limits.max_requests:
+        if self.num_active > held and self.num_active + places > self.limits.max_requests:
             raise self._full("the server is full: too many requests are in progress", "overloaded", self.num_active)
         share, mine = self.limits.max_requests_per_key, self._per_client[client]
-        if client and share is not None and mine >= share:
+        if client and share is not None and mine > held and mine + places > share:
             raise self._full("too many requests of this key are in progress", "rate_limit_exceeded", mine)
-        self.num_active += 1
-        self._per_client[client] += 1
+        self.num_active += places
+        self._per_client[client] += places
 
-    def leave(self, client: str, seconds: float) -> None:
-        self.num_active -= 1
-        self._per_client[client] -= 1
+    def leave(self, client: str, places: int, seconds: float) -> None:
+        self.num_active -= places
+        self._per_client[client] -= places
         if not self._per_client[client]:
             del self._per_client[client]
         self._mean_seconds += _WEIGHT * (seconds - self._mean_seconds)
@@ -75,19 +77,22 @@ class Visit:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     began: float = field(default_factory=time.monotonic)
-    _admitted: float | None = None
+    _admitted: float = 0.0
+    _places: int = 0
 
-    def admit(self) -> None:
-        """Takes a place among the calls in progress, until ``close``.
+    def admit(self, places: int = 1) -> None:
+        """Sees to it that this call has so many places among those in progress, until ``close``.
 
         Raises:
             ApiError: as ``Admission.enter``.
         """
-        if self._admitted is None:
-            self.admission.enter(self.client)
+        if self._places == 0:
             self._admitted = time.monotonic()
+        if places > self._places:
+            self.admission.enter(self.client, places - self._places, held=self._places)
+            self._places = places
 
     def close(self) -> None:
-        if self._admitted is not None:
-            self.admission.leave(self.client, time.monotonic() - self._admitted)
-            self._admitted = None
+        if self._places:
+            self.admission.leave(self.client, self._places, time.monotonic() - self._admitted)
+            self._places = 0

@@ -26,6 +26,8 @@ from paceline.server.schemas.base import Body as AnyBody
 from paceline.text import Tokenizer
 
 Kind = TypeVar("Kind", bound=AnyBody)
+CHARACTERS_PER_TOKEN = 32
+"""No text has that many on average; common ones have 4."""
 Numbered = tuple[int, StreamUpdate]
 """A prompt's number within its call, and what happened to it."""
 
@@ -46,12 +48,15 @@ class Service:
         return self.engine.tokenizer
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        return self.tokenizer().encode_chat(messages)
+        tokenizer = self.tokenizer()
+        self._check_length(sum(len(text) for message in messages for text in message.values()), "messages")
+        return tokenizer.encode_chat(messages)
 
     def prompt(self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, or token ids that the model has."""
         if isinstance(prompt, str):
             tokenizer = self.tokenizer(param, "its prompts are token ids")
+            self._check_length(len(prompt), param)
             prompt = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         bad = next((token for token in prompt if not 0 <= token < self.engine.vocab_size), None)
         if bad is not None:
@@ -59,6 +64,17 @@ class Service:
         if not prompt:
             raise InvalidRequestError(f"{param} must not be empty", param=param)
         return prompt
+
+    def _check_length(self, num_characters: int, param: str) -> None:
+        """Refuses what is far too long before it is tokenised, which takes seconds per megabyte."""
+        most = CHARACTERS_PER_TOKEN * self.engine.max_model_len
+        if num_characters > most:
+            raise InvalidRequestError(
+                f"{param} has {num_characters} characters, the context holds {self.engine.max_model_len} tokens\n"
+                f"Shorten it; more than {most} characters are not even counted.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     async def call(self, request: Request, kind: type[Body]) -> Call[Body]:
         """Reads, checks and tokenises a body, off the event loop.
@@ -69,7 +85,9 @@ class Service:
         raw = await read_body(request, self.limits)
         visit = visit_of(request)
         visit.admit()
-        return await asyncio.to_thread(self._prepare, raw, kind, visit)
+        call = await asyncio.to_thread(self._prepare, raw, kind, visit)
+        visit.admit(len(call.prompts) * call.params.num_samples)
+        return call
 
     async def body(self, request: Request, kind: type[Kind]) -> Kind:
         """Reads and checks a body that needs no call of the engine; raises as ``call``."""

@@ -47,6 +47,10 @@ class ScriptedEngine:
         try:
             for count, token in enumerate(self.script[:limit], 1):
                 await asyncio.sleep(self.pause)
+                if request_id in self.aborted:
+                    ended = CompletionDelta(index=0, text="", token_ids=[], finish_reason="abort")
+                    yield StreamUpdate(request_id, [ended], RequestMetrics())
+                    return
                 deltas, over = [], False
                 for index, watcher in enumerate(watchers):
                     stopped = watcher.push(token)

@@ -12,7 +12,7 @@ import pytest
 
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
-from tests.server.calling import HELLO, assert_error, call, complete
+from tests.server.calling import HELLO, JSON, assert_error, call, complete
 from tests.server.live import call_body, live, post
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -265,6 +265,19 @@ def test_tokens_are_made_beside_the_event_loop(monkeypatch, service):
     assert service.exchange(post(call_body(service.engine, max_tokens=1))).status == 200
     assert len(threads) == 1
     assert threads[0].startswith("asyncio_")
+
+
+def test_a_text_that_is_far_too_long_is_not_even_tokenised(monkeypatch):
+    engine = ScriptedEngine()
+    monkeypatch.setattr(engine.tokenizer, "encode_chat", None)
+    monkeypatch.setattr(engine.tokenizer, "encode", None)
+    text = "x" * (32 * engine.max_model_len + 1)
+    response = complete(engine, messages=[{"role": "user", "content": text}])
+    assert_error(response, 400, param="messages", code="context_length_exceeded")
+    body = json.dumps({"model": "scripted", "prompt": ["hi", text]})
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda *given, **more: [1])
+    response = call(engine, "POST", "/v1/completions", content=body, headers=JSON)
+    assert_error(response, 400, param="prompt", code="context_length_exceeded")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from paceline.core.service_config import Limits
 from tests.server.calling import HELLO, assert_error
-from tests.server.live import PATIENCE, post
+from tests.server.live import PATIENCE, call_body, eventually, live, post
+from tests.server.scripted_engine import ScriptedEngine
 
 SERVE = """
 import sys
@@ -30,7 +33,6 @@ serve(engine, ServiceConfig(port=0), limits=limits)
 """
 BODY = {"model": "scripted", "messages": HELLO, "stream": True}
 ROOT = Path(__file__).parents[2]
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
 
 @contextmanager
@@ -57,54 +59,49 @@ def until_draining(client):
         assert time.monotonic() < end
 
 
-@BOTH
-def test_calls_in_progress_end_well(number):
+def test_calls_in_progress_end_well():
+    """Whatever connections are idle, or hold half a request."""
     with serving() as (process, client), client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
         lines = stream.iter_lines()
         next(lines)
-        process.send_signal(number)
-        refused = until_draining(client)
-        assert_error(refused, 503, code="draining")
-        assert int(refused.headers["retry-after"]) >= 1
-        assert client.get("/health").status_code == 200
-        seen = [line for line in lines if line]
-        assert seen[-1] == "data: [DONE]"
-        assert json.loads(seen[-2][6:])["choices"][0]["finish_reason"] == "length"
-        assert process.wait(PATIENCE) == 0
-
-
-def test_calls_that_take_too_long_end_with_an_error():
-    with serving(words=5000, drain_seconds=0.3) as (process, client):
-        with client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            process.terminate()
-            seen = [line for line in lines if line]
-        assert json.loads(seen[-1][6:])["error"]["code"] == "aborted"
-        assert process.wait(PATIENCE) == 0
-
-
-def test_a_second_signal_ends_at_once():
-    with serving(words=5000) as (process, client):
-        with client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
-            next(stream.iter_lines())
-            process.terminate()
-            until_draining(client)
-            process.terminate()
-            # 60 seconds may pass before the calls in progress are ended otherwise.
-            assert process.wait(PATIENCE) == 0
-            with pytest.raises(httpx.TransportError):
-                stream.read()
-
-
-def test_idle_and_half_open_connections_do_not_hold_it_up():
-    with serving() as (process, client):
-        assert client.get("/health").status_code == 200
-        import socket
-
         address = (client.base_url.host, client.base_url.port)
         with socket.create_connection(address), socket.create_connection(address) as half:
             half.sendall(post(b"{", length=50))
-            time.sleep(0.1)
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
+            refused = until_draining(client)
+            assert_error(refused, 503, code="draining")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert client.get("/health").status_code == 200
+            assert_error(client.get("/ready"), 503, code="draining")
+            seen = [line for line in lines if line]
+            assert seen[-1] == "data: [DONE]"
+            assert json.loads(seen[-2][6:])["choices"][0]["finish_reason"] == "length"
             assert process.wait(PATIENCE) == 0
+
+
+def test_a_second_signal_ends_at_once():
+    with serving(words=5000) as (process, client), client.stream("POST", "/v1/chat/completions", json=BODY) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        until_draining(client)
+        process.send_signal(signal.SIGINT)
+        # 60 seconds may pass before the calls in progress are ended otherwise.
+        assert process.wait(PATIENCE) == 0
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_that_take_too_long_end_with_an_error(stream):
+    engine = ScriptedEngine("word " * 4000, pause=0.01)
+    with live(engine, limits=Limits(drain_seconds=0.2)) as service:
+        connection = service.connect(post(call_body(engine, stream=stream)))
+        eventually(lambda: engine.running)
+        service.server.handle_exit(signal.SIGTERM, None)
+        data = b""
+        while more := connection.recv(65536):
+            data += more
+        assert (b"200 OK" if stream else b"503 Service Unavailable") in data
+        assert b'"code":"aborted"' in data
+        assert b"[DONE]" not in data

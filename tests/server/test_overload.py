@@ -51,6 +51,14 @@ def test_places_come_back_whatever_becomes_of_a_call():
         assert admission.num_active == 0
 
 
+def test_every_answer_of_a_call_takes_a_place():
+    limits = Limits(max_requests=4)
+    answers, _ = together(ScriptedEngine(pause=0.01), [({}, {"n": 3}), ({}, {"n": 3}), ({}, {})], limits=limits)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429]
+    # More than there are: alone, for it would never be served otherwise.
+    assert together(ScriptedEngine(), [({}, {"n": 9})], limits=limits)[0][0].status_code == 200
+
+
 def test_bodies_on_their_way_take_no_place():
     """Else a few clients that send nothing could keep everybody out."""
     with live(ScriptedEngine(), limits=Limits(max_requests=1)) as service:
@@ -69,12 +77,12 @@ def test_the_time_to_come_back_follows_the_queue():
 
     for _ in range(40):  # calls that take eight seconds each
         admission.enter("")
-        admission.leave("", 8.0)
+        admission.leave("", 1, 8.0)
     admission.enter("")
     admission.enter("")
     # Two at a time, eight seconds each: a place every four seconds, for one after the other of those who wait.
     assert [refused() for _ in range(3)] == [4, 8, 12]
-    admission.leave("", 8.0)
+    admission.leave("", 1, 8.0)
     admission.enter("")
     assert refused() == 4
     assert max(refused() for _ in range(100)) == LONGEST_RETRY
