@@ -63,5 +63,5 @@ class Embedding(nn.Module):
             x = self.widen(x)
         if self.positions is None:
             return x
-        rows = positions + self.first_position if self.first_position else positions
-        return x + self.positions(rows)
+        placed: torch.Tensor = self.positions(positions + self.first_position if self.first_position else positions)
+        return x + placed

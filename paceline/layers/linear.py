@@ -62,7 +62,7 @@ class Linear(nn.Module):
         So a checkpoint stores equal projections that are interleaved head by head.
         """
         parameter: torch.Tensor = getattr(self, name)
-        rows = parameter.detach().unflatten(0, (len(self.parts), -1, self.unit))
+        rows: torch.Tensor = parameter.detach().unflatten(0, (len(self.parts), -1, self.unit))
         return rows.transpose(0, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

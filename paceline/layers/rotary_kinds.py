@@ -80,8 +80,8 @@ def _dynamic(plain: torch.Tensor, config: RotaryConfig, length: int) -> Frequenc
     """NTK-aware scaling by the length (described in arXiv 2309.00071, section 3): the base grows with it."""
     factor, size = config.scaling["factor"], config.rotary_dim
     growth = factor * max(length / config.max_position_embeddings, 1.0) - (factor - 1)
-    pairs = torch.arange(0, size, 2, dtype=plain.dtype, device=plain.device)
-    return plain * growth ** (-pairs / (size - 2)), 1.0
+    exponents = torch.arange(0, size, 2, dtype=plain.dtype, device=plain.device) / size
+    return plain / (growth ** (size / (size - 2))) ** exponents, 1.0
 
 
 def _dynamic_regimes(config: RotaryConfig, lengths: Int64) -> Int64:

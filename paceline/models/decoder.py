@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paceline.core.layer import LayerSpec
@@ -131,26 +132,27 @@ def _spec(config: DecoderConfig, window: int | None) -> LayerSpec:
 
 
 def _block(config: DecoderConfig, spec: LayerSpec, on: Placement) -> Block:
-    hidden, bias = config.hidden_size, config.qkv_bias
-    parts = {
-        "attention_norm": _norm(config, on),
-        "attention": Attention(
-            hidden, spec, bias=bias, output_bias=config.output_bias, head_norm=_head_norm(config, on), on=on
-        ),
-        "mlp_norm": _norm(config, on),
-        "mlp": GatedMLP(hidden, config.intermediate_size, activation=config.activation, bias=config.mlp_bias, on=on),
-    }
-    if config.sandwich:
-        return SandwichNormBlock(**parts, attention_out_norm=_norm(config, on), mlp_out_norm=_norm(config, on))
-    return PreNormBlock(**parts)
+    hidden, out_bias = config.hidden_size, config.output_bias
+    norm = partial(_norm, config, on)
+    head_norm = _head_norm(config, on) if config.head_norm else None
+    attention = Attention(hidden, spec, bias=config.qkv_bias, output_bias=out_bias, head_norm=head_norm, on=on)
+    mlp = GatedMLP(hidden, config.intermediate_size, activation=config.activation, bias=config.mlp_bias, on=on)
+    if not config.sandwich:
+        return PreNormBlock(attention_norm=norm(), attention=attention, mlp_norm=norm(), mlp=mlp)
+    return SandwichNormBlock(
+        attention_norm=norm(),
+        attention=attention,
+        attention_out_norm=norm(),
+        mlp_norm=norm(),
+        mlp=mlp,
+        mlp_out_norm=norm(),
+    )
 
 
 def _norm(config: DecoderConfig, on: Placement) -> RMSNorm:
     return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rounds_last=config.rounds_last, on=on)
 
 
-def _head_norm(config: DecoderConfig, on: Placement) -> HeadNorm | None:
+def _head_norm(config: DecoderConfig, on: Placement) -> HeadNorm:
     counts, size, epsilon = (config.num_heads, config.num_kv_heads), config.head_dim, config.norm_epsilon
-    if not config.head_norm:
-        return None
     return HeadNorm(counts, size, epsilon=epsilon, rounds_last=config.rounds_last, on=on)

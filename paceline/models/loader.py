@@ -73,9 +73,11 @@ def _read_fields(path: Path) -> Fields:
     for key in CODE_KEYS:
         # "trust_remote_code": false asks for nothing.
         if key in values and values[key] is not False:
+            known = values.get("model_type") in families
+            way = "remove the key from a copy of the file" if known else "use a version of the model that needs none"
             raise CheckpointError(
                 f"{path} has {key!r}: the model asks for code from its own repository to be run\n"
-                "Paceline never runs a checkpoint's code; use a version of the model that needs none."
+                f"Paceline never runs a checkpoint's code; {way}."
             )
     if values.get("quantization_config"):
         raise CheckpointError(f"{path}: quantised checkpoints are not supported\nGive the model's unquantised version.")

@@ -63,7 +63,7 @@ def _rotary(rope: Fields, fields: Fields, *, head_dim: int) -> RotaryConfig:
             f"{fields.path}: a rotary embedding must turn an even part of head_dim, got {rotary_dim} of {head_dim}\n"
             "Correct head_dim or partial_rotary_factor."
         )
-    return RotaryConfig(
+    config = RotaryConfig(
         rotary_dim=rotary_dim,
         max_position_embeddings=max_positions,
         theta=rope.number("rope_theta", 10000.0),
@@ -71,6 +71,9 @@ def _rotary(rope: Fields, fields: Fields, *, head_dim: int) -> RotaryConfig:
         scaling=_scaling(rope, rotary_kinds[kind], max_positions),
         lists={name: rope.numbers(name, rotary_dim // 2) for name in rotary_kinds[kind].lists},
     )
+    if config.num_positions > MAX_POSITIONS:
+        raise rope.error("factor", f"at most {MAX_POSITIONS // max_positions}")
+    return config
 
 
 def _scaling(rope: Fields, kind: RotaryKind, max_positions: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from paceline.core.errors import CheckpointError
 from paceline.models import hub, load_config, load_model, resolve_model
 from tests.checkpoints import edit_json, tiny_gpt2, tiny_llama
+from tests.models.zoo import longrope, tiny
 
 
 @pytest.fixture
@@ -38,6 +39,8 @@ CONFIGS = [
     ({"model_type": "mamba"}, "model_type 'mamba' is not supported\nSupported: gemma2, gemma3, .*, llama, .*, qwen3"),
     ({"model_type": ["llama"]}, "is not supported"),
     ({"auto_map": {"AutoModel": "code.Model"}}, "'auto_map': the model asks for code"),
+    ({"auto_map": {"AutoModel": "code.Model"}}, "never runs a checkpoint's code; remove the key from a copy"),
+    ({"auto_map": {}, "model_type": "mamba"}, "never runs a checkpoint's code; use a version"),
     ({"trust_remote_code": True}, "config.json has 'trust_remote_code': the model asks for code"),
     ({"trust_remote_code": "yes"}, "'trust_remote_code'"),
     ({"_attn_implementation_internal": "someone/kernel"}, "'_attn_implementation_internal'"),
@@ -59,6 +62,16 @@ CONFIGS = [
     ({"rope_parameters": {"rope_type": "linear", "factor": 10**400}}, "factor must be a number above 0"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1}}, "describes no possible model"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": "x"}}, "mscale must be a number above 0"),
+    (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "rope_parameters must be one description for all",
+    ),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0**40}}, "factor must be at most 8388607"),
+    ({"rope_parameters": {"rope_type": "dynamic"}}, "factor must be a number above 0, and is missing"),
+    ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "short_factor must be a list of 4 numbers"),
+    ({"rope_parameters": longrope(3)}, "short_factor must be a list of 4 numbers, got 3"),
+    ({"rope_parameters": longrope(4) | {"long_factor": [1, 2, 3, 0]}}, "long_factor must be a number above 0, got 0"),
+    ({"rope_parameters": longrope(4) | {"original_max_position_embeddings": 1}}, "describes no possible model"),
     ({"rope_parameters": {"partial_rotary_factor": 0.7}}, "an even part of head_dim, got 5 of 8"),
     ({"rope_parameters": {"partial_rotary_factor": 2}}, "an even part of head_dim, got 16 of 8"),
 ]
@@ -94,6 +107,69 @@ def test_gpt2_config(tmp_path):
     refused(tmp_path, "n_head must be a divisor of n_embd")
     edit_json(tmp_path / "config.json", n_head=4, add_cross_attention=True)
     refused(tmp_path, "add_cross_attention must be false")
+
+
+FAMILIES = [
+    ("mistral", {"sliding_window": 0}, r"sliding_window must be an integer in \[1, "),
+    ("qwen2", {"layer_types": ["full_attention"]}, "layer_types must be 2 times sliding_attention or full_attention"),
+    ("qwen3", {"layer_types": ["full_attention", "linear"]}, "layer_types must be 2 times"),
+    ("qwen3", {"use_sliding_window": "yes"}, "use_sliding_window must be true or false"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be false"),
+    ("gemma2", {"attn_logit_softcapping": -1}, "attn_logit_softcapping must be a number above 0"),
+    ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping must be null"),
+    ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "full_attention must be an object"),
+    ("gemma3_text", {"model_type": "gemma3", "text_config": [1]}, "text_config must be an object"),
+    ("phi3", {"rope_parameters": {"rope_type": "su"}}, "short_factor must be a list of 4 numbers"),
+    ("phi3", {"rope_scaling": 3, "rope_parameters": None}, "rope_scaling must be an object"),
+    ("gpt_neox", {"num_attention_heads": 5}, "num_attention_heads must be a divisor of hidden_size"),
+    ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.1}}, "an even part of head_dim, got 0 of 8"),
+    ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine must be true"),
+    ("opt", {"num_attention_heads": 5}, "num_attention_heads must be a divisor of hidden_size"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "match"), FAMILIES, ids=[f"{name}-{next(iter(c))}" for name, c, _ in FAMILIES]
+)
+def test_config_of_a_family(tmp_path, family, changes, match):
+    tiny(tmp_path, family)
+    edit_json(tmp_path / "config.json", **changes)
+    assert "config.json" in refused(tmp_path, match)
+
+
+LAYOUTS = [
+    ("mistral", {"num_hidden_layers": 1}, "unexpected tensor 'model.layers.1."),
+    ("mistral", {"num_hidden_layers": 3}, r"tensor 'model.layers.2.* and \d+ more is missing"),
+    ("qwen3", {"head_dim": 8}, r"tensor 'model.layers.0.self_attn.\w+.weight' has shape"),
+    ("qwen2", {"model_type": "llama"}, "unexpected tensor 'model.layers.0.self_attn.k_proj.bias'"),
+    (
+        "phi3",
+        {"num_key_value_heads": 2},
+        r"self_attn.qkv_proj.weight' has shape \[96, 32\], config.json implies \[64, 32\]",
+    ),
+    ("gpt_neox", {"attention_bias": False}, "unexpected tensor 'gpt_neox.layers.0.attention.dense.bias'"),
+    ("gpt_neox", {"hidden_size": 64}, r"has shape \[\d+(, \d+)?\], config.json implies"),
+    ("opt", {"do_layer_norm_before": False}, "unexpected tensor 'model.decoder.final_layer_norm.bias'"),
+    ("opt", {"word_embed_proj_dim": 20}, "has shape .*, config.json implies"),
+    ("gemma2", {"tie_word_embeddings": False}, "tensor 'lm_head.weight' is missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "match"), LAYOUTS, ids=[f"{name}-{next(iter(c))}" for name, c, _ in LAYOUTS]
+)
+def test_config_that_describes_other_tensors(tmp_path, family, changes, match):
+    tiny(tmp_path, family)
+    edit_json(tmp_path / "config.json", **changes)
+    assert "model.safetensors" in refused(tmp_path, match) or "missing" in match
+
+
+def test_projections_of_one_head_norm_are_told_apart(tmp_path):
+    tiny(tmp_path, "qwen3")
+    edit_tensors(tmp_path, **{"model.layers.1.self_attn.k_norm.weight": torch.ones(4, 16)})
+    refused(
+        tmp_path, r"tensor 'model.layers.1.self_attn.k_norm.weight' has shape \[4, 16\], config.json implies \[16\]"
+    )
 
 
 TENSORS = [
