@@ -125,11 +125,17 @@ def categories(point: Record, *, seed: int) -> dict[str, Any]:
     return found
 
 
+NOTES = {
+    "num_preemptions": "{} requests were preempted for want of K/V pages: raise num_blocks, or ask fewer at once",
+    "num_failed": "{} requests failed, and count in no figure: see errors in the raw file",
+}
+"""Figures that should be 0, and what it means when they are not."""
+
+
 def _notes(point: Record) -> list[str]:
-    preempted = sum(int(one["figures"].get("num_preemptions", 0)) for side in SIDES for one in trials(point, side))
-    if not preempted:
-        return []
-    return [f"{preempted} requests were preempted for want of K/V pages: raise num_blocks, or ask fewer at once"]
+    every = [one["figures"] for side in SIDES for one in trials(point, side)]
+    sums = {name: sum(int(figures.get(name, 0)) for figures in every) for name in NOTES}
+    return [NOTES[name].format(total) for name, total in sums.items() if total]
 
 
 COLUMNS = (

@@ -21,6 +21,7 @@ from paceline.benchmark.workloads import (
 )
 from paceline.core.errors import ConfigError
 from paceline.engine.llm import LLM
+from paceline.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +50,27 @@ class Asked:
         return found
 
 
-def shapes(llm: LLM, asked: Asked, *, at_once: bool = True) -> list[Shape]:
-    """A shape per batch size, input length and output length.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What prompts for a model must respect."""
 
-    Args:
-        at_once: every request of a batch runs at the same time; else the engine may queue them.
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    end_token_ids: frozenset[int]
+    max_model_len: int
+    max_num_seqs: int | None = None
+    """Requests that run at the same time, where a batch must."""
+
+    @classmethod
+    def of(cls, llm: LLM, *, at_once: bool) -> Model:
+        """``at_once``: every request of a batch runs at the same time; else the engine may queue them."""
+        config = llm.engine.runner.model.config
+        most = llm.engine.config.max_num_seqs if at_once else None
+        return cls(llm.tokenizer, config.vocab_size, config.eos_token_ids, llm.max_model_len, most)
+
+
+def shapes(model: Model, asked: Asked) -> list[Shape]:
+    """A shape per batch size, input length and output length.
 
     Raises:
         ConfigError: a shape that the engine cannot hold, with the option to change.
@@ -61,18 +78,18 @@ def shapes(llm: LLM, asked: Asked, *, at_once: bool = True) -> list[Shape]:
     lengths = asked.input_lengths or (None,)
     found = []
     for size, length, output in itertools.product(asked.batch_sizes, lengths, asked.output_lengths):
-        if at_once and size > llm.engine.config.max_num_seqs:
+        if model.max_num_seqs is not None and size > model.max_num_seqs:
             raise ConfigError(
-                f"a batch of {size} does not fit max_num_seqs={llm.engine.config.max_num_seqs}\n"
-                f"Add --max-num-seqs {size}."
+                f"a batch of {size} does not fit max_num_seqs={model.max_num_seqs}\nAdd --max-num-seqs {size}."
             )
-        dialogues = _source(llm, asked, size, length)
-        _check_lengths(llm, dialogues(0), output)
+        dialogues = _source(model, asked, size, length)
+        _check_lengths(model, dialogues(0), output)
         kind = _kind(asked, length)
+        many = f"{size} requests" if model.max_num_seqs is None else f"batch {size}"
         parameters = {"batch_size": size, "input_length": length, "output_length": output}
         found.append(
             Shape(
-                name=f"{f'batch {size}' if at_once else f'{size} requests'}, {kind}, output {output}",
+                name=f"{many}, {kind}, output {output}",
                 dialogues=dialogues,
                 output_length=output,
                 temperature=asked.temperature,
@@ -89,15 +106,14 @@ def _kind(asked: Asked, length: int | None) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _source(llm: LLM, asked: Asked, size: int, length: int | None) -> Callable[[int], Sequence[Dialogue]]:
+def _source(model: Model, asked: Asked, size: int, length: int | None) -> Callable[[int], Sequence[Dialogue]]:
     """Pair number -> dialogues: random prompts are new in every pair, a file's are taken in turn."""
     if asked.prompts is not None:
-        every = [_encoded(llm, prompt, length) for prompt in asked.prompts]
+        every = [_encoded(model, prompt, length) for prompt in asked.prompts]
         return lambda pair: [every[(max(pair, 0) * size + number) % len(every)] for number in range(size)]
     if length is None:
         raise ConfigError("there is no input length\nAdd --input-lens 128, or --prompts FILE.")
-    config = llm.engine.runner.model.config
-    vocabulary = plain_token_ids(config.vocab_size, llm.tokenizer, config.eos_token_ids)
+    vocabulary = plain_token_ids(model.vocab_size, model.tokenizer, model.end_token_ids)
     if not asked.prefix_length and asked.num_turns == 1:
         return lambda pair: synthetic(size, length, vocabulary=vocabulary, seed=asked.seed + pair)
     return lambda pair: shared_prefix(
@@ -105,25 +121,25 @@ def _source(llm: LLM, asked: Asked, size: int, length: int | None) -> Callable[[
     )
 
 
-def _encoded(llm: LLM, prompt: TextPrompt, length: int | None) -> Dialogue:
-    if llm.tokenizer is None:
+def _encoded(model: Model, prompt: TextPrompt, length: int | None) -> Dialogue:
+    if model.tokenizer is None:
         raise ConfigError("the model has no tokenizer, so it cannot read prompts\nLeave --prompts out.")
-    if prompt.chat and llm.tokenizer.chat_template is not None:
-        dialogue: Dialogue = ChatDialogue(llm.tokenizer, prompt.turns, prompt.category)
+    if prompt.chat and model.tokenizer.chat_template is not None:
+        dialogue: Dialogue = ChatDialogue(model.tokenizer, prompt.turns, prompt.category)
         if length is None:
             return dialogue
         tokens = dialogue.prompt([])
     else:
-        tokens = llm.tokenizer.encode(prompt.turns[0])
+        tokens = model.tokenizer.encode(prompt.turns[0])
     return TokenDialogue((tuple(fitted(tokens, length or len(tokens))),), prompt.category)
 
 
-def _check_lengths(llm: LLM, dialogues: Sequence[Dialogue], output: int) -> None:
+def _check_lengths(model: Model, dialogues: Sequence[Dialogue], output: int) -> None:
     for dialogue in dialogues:
         answers = [[0] * output] * (dialogue.num_turns - 1)
         longest = len(dialogue.prompt(answers)) + output
-        if longest > llm.max_model_len:
+        if longest > model.max_model_len:
             raise ConfigError(
-                f"prompt and answer of {longest} tokens do not fit the context of {llm.max_model_len}\n"
-                f"Set --output-lens to at most {llm.max_model_len - longest + output}, or --input-lens lower."
+                f"prompt and answer of {longest} tokens do not fit the context of {model.max_model_len}\n"
+                f"Set --output-lens to at most {model.max_model_len - longest + output}, or --input-lens lower."
             )

@@ -7,12 +7,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from paceline.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from paceline.benchmark.shapes import Asked
+
+RANDOM_INPUT = "128"
 MEASURING, ASKING, OUTPUT = "Measuring", "What is asked", "Output"
 
 
@@ -115,3 +119,27 @@ def numbers(text: str, option: str) -> list[int]:
     if not found or min(found) < 1:
         raise ConfigError(f"{option} must be whole numbers of at least 1, got {text!r}\nFor example {option} 1,8.")
     return found
+
+
+def asked(asking: Asking, *, sizes: list[int], seed: int) -> Asked:
+    """What every trial asks, from the options.
+
+    Raises:
+        ConfigError: options that contradict each other, or a file of prompts that cannot be read.
+    """
+    from paceline.benchmark.shapes import Asked
+    from paceline.benchmark.workloads import read_prompts
+
+    if asking.prompts is not None and (asking.prefix_len or asking.turns > 1):
+        raise ConfigError("--prefix-len and --turns make random prompts, --prompts reads a file\nLeave one out.")
+    lengths = asking.input_lens or (RANDOM_INPUT if asking.prompts is None else None)
+    return Asked(
+        batch_sizes=sizes,
+        input_lengths=None if lengths is None else numbers(lengths, "--input-lens"),
+        output_lengths=numbers(asking.output_lens, "--output-lens"),
+        prompts=None if asking.prompts is None else read_prompts(asking.prompts, asking.prompt_format),
+        prefix_length=asking.prefix_len,
+        num_turns=asking.turns,
+        temperature=asking.temperature,
+        seed=seed,
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from paceline.cli.bench_options import Measuring, Output
+from paceline.cli.engine_options import EngineChoice
 from paceline.cli.terminal import FAINT, console
 from paceline.core.errors import ConfigError
 
@@ -56,6 +57,21 @@ def plan_of(measuring: Measuring) -> Plan:
         seed=measuring.seed,
         max_drift=measuring.max_drift,
     )
+
+
+def set_threads(count: int | None) -> None:
+    """Before anything computes, so that model and probes use as many."""
+    import torch
+
+    if count is not None and count < 1:
+        raise ConfigError(f"--threads must be at least 1, got {count}")
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def engine_parameters(engine: EngineChoice) -> dict[str, Any]:
+    """What the raw file says of the engine, and compares when a run goes on."""
+    return {"model": engine.model, "speculative": engine.speculative, "engine_options": dict(engine.options)}
 
 
 def check_output(output: Output) -> None:

@@ -67,7 +67,7 @@ def test_texts_and_windows_too_short_are_refused(length, window, stride):
         Passages.of(TEXT[:length], window=window, stride=stride)
 
 
-@pytest.mark.parametrize("options", [{"block_size": 4, "max_num_batched_tokens": 7}, {"cache": "static"}])
+@pytest.mark.parametrize("options", [{"block_size": 4, "max_num_batched_tokens": 32}, {"cache": "static"}])
 def test_a_configuration_that_changes_nothing_agrees_entirely(llm, load, passages, options):
     other = load({**options, "speculative_config": None})
     prompts = [TEXT[:20], TEXT[40:50]]
