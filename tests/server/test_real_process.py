@@ -141,6 +141,60 @@ def test_usage_at_the_end_of_a_stream(client, model):
     assert (last.choices, last.usage.completion_tokens) == ([], 24)
 
 
+def test_completions_of_several_prompts(client, model):
+    fields = {"max_tokens": 9, "temperature": 1.0, "seed": 3, "n": 2, "extra_body": {"ignore_eos": True}}
+    prompts = ["The quick brown fox", "Count from one"]
+    whole = client.completions.create(model=model, prompt=prompts, echo=True, logprobs=2, **fields)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    texts = [""] * 4
+    for chunk in client.completions.create(model=model, prompt=prompts, echo=True, logprobs=2, stream=True, **fields):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+    assert all(text.startswith(prompts[index // 2]) and len(text) > 20 for index, text in enumerate(texts))
+    assert whole.usage.completion_tokens == 36
+    for choice in whole.choices:
+        lists = choice.logprobs
+        assert len(lists.tokens) == len(lists.token_logprobs) == len(lists.top_logprobs) == len(lists.text_offset)
+        assert lists.token_logprobs[0] is None
+        assert max(lists.token_logprobs[1:]) < 0
+
+
+def test_a_stream_of_completions_ends_with_its_usage(client, model):
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last = client.completions.create(model=model, prompt=[5, 6, 7], max_tokens=4, **stream)
+    assert (last.choices, last.usage.prompt_tokens) == ([], 3)
+    assert 1 <= last.usage.completion_tokens <= 4
+
+
+def test_embeddings(client, model):
+    texts = ["The quick brown fox", "What is the capital of France?"]
+    packed = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    for mine, other in zip(packed.data, plain.data, strict=True):
+        assert mine.embedding == pytest.approx(other.embedding, abs=1e-7)
+        assert sum(value * value for value in mine.embedding) == pytest.approx(1.0, abs=1e-5)
+    assert packed.data[0].embedding != packed.data[1].embedding
+    assert packed.usage.prompt_tokens == packed.usage.total_tokens > 10
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model=model, input=texts, dimensions=8)
+
+
+def test_figures_of_the_process(server, client, model):
+    ask(client, model, ignore_eos=True)
+    assert httpx.get(f"{server}/ready").status_code == 200
+    figures = dict(
+        line.rsplit(" ", 1)
+        for line in httpx.get(f"{server}/metrics").text.splitlines()
+        if f'model_name="{model}"' in line and "_bucket" not in line
+    )
+    value = {name.partition("{")[0].removeprefix("paceline:"): float(number) for name, number in figures.items()}
+    assert value["generation_tokens_total"] >= 24
+    assert value["spec_decode_num_accepted_tokens_total"] > 0
+    assert value["e2e_request_latency_seconds_sum"] > value["request_queue_time_seconds_sum"] > 0
+    assert value["inter_token_latency_seconds_count"] >= 23
+
+
 def test_errors_are_the_clients_exceptions(client, model):
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(client, model, temperature=-1)
