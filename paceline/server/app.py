@@ -17,6 +17,7 @@ from paceline.server import (
     tokens,
 )
 from paceline.server.engine_client import EngineClient
+from paceline.server.openapi import App
 from paceline.server.service import Service
 
 
@@ -26,11 +27,11 @@ def create_app(engine: EngineClient, *, limits: Limits | None = None, config: Se
     Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages. ``serve`` always has one.
     ``app.state.service`` is the ``Service``.
 
-    Endpoints: ``GET /health``, ``/ready``, ``/version``, ``/stats``, ``/metrics``, ``/v1/models``;
+    Endpoints: ``GET /health``, ``/ready``, ``/version``, ``/stats``, ``/metrics``, ``/openapi.json``, ``/v1/models``;
     ``POST /v1/chat/completions``, ``/v1/completions``, ``/v1/embeddings``, ``/chat``, ``/tokenize``, ``/detokenize``.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; its redirects go where the Host header says.
-    app = FastAPI(title="Paceline", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = App(title="Paceline", docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
     service = Service(engine, limits or Limits())
     app.state.service = service

@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse, Response
 from paceline.core.outputs import RequestMetrics
 from paceline.server.answers import Usage, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call
+from paceline.server.openapi import takes
 from paceline.server.schemas import ChatRequest
+from paceline.server.schemas.answers import ChatAnswer
 from paceline.server.service import Numbered, Service
 from paceline.server.sse import EventStream, event
 
@@ -20,7 +22,7 @@ from paceline.server.sse import EventStream, event
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/chat", response_model=None)
+    @router.post("/chat", **takes(ChatRequest, ChatAnswer, streams=True))
     async def chat(request: Request) -> Response:
         call = await service.call(request, ChatRequest)
         if call.body.stream:

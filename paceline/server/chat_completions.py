@@ -14,7 +14,9 @@ from starlette.responses import JSONResponse, Response
 from paceline.core.outputs import CompletionDelta
 from paceline.server.answers import Usage, logprobs_dict, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call
+from paceline.server.openapi import takes
 from paceline.server.schemas import ChatCompletionRequest
+from paceline.server.schemas.answers import ChatCompletion
 from paceline.server.schemas.generation import wants_usage
 from paceline.server.service import Numbered, Service
 from paceline.server.sse import DONE, EventStream, event
@@ -23,7 +25,7 @@ from paceline.server.sse import DONE, EventStream, event
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", **takes(ChatCompletionRequest, ChatCompletion, streams=True))
     async def chat_completions(request: Request) -> Response:
         call = await service.call(request, ChatCompletionRequest)
         if call.body.stream:

@@ -16,7 +16,9 @@ from paceline.core.outputs import CompletionDelta, TokenLogprobs
 from paceline.server.answers import Usage, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome, join_metrics
 from paceline.server.legacy_logprobs import LegacyLogprobs, join_parts
+from paceline.server.openapi import takes
 from paceline.server.schemas import CompletionRequest
+from paceline.server.schemas.answers import Completion
 from paceline.server.schemas.generation import wants_usage
 from paceline.server.service import Numbered, Service
 from paceline.server.sse import DONE, EventStream, event
@@ -27,7 +29,7 @@ Logprobs = dict[str, Any]
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", **takes(CompletionRequest, Completion, streams=True))
     async def completions(request: Request) -> Response:
         call = await service.call(request, CompletionRequest)
         for name, value in (("echo", call.body.echo or None), ("logprobs", call.params.logprobs)):

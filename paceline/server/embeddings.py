@@ -14,14 +14,16 @@ from starlette.responses import JSONResponse, Response
 from paceline.server.answers import Usage
 from paceline.server.calls import Call, Outcome, join_metrics
 from paceline.server.errors import ApiError
+from paceline.server.openapi import takes
 from paceline.server.schemas import EmbeddingRequest
+from paceline.server.schemas.answers import Embeddings
 from paceline.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/embeddings", response_model=None)
+    @router.post("/v1/embeddings", **takes(EmbeddingRequest, Embeddings))
     async def embeddings(request: Request) -> Response:
         call = await service.call(request, EmbeddingRequest)
         outcomes = await service.outcomes(request, call)

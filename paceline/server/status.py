@@ -13,7 +13,11 @@ from starlette.responses import Response
 from paceline import __version__
 from paceline.core.errors import EngineDeadError
 from paceline.server.errors import ApiError
+from paceline.server.openapi import PlainText, answers
+from paceline.server.schemas.answers import Model, Models, Status, Version
 from paceline.server.service import Service
+
+_DEAD = {503: "The engine has stopped, or a step of it does not end."}
 
 
 def routes(service: Service) -> APIRouter:
@@ -21,15 +25,15 @@ def routes(service: Service) -> APIRouter:
     _add_probes(router, service)
     _add_models(router, service)
 
-    @router.get("/version")
+    @router.get("/version", **answers(Version))
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    @router.get("/stats")
+    @router.get("/stats", **answers(errors=_DEAD))
     async def stats() -> dict[str, Any]:
         return await asyncio.to_thread(service.engine.stats)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainText, **answers())
     async def metrics() -> Response:
         return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
@@ -37,7 +41,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _add_probes(router: APIRouter, service: Service) -> None:
-    @router.get("/health")
+    @router.get("/health", **answers(Status, errors=_DEAD))
     async def health() -> dict[str, str]:
         """Whether the engine works: 503 once it is dead, or its step does not end."""
         if not service.engine.alive:
@@ -46,7 +50,7 @@ def _add_probes(router: APIRouter, service: Service) -> None:
             raise ApiError(503, "a step of the engine does not end", code="engine_stalled")
         return {"status": "ok", "model": service.model_name}
 
-    @router.get("/ready")
+    @router.get("/ready", **answers(Status, errors={503: "Loading, stalled, dead or shutting down."}))
     async def ready() -> dict[str, str]:
         """Whether a call made now would begin soon: 503 while loading, stalled, dead or draining."""
         if service.admission.draining:
@@ -65,11 +69,11 @@ def _add_models(router: APIRouter, service: Service) -> None:
         "max_model_len": service.engine.max_model_len,
     }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", **answers(Models))
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", **answers(Model, errors={404: "There is no such model."}))
     async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
         return model

@@ -10,19 +10,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.errors import out_of_range
+from paceline.server.openapi import takes
 from paceline.server.schemas import DetokenizeRequest, TokenizeRequest
+from paceline.server.schemas.answers import Detokenized, Tokenized
 from paceline.server.service import Service
 
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/tokenize", response_model=None)
+    @router.post("/tokenize", **takes(TokenizeRequest, Tokenized))
     async def tokenize(request: Request) -> Response:
         body = await service.body(request, TokenizeRequest)
         return await asyncio.to_thread(lambda: JSONResponse(_tokenized(service, body)))
 
-    @router.post("/detokenize", response_model=None)
+    @router.post("/detokenize", **takes(DetokenizeRequest, Detokenized))
     async def detokenize(request: Request) -> Response:
         body = await service.body(request, DetokenizeRequest)
         return await asyncio.to_thread(lambda: JSONResponse({"prompt": _text(service, body)}))

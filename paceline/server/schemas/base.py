@@ -22,7 +22,7 @@ def refuse(name: str, why: str) -> NoReturn:
 class Strict(BaseModel):
     """No coercion (a bool is no int, a string no number; an int is a number), no unknown fields."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
 class Body(Strict):

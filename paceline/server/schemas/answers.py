@@ -1,0 +1,192 @@
+"""Knows what answers look like: for the service's description and for tests, not for writing them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Answer(BaseModel):
+    """Every field is always there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Answer):
+    """What every failure looks like."""
+
+    error: ErrorDetail
+
+
+class PromptTokensDetails(Answer):
+    cached_tokens: int
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Figures(Answer):
+    """How a call went; times in seconds. Of several prompts: counts added up, times averaged."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+    mean_acceptance_length: float
+    queue_time: float | None
+    prefill_time: float | None
+    decode_time: float | None
+    time_to_first_token: float | None
+    time_per_output_token: float | None
+    num_preemptions: int
+    estimated_speedup: float | None
+
+
+class Tokens(Answer):
+    """Each token's text, and whether it was an accepted draft token."""
+
+    tokens: list[str]
+    drafted: list[bool]
+
+
+class ChatMessage(Answer):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class TokenLogprob(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(Answer):
+    content: list[TokenLogprobs]
+    refusal: None
+
+
+class ChatChoice(Answer):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None
+    paceline: Tokens
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    paceline: Figures
+
+
+class CompletionLogprobs(Answer):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Answer):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str
+    stop_reason: int | str | None
+    paceline: Tokens
+
+
+class Completion(Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    paceline: Figures
+
+
+class Embedding(Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class EmbeddingFigures(Answer):
+    queue_time: float | None
+    num_preemptions: int
+
+
+class Embeddings(Answer):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    paceline: EmbeddingFigures
+
+
+class ChatAnswer(Tokens):
+    text: str
+    finish_reason: str
+    stop_reason: int | str | None
+    model: str
+    usage: Usage
+    metrics: Figures
+
+
+class Tokenized(Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(Answer):
+    prompt: str
+
+
+class Status(Answer):
+    status: Literal["ok", "ready"]
+    model: str
+
+
+class Version(Answer):
+    version: str
+
+
+class Model(Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class Models(Answer):
+    object: Literal["list"]
+    data: list[Model]
