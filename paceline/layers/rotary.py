@@ -28,7 +28,7 @@ class Rotary(nn.Module):
     Angles are computed in float32, or float64 for a float64 model, and their sines rounded to the model's dtype.
     """
 
-    table: torch.Tensor | None  # [max_position_embeddings, 2, 1, rotary_dim]
+    table: torch.Tensor | None  # [positions of regime 0, 2, 1, rotary_dim]
 
     def __init__(self, config: RotaryConfig, *, on: Placement) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Rotary(nn.Module):
         self._radians_of = functools.lru_cache(MAX_REGIMES)(lambda regime: of_length(length=regime)[0])
         radians, self.factor = of_length()
         self.radians = nn.Buffer(radians, persistent=False)
-        num_positions = config.max_position_embeddings
+        num_positions = config.max_position_embeddings if self.depends_on_length else config.num_positions
         fits = num_positions * 2 * config.rotary_dim * on.dtype.itemsize <= MAX_TABLE_BYTES
         table = self._rows(torch.arange(num_positions, device=on.device), self.radians) if fits else None
         self.register_buffer("table", table, persistent=False)
@@ -62,7 +62,8 @@ class Rotary(nn.Module):
     def forward(self, positions: torch.Tensor, regimes: Int64 | None = None) -> Rotation:
         """i64[T] positions and i64[T] regimes (None: all 0) -> (cosines, signed sines), [T, 1, rotary_dim] each.
 
-        In regime 0 positions lie below ``max_position_embeddings``.
+        Positions lie below ``num_positions``; in regime 0 of a kind that depends on the length, below
+        ``max_position_embeddings``.
         """
         if regimes is not None and self.depends_on_length:
             distinct, of_row = np.unique(regimes, return_inverse=True)

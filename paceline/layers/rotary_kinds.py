@@ -30,8 +30,8 @@ class RotaryConfig:
     @property
     def num_positions(self) -> int:
         """How far a sequence may reach."""
-        stretch = self.scaling["factor"] if rotary_kinds[self.kind].grows else 1.0
-        return int(self.max_position_embeddings * max(stretch, 1.0))
+        reach = rotary_kinds[self.kind].reach
+        return max(self.max_position_embeddings, 0 if reach is None else int(reach(self)))
 
 
 Frequencies = tuple[torch.Tensor, float]
@@ -54,8 +54,8 @@ class RotaryKind:
     lengths have the same."""
     implies_factor: bool = False
     """Without ``factor`` it is ``max_position_embeddings`` over ``original_max_position_embeddings``."""
-    grows: bool = False
-    """Serves ``factor`` times the checkpoint's ``max_position_embeddings``."""
+    reach: Callable[[RotaryConfig], float] | None = None
+    """How many positions it serves, where that may be more than the checkpoint's ``max_position_embeddings``."""
 
 
 rotary_kinds: Registry[RotaryKind] = Registry("rotary kind")
@@ -84,6 +84,10 @@ def _dynamic(plain: torch.Tensor, config: RotaryConfig, length: int) -> Frequenc
     return plain / (growth ** (size / (size - 2))) ** exponents, 1.0
 
 
+def _dynamic_reach(config: RotaryConfig) -> float:
+    return config.max_position_embeddings * config.scaling["factor"]
+
+
 def _dynamic_regimes(config: RotaryConfig, lengths: Int64) -> Int64:
     return np.where(lengths > config.max_position_embeddings, lengths, 0)
 
@@ -109,6 +113,10 @@ def _yarn(plain: torch.Tensor, config: RotaryConfig, length: int) -> Frequencies
     channels = torch.arange(config.rotary_dim // 2, dtype=plain.dtype, device=plain.device)
     ramp = ((channels - low) / ((high - low) or 0.001)).clamp(0, 1)
     return plain / factor * ramp + plain * (1 - ramp), _yarn_attention_factor(config)
+
+
+def _yarn_reach(config: RotaryConfig) -> float:
+    return config.scaling["original_max_position_embeddings"] * config.scaling["factor"]
 
 
 def _yarn_channel(config: RotaryConfig, rotations: float) -> float:
@@ -148,7 +156,7 @@ ORIGINAL = "original_max_position_embeddings"
 
 rotary_kinds.add("default")(RotaryKind(_default))
 rotary_kinds.add("linear")(RotaryKind(_linear, ("factor",)))
-rotary_kinds.add("dynamic")(RotaryKind(_dynamic, ("factor",), regimes=_dynamic_regimes, grows=True))
+rotary_kinds.add("dynamic")(RotaryKind(_dynamic, ("factor",), regimes=_dynamic_regimes, reach=_dynamic_reach))
 rotary_kinds.add("llama3")(RotaryKind(_llama3, ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL)))
 rotary_kinds.add("yarn")(
     RotaryKind(
@@ -156,6 +164,7 @@ rotary_kinds.add("yarn")(
         needs=("factor", ORIGINAL),
         allows=("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
         flags=(("truncate", True),),
+        reach=_yarn_reach,
         implies_factor=True,
     )
 )

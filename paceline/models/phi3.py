@@ -22,10 +22,13 @@ def read_config(fields: Fields, generation: Fields | None) -> DecoderConfig:
 
 def _renamed(fields: Fields) -> Fields:
     """Early Phi-3 checkpoints call LongRoPE "yarn"."""
-    scaling = fields.nested("rope_scaling").values
-    if scaling.get("type") != "yarn":
-        return fields
-    return Fields(fields.path, fields.values | {"rope_scaling": scaling | {"type": "longrope"}})
+    values = dict(fields.values)
+    for place in ("rope_parameters", "rope_scaling"):
+        described = fields.nested(place).values
+        renamed = {key: "longrope" for key in ("rope_type", "type") if described.get(key) == "yarn"}
+        if renamed:
+            values[place] = described | renamed
+    return Fields(fields.path, values)
 
 
 families.add("phi3")(

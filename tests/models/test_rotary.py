@@ -74,6 +74,9 @@ def test_early_names_of_longrope(tmp_path, kind):
     scaling = json.loads((tmp_path / "config.json").read_text())["rope_scaling"]
     edit_json(tmp_path / "config.json", rope_scaling={**scaling, "type": kind})
     found = load_config(tmp_path).rotaries[0]
+    rope = {**scaling, "rope_type": kind, "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+    edit_json(tmp_path / "config.json", rope_scaling=None, rope_parameters=rope)
+    assert load_config(tmp_path).rotaries[0] == found
     assert (found.lists, found.scaling, found.rotary_dim) == (written.lists, written.scaling, written.rotary_dim)
     assert found.kind in ("longrope", "su")
 
@@ -84,6 +87,19 @@ def test_what_a_dynamic_model_serves(tmp_path):
     model = load_model(tmp_path)
     assert model.config.max_position_embeddings == 4 * ORIGINAL
     assert Models(model, {}).engine().seats.max_len == 4 * ORIGINAL
+
+
+def test_what_a_yarn_model_serves(tmp_path):
+    """Its factor times its original context, also where the file has only the scaling added."""
+    reference = tiny(tmp_path, "qwen2", max_position_embeddings=96)
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 96}
+    edit_json(tmp_path / "config.json", rope_parameters=None, rope_theta=1e4, rope_scaling=yarn)
+    model = load_model(tmp_path)
+    assert model.config.max_position_embeddings == 4 * 96
+    config = type(reference.config).from_pretrained(tmp_path, attn_implementation="eager")
+    reference = type(reference).from_pretrained(tmp_path, config=config)
+    tokens = random_tokens(130)
+    torch.testing.assert_close(full_logits(model, tokens), reference_logits(reference, tokens), atol=2e-4, rtol=0)
 
 
 @pytest.fixture(scope="module", params=["dynamic", "longrope, partial"])
