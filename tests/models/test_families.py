@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
+from paceline.attention import sdpa
 from paceline.models import CausalLM, families, load_config, load_model
 from paceline.models.config import Fields
 from tests.checkpoints import edit_json, full_logits
@@ -312,5 +314,18 @@ def test_a_window_off_by_one_in_the_engine_is_caught(tmp_path, family, monkeypat
     true = assemble._first_visible
     narrower = lambda group, positions: None if group.window is None else true(group, positions + 1)  # noqa: E731
     monkeypatch.setattr(assemble, "_first_visible", narrower)
+    with pytest.raises(AssertionError):
+        assert_continues(reference, model, random_tokens(12), 40)
+
+
+def test_a_softcap_left_out_by_the_attention_is_caught(tmp_path, monkeypatch):
+    reference = tiny(tmp_path, "gemma2")
+    model = load_model(tmp_path)
+    assert_continues(reference, model, random_tokens(12), 40)
+
+    def plain(q, k, v, mask, spec):
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
+
+    monkeypatch.setattr(sdpa, "_softcapped", plain)
     with pytest.raises(AssertionError):
         assert_continues(reference, model, random_tokens(12), 40)
