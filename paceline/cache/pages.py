@@ -21,6 +21,8 @@ class PageAllocator:
         self._kept = np.zeros(num_pages + 1, dtype=bool)
         self.num_cached = 0
         """Pages that only the prefix index holds."""
+        self.idle: set[int] = set()
+        """Cached pages that the prefix index has not yet been told of; it takes them out."""
         self.num_shared = 0
         """Pages with more than one reference; while 0, no write needs a copy."""
 
@@ -59,11 +61,14 @@ class PageAllocator:
     def keep(self, page: int) -> None:
         """The prefix index holds on to a page."""
         self._kept[page] = True
-        self.num_cached += int(self.references[page] == 0)
+        if self.references[page] == 0:
+            self.num_cached += 1
+            self.idle.add(page)
 
     def drop(self, page: int) -> None:
         """The prefix index lets go of a page."""
         self._kept[page] = False
+        self.idle.discard(page)
         if self.references[page] == 0:
             self.num_cached -= 1
             self._free.append(page)
@@ -75,6 +80,7 @@ class PageAllocator:
     def _let_go(self, page: int) -> None:
         if self._kept[page]:
             self.num_cached += 1
+            self.idle.add(page)
         else:
             self._free.append(page)
 

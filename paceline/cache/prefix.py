@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ from paceline.core.registry import Registry
 Tokens = npt.NDArray[np.int32]
 PageRow = list[int]
 """The page of each layer group that holds one stretch of tokens; 0 where a group has none."""
+Key = tuple[object, bytes]
+"""What an entry is found by: its parent, at the root the salt, and its own tokens."""
 
 
 class PrefixIndex(Protocol):
@@ -60,21 +62,33 @@ class NoPrefixIndex:
 class Entry:
     """One page's worth of tokens behind a certain prefix."""
 
-    key: tuple[object, bytes]
+    key: Key
     parent: Entry | None
     row: PageRow
     num_children: int = 0
+    last_used: int = 0
+    queued: bool = False
+    """Whether it stands in the queue of what may be evicted."""
 
 
 class LruPrefixIndex:
     """A tree of pages; what was not used for longest goes first, children before their parents.
 
-    An entry's key is its parent and its own tokens, so a hit compares tokens: there is no hash that could collide.
+    An entry's key is its parent and its own tokens, and a hit compares both: a hash only says where to look.
+
+    Entries that may be evicted, leaves that nobody references, queue in a heap by their last use. An entry enters it
+    when its last child is dropped, or when the allocator tells that its pages have become idle; what has changed since
+    is seen when it comes to the front. Hence each use, release and eviction costs O(log n) at most.
     """
 
     def __init__(self, allocators: Sequence[PageAllocator], page_size: int, max_entries: int) -> None:
         self.allocators, self.page_size, self.max_entries = list(allocators), page_size, max_entries
-        self._entries: OrderedDict[tuple[object, bytes], Entry] = OrderedDict()
+        self._entries: dict[Key, Entry] = {}
+        self._holder: list[dict[int, Entry]] = [{} for _ in allocators]
+        """Per group: the entry that keeps a page."""
+        self._queue: list[tuple[int, Entry]] = []
+        """(last use at the time, entry); no two entries were last used at the same time."""
+        self._clock = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,9 +112,9 @@ class LruPrefixIndex:
             key = self._key(parent, salt, tokens, number * self.page_size)
             entry = self._entries.get(key)
             if entry is None:
-                if len(self._entries) >= self.max_entries and not self.evict():
+                if not self._make_room(parent):
                     break
-                entry = Entry(key, parent, [0] * len(row))
+                entry = Entry(key, parent, [0] * len(row), last_used=self._now())
                 self._entries[key] = entry
                 if parent is not None:
                     parent.num_children += 1
@@ -110,37 +124,73 @@ class LruPrefixIndex:
         self._touch(used)
 
     def evict(self) -> bool:
-        for entry in self._entries.values():
-            if entry.num_children == 0 and not self._referenced(entry):
+        self._collect_idle()
+        while self._queue:
+            last_used, entry = heappop(self._queue)
+            entry.queued = False
+            if entry.last_used != last_used:
+                self._enqueue(entry)
+            elif self._evictable(entry):
                 self._drop(entry)
                 return True
         return False
 
-    def _key(self, parent: Entry | None, salt: str, tokens: Tokens, start: int) -> tuple[object, bytes]:
+    def _key(self, parent: Entry | None, salt: str, tokens: Tokens, start: int) -> Key:
         return (parent if parent is not None else salt, tokens[start : start + self.page_size].tobytes())
 
     def _touch(self, path: list[Entry]) -> None:
         """Marks entries as just used, the root last, so that a leaf is always older than what it hangs on."""
         for entry in reversed(path):
-            self._entries.move_to_end(entry.key)
+            entry.last_used = self._now()
+
+    def _now(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _make_room(self, parent: Entry | None) -> bool:
+        """Whether there is, or can be had, room for one more entry, to hang on ``parent``, which stays."""
+        if len(self._entries) < self.max_entries:
+            return True
+        if parent is None:
+            return self.evict()
+        parent.num_children += 1
+        evicted = self.evict()
+        parent.num_children -= 1
+        self._enqueue(parent)
+        return evicted
 
     def _fill(self, entry: Entry, row: PageRow) -> None:
         """Keeps the offered pages of the groups that the entry has none of; what it has, it keeps."""
         for group, page in enumerate(row):
             if page and not entry.row[group]:
                 entry.row[group] = page
+                self._holder[group][page] = entry
                 self.allocators[group].keep(page)
 
-    def _referenced(self, entry: Entry) -> bool:
-        return any(self.allocators[group].references[page] for group, page in enumerate(entry.row) if page)
+    def _collect_idle(self) -> None:
+        for allocator, holder in zip(self.allocators, self._holder, strict=True):
+            while allocator.idle:
+                self._enqueue(holder[allocator.idle.pop()])
+
+    def _enqueue(self, entry: Entry) -> None:
+        """Lines an entry up, if it may be evicted: else its last child or its pages' release will bring it here."""
+        if not entry.queued and self._evictable(entry):
+            entry.queued = True
+            heappush(self._queue, (entry.last_used, entry))
+
+    def _evictable(self, entry: Entry) -> bool:
+        pages = ((group, page) for group, page in enumerate(entry.row) if page)
+        return not entry.num_children and not any(self.allocators[group].references[page] for group, page in pages)
 
     def _drop(self, entry: Entry) -> None:
         del self._entries[entry.key]
-        if entry.parent is not None:
-            entry.parent.num_children -= 1
         for group, page in enumerate(entry.row):
             if page:
+                del self._holder[group][page]
                 self.allocators[group].drop(page)
+        if entry.parent is not None:
+            entry.parent.num_children -= 1
+            self._enqueue(entry.parent)
 
 
 @prefix_indexes.add("none")

@@ -16,6 +16,7 @@ def registries() -> Mapping[str, Registry[Any]]:
     """Option -> the parts that it chooses from."""
     from paceline.attention import attention_backends
     from paceline.cache import cache_kinds, store_dtypes
+    from paceline.engine.overflow import context_overflows
     from paceline.scheduling import policies
     from paceline.speculation import proposers, verifiers
 
@@ -24,6 +25,7 @@ def registries() -> Mapping[str, Registry[Any]]:
         "kv_cache_dtype": store_dtypes,
         "attention_backend": attention_backends,
         "scheduling_policy": policies,
+        "context_overflow": context_overflows,
         "method": proposers,
         "verifier": verifiers,
     }

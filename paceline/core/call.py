@@ -20,6 +20,8 @@ class CallOptions:
     """The policy "priority" serves lower numbers first, as vLLM does."""
     client: str = ""
     """Who calls; the policy "fair" shares the engine between clients."""
+    context_overflow: str | None = None
+    """What becomes of a call that does not fit the context: "error", "truncate" or "slide"; None is the engine's."""
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
     pooling: str | None = None

@@ -69,9 +69,16 @@ class EngineConfig:
         int | None,
         About("Longest prompt and answer together, in tokens; by default the model's context.", low=2, high=MAX_INT32),
     ] = None
+    context_overflow: Annotated[
+        str, About("What becomes of a call that the context cannot hold: error, truncate (the prompt) or slide.")
+    ] = "error"
     max_num_seqs: Annotated[int, About("Answers generated at the same time.", low=1, high=4096)] = 64
     max_num_batched_tokens: Annotated[int, About("Tokens computed per step.", low=1, high=MAX_INT32)] = 2048
     enable_prefix_caching: Annotated[bool, About("Keep the K/V of shared prompt beginnings.")] = True
+    prefix_cache_max_entries: Annotated[
+        int | None,
+        About("Most pages kept for shared prompt beginnings; by default all that fit.", low=1, high=MAX_INT32),
+    ] = None
     scheduling_policy: Annotated[str, About("Who is served first: fcfs, priority or fair.")] = "fcfs"
     attention_backend: Annotated[str, About("auto, sdpa or reference.")] = "auto"
     seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0

@@ -32,6 +32,10 @@ class CompletionOutput:
     """The stop token or stop string that ended it, if one of the request's own did."""
     token_drafted: list[bool] = field(default_factory=list)
     """Per token: was it an accepted draft token?"""
+    num_slides: int = 0
+    """How often the full context dropped its older half while this answer was made."""
+    num_dropped_tokens: int = 0
+    """Oldest tokens, of prompt and answer, that the model no longer saw at the end."""
     error: str | None = None
 
 
@@ -49,6 +53,12 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens that a prefix cache saved."""
+    num_truncated_tokens: int = 0
+    """Oldest prompt tokens that were cut off: context_overflow="truncate"."""
+    num_slides: int = 0
+    """How often a full context dropped its older half, summed over the answers: context_overflow="slide"."""
+    num_dropped_tokens: int = 0
+    """Tokens that left the model's sight that way, summed over the answers."""
     num_decode_steps: int = 0
     """Steps that gave an answer tokens, summed over the answers."""
     queue_time: float | None = None
@@ -73,10 +83,13 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
+    """Those that were used: without what context_overflow="truncate" cut off."""
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
     finished: bool = True
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_truncated_tokens: int = 0
+    """Oldest prompt tokens that were cut off."""
     embedding: list[float] | None = None
     """Of a call with pooling: the prompt's vector, of Euclidean length 1; None where it failed."""
 

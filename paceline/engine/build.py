@@ -89,7 +89,8 @@ def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[LayerG
     """Pages that slide out of a window cannot be found again, so windowed models share no prefixes."""
     usable = config.enable_prefix_caching and kind.retains and all(group.window is None for group in groups)
     allocators = [group.pages for group in groups]
-    return prefix_indexes["lru" if usable else "none"](allocators, kind.page_size, allocators[0].num_pages)
+    most = config.prefix_cache_max_entries or max(allocator.num_pages for allocator in allocators)
+    return prefix_indexes["lru" if usable else "none"](allocators, kind.page_size, most)
 
 
 def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from paceline.cache import LayerGroup
 from paceline.core.call import CallOptions, checked_tokens
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, out_of_range, shown
 from paceline.core.params import SamplingParams, check_vocabulary
 from paceline.core.request import Group, Pooled, Request
 from paceline.engine.engine import Engine
+from paceline.engine.overflow import Admission, Ask, context_overflows
 from paceline.engine.pooling import poolings
 from paceline.text import Detokenizer, Tokenizer, bad_word_ids
 
@@ -36,6 +38,7 @@ class Intake:
         self.config: EngineConfig = engine.config
         self.model = engine.runner.model.config
         self.max_model_len = engine.seats.max_len
+        _ = context_overflows[engine.config.context_overflow]  # raises if there is none of that name
         self._numbers = itertools.count()
 
     def encode(self, prompt: Any) -> list[int]:
@@ -70,9 +73,10 @@ class Intake:
         """
         _check_options(options)
         check_vocabulary(params, self.model.vocab_size)
+        admission = self._admission(tokens, params, options)
+        tokens = tokens[admission.num_truncated_tokens :]
         pooled = None if options.pooling is None else self._pooled(tokens, params, options.pooling)
-        limit = 0 if pooled is not None else self._max_new_tokens(tokens, params)
-        self._check_pages(tokens, limit, options.speculate)
+        self._check_pages(len(tokens), admission, options.speculate)
         if (params.stop or params.bad_words) and self.tokenizer is None:
             raise InvalidRequestError(
                 "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
@@ -85,7 +89,8 @@ class Intake:
             priority=int(options.priority),
             client=options.client,
             cache_salt=options.cache_salt,
-            regimes=self.engine.regimes(len(tokens) + limit),
+            num_truncated_tokens=admission.num_truncated_tokens,
+            sliding_context=admission.sliding_context,
             speculate=options.speculate and pooled is None,
             pooled=pooled,
         )
@@ -94,7 +99,9 @@ class Intake:
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = [None] * len(tokens)
         seed = params.seed if params.seed is not None else self._draw_seed(number)
+        limit = admission.max_new_tokens
         group.members = [self._member(group, index, seed, limit) for index in range(params.num_samples)]
+        group.regimes = self.engine.regimes(group.members[0].longest)
         return group
 
     def _draw_seed(self, number: int) -> int:
@@ -107,7 +114,7 @@ class Intake:
         watcher = None
         if self.tokenizer is not None and params.detokenize:
             watcher = Detokenizer(self.tokenizer, params, prompt_token_ids=group.prompt_token_ids, end_token_ids=ends)
-        return Request(
+        request = Request(
             id=f"{group.id}-{index}",
             group=group,
             sample_index=index,
@@ -116,6 +123,8 @@ class Intake:
             max_new_tokens=limit,
             watcher=watcher,
         )
+        request.slide()
+        return request
 
     @property
     def longest(self) -> int:
@@ -128,46 +137,51 @@ class Intake:
             raise out_of_range("pooling", pooling, f"one of {', '.join(poolings)}")
         if params.num_samples > 1:
             raise out_of_range("n", params.num_samples, "1 for an embedding")
-        self._room(tokens, least=0)
         return Pooled(next_row=poolings[pooling](len(tokens)))
 
-    def _room(self, tokens: list[int], *, least: int) -> int:
-        """How many tokens the context leaves for an answer; an error if that is less than ``least``."""
+    def _admission(self, tokens: list[int], params: SamplingParams, options: CallOptions) -> Admission:
+        """How many tokens are kept of the prompt, and how many may follow it."""
+        name = self.config.context_overflow if options.context_overflow is None else options.context_overflow
+        if name not in context_overflows:
+            raise out_of_range("context_overflow", name, f"one of {', '.join(context_overflows)}")
         if not tokens:
             raise InvalidRequestError("the prompt is empty", param="prompt")
-        room = self.max_model_len - len(tokens)
-        if room < least:
+        ask = Ask(
+            num_prompt=len(tokens),
+            max_tokens=params.max_tokens if options.pooling is None else 0,
+            min_tokens=params.min_tokens if options.pooling is None else 0,
+            context=self.max_model_len,
+            longest=self.longest,
+            needs_whole_prompt=params.prompt_logprobs is not None,
+        )
+        return context_overflows[name](ask)
+
+    def _check_pages(self, num_prompt: int, admission: Admission, speculate: bool) -> None:
+        """A request that could not finish even alone is refused now, not when pages run out."""
+        limit, context = admission.max_new_tokens, admission.sliding_context
+        total = num_prompt + limit if context is None else context
+        for group in self.engine.cache.groups if speculate else self.engine.runner.groups:
+            needed = self._pages(group, total)
+            if needed <= group.pages.num_pages:
+                continue
+            room = group.pages.num_pages * group.page_size - num_prompt
+            shorter = room > 0 and group.window is None and context is None
+            fix = f"set max_tokens to at most {room}" if shorter else f"set num_blocks to at least {needed}"
             raise InvalidRequestError(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.max_model_len}\n"
-                f"Shorten the prompt to at most {self.max_model_len - least} tokens.",
-                param="prompt",
+                f"{num_prompt} prompt and {limit} output tokens need {needed} pages of {group.page_size} tokens, "
+                f"the cache has {group.pages.num_pages}\nTo make it fit, {fix}.",
+                param="max_tokens",
                 code="context_length_exceeded",
             )
-        return room
 
-    def _max_new_tokens(self, tokens: list[int], params: SamplingParams) -> int:
-        """How many tokens may follow the prompt; where no limit is named, as many as fit."""
-        room = self._room(tokens, least=1)
-        if params.max_tokens is None:
-            room = max(1, self.longest - len(tokens))
-        if params.min_tokens > room:
-            raise out_of_range("min_tokens", params.min_tokens, f"at most {room}, what context and cache leave")
-        return room if params.max_tokens is None else min(params.max_tokens, room)
-
-    def _check_pages(self, tokens: list[int], limit: int, speculate: bool) -> None:
-        """A request that could not finish even alone is refused now, not when pages run out."""
-        groups = self.engine.cache.groups if speculate else self.engine.runner.groups
-        for group in groups:
-            needed = -(-(len(tokens) + limit) // group.page_size)
-            if needed > group.pages.num_pages and group.window is None:
-                room = group.pages.num_pages * group.page_size - len(tokens)
-                fix = f"set max_tokens to at most {room}" if room > 0 else f"set num_blocks to at least {needed}"
-                raise InvalidRequestError(
-                    f"{len(tokens)} prompt and {limit} output tokens need {needed} pages of {group.page_size} tokens, "
-                    f"the cache has {group.pages.num_pages}\nTo make it fit, {fix}.",
-                    param="max_tokens",
-                    code="context_length_exceeded",
-                )
+    def _pages(self, group: LayerGroup, num_tokens: int) -> int:
+        """Pages that a request of ``num_tokens`` tokens holds at most, while it is alone."""
+        whole = -(-num_tokens // group.page_size)
+        if group.window is None or not self.engine.cache.kind.retains:
+            return whole
+        # The tokens of a step and those that the first of them sees, wherever in a page they begin.
+        span = group.window - 1 + min(num_tokens, self.config.max_num_batched_tokens)
+        return min(whole, -(-(span - 1) // group.page_size) + 1)
 
 
 def _check_options(options: CallOptions) -> None:

@@ -77,6 +77,7 @@ class LLM:
         priority: int | Sequence[int] = 0,
         client: str | Sequence[str] = "",
         cache_salt: str = "",
+        context_overflow: str | None = None,
     ) -> list[RequestOutput]:
         """Completes each prompt; outputs come in the order of the prompts.
 
@@ -87,6 +88,9 @@ class LLM:
             priority: one for all, or one per prompt; scheduling_policy="priority" serves lower numbers first.
             client: one for all, or one per prompt; scheduling_policy="fair" shares the engine between clients.
             cache_salt: prefixes are shared only with calls of the same salt.
+            context_overflow: "error" refuses a prompt that the context cannot hold, and ends an answer where the
+                context does; "truncate" cuts off the oldest prompt tokens; "slide" drops the older half of a full
+                context and goes on. None is the engine's option.
 
         Raises:
             InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
@@ -99,7 +103,13 @@ class LLM:
                 raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
         groups = []
         for prompt, wanted, (number, name) in zip(many, each, whose, strict=True):
-            options = CallOptions(speculate=speculate, priority=number, client=name, cache_salt=cache_salt)
+            options = CallOptions(
+                speculate=speculate,
+                priority=number,
+                client=name,
+                cache_salt=cache_salt,
+                context_overflow=context_overflow,
+            )
             group = self.intake.group(self.intake.encode(prompt), wanted, options=options)
             text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
             group.prompt = text if isinstance(text, str) else None
@@ -115,6 +125,7 @@ class LLM:
         priority: int | Sequence[int] = 0,
         client: str | Sequence[str] = "",
         cache_salt: str = "",
+        context_overflow: str | None = None,
     ) -> list[RequestOutput]:
         """Answers a conversation, or each of several, through the model's chat template.
 
@@ -125,7 +136,13 @@ class LLM:
             raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nUse generate with token ids.")
         prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(one)} for one in _conversations(messages)]
         return self.generate(
-            prompts, params, speculate=speculate, priority=priority, client=client, cache_salt=cache_salt
+            prompts,
+            params,
+            speculate=speculate,
+            priority=priority,
+            client=client,
+            cache_salt=cache_salt,
+            context_overflow=context_overflow,
         )
 
     def embed(self, prompts: str | Sequence[Any] | Mapping[str, Any], *, pooling: str = "mean") -> list[RequestOutput]:

@@ -33,6 +33,8 @@ def completion_of(request: Request, index: int) -> CompletionOutput:
         finish_reason=str(request.finish_reason) if request.finish_reason else None,
         stop_reason=_stop_reason(request),
         token_drafted=request.token_drafted,
+        num_slides=request.num_slides,
+        num_dropped_tokens=request.num_dropped,
         error=request.error,
     )
 
@@ -47,6 +49,7 @@ def output_of(group: Group, selector: Selector) -> RequestOutput:
         metrics=metrics_of(group),
         finished=group.finished,
         prompt_logprobs=group.prompt_logprobs,
+        num_truncated_tokens=group.num_truncated_tokens,
         embedding=group.pooled.embedding if group.pooled is not None else None,
     )
 

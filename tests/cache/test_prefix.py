@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paceline.cache import PageAllocator, prefix_indexes
 from paceline.cache.prefix import LruPrefixIndex
@@ -117,3 +121,114 @@ def test_every_index_keeps_the_protocol(name: str) -> None:
     index = prefix_indexes[name]([PageAllocator(4)], PAGE, 4)
     assert index.lookup(tokens(1, 2, 3, 4, 5), "") == []
     assert index.evict() is False
+
+
+def test_a_full_index_never_evicts_what_the_newcomer_hangs_on() -> None:
+    """The longer prompt's first page is the oldest entry, and idle; it must not go to make room for its own child."""
+    index, allocator = index_of(max_entries=2)
+    insert(index, allocator, tokens(*range(4)))
+    insert(index, allocator, tokens(50, 51, 52, 53))
+    insert(index, allocator, tokens(*range(12)))
+    assert len(index.lookup(tokens(*range(12)), "")) == 2
+    assert len(index) == 2
+    assert [index.evict(), index.evict(), index.evict()] == [True, True, False]
+    assert allocator.num_free == allocator.num_pages
+
+
+class Colliding(tuple):
+    """A key whose hash is that of every other."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 7
+
+
+def test_equal_hashes_do_not_make_equal_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    true: Callable[..., tuple[object, bytes]] = LruPrefixIndex._key
+    monkeypatch.setattr(LruPrefixIndex, "_key", lambda *arguments: Colliding(true(*arguments)))
+    index, allocator = index_of()
+    first = insert(index, allocator, tokens(*range(8)))
+    second = insert(index, allocator, tokens(*range(8)), salt="b")
+    assert index.lookup(tokens(*range(4, 12)), "") == []
+    assert index.lookup(tokens(*range(8)), "c") == []
+    assert index.lookup(tokens(*range(8)), "") == [[page] for page in first]
+    assert index.lookup(tokens(*range(8)), "b") == [[page] for page in second]
+    assert len({hash(key) for key in index._entries}) == 1
+
+
+def test_evicting_looks_at_few_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many old entries are in use, each is looked at once, not once per eviction."""
+    index, allocator = index_of(num_pages=3000, max_entries=3000)
+    in_use = [insert(index, allocator, tokens(start, 1, 1, 1))[0] for start in range(1000)]
+    allocator.share(in_use)
+    for start in range(1000, 2000):
+        insert(index, allocator, tokens(start, 1, 1, 1))
+    looks = 0
+    true = LruPrefixIndex._evictable
+
+    def counted(self: LruPrefixIndex, entry: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return true(self, entry)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LruPrefixIndex, "_evictable", counted)
+    assert all(index.evict() for _ in range(1000))
+    assert not index.evict()
+    assert looks < 6000
+    allocator.release(in_use[:1])
+    looks = 0
+    assert index.evict()
+    assert looks < 5
+
+
+def _oldest_leaf(index: LruPrefixIndex) -> object:
+    """What must go next, found the slow way."""
+    allocator = index.allocators[0]
+    able = [
+        entry
+        for entry in index._entries.values()
+        if not entry.num_children and not any(allocator.references[page] for page in entry.row if page)
+    ]
+    return min(able, key=lambda entry: entry.last_used, default=None)
+
+
+Call = tuple[str, int, int]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["insert", "hold", "drop", "lookup", "evict"]), st.integers(0, 5), st.integers(1, 4)),
+        max_size=40,
+    )
+)
+def test_the_oldest_leaf_goes_whatever_was_done_before(calls: list[Call]) -> None:
+    index, allocator = index_of(num_pages=60, max_entries=9)
+    held: list[list[int]] = []
+    for call, branch, pages in calls:
+        values = tokens(*([1] * PAGE * (pages - 1) + [branch] * PAGE))
+        if call == "insert":
+            insert(index, allocator, values)
+        elif call == "hold":
+            held.append([row[0] for row in index.lookup(values, "")])
+            allocator.share(held[-1])
+        elif call == "drop" and held:
+            allocator.release(held.pop(branch % len(held)))
+        elif call == "lookup":
+            index.lookup(values, "")
+        elif call == "evict":
+            expected = _oldest_leaf(index)
+            assert index.evict() is (expected is not None)
+            assert expected not in index._entries.values()
+        allocator.check()
+        assert len(index) <= 9
+    for entry in index._entries.values():
+        assert entry.num_children == sum(other.parent is entry for other in index._entries.values())
+        assert entry.parent is None or index._entries[entry.parent.key] is entry.parent
+    for pages_held in held:
+        allocator.release(pages_held)
+    while index.evict():
+        pass
+    assert len(index) == 0
+    assert allocator.num_free == allocator.num_pages

@@ -80,9 +80,10 @@ def check_books(engine: Engine) -> None:
     cached = engine.cache.groups[0].num_cached
     for request in engine.scheduler.running:
         seat = request.seat
-        known = request.prompt_token_ids + request.output_token_ids
+        known = (request.prompt_token_ids + request.output_token_ids)[request.num_dropped :]
         assert engine.seats.tokens[seat, : engine.seats.num_tokens[seat]].tolist() == known
-        if engine.cache.kind.retains and request.output_token_ids and not request.num_preemptions:
+        undisturbed = not request.num_preemptions and not request.num_slides
+        if engine.cache.kind.retains and request.output_token_ids and undisturbed:
             assert len(known) - cached[seat] == 1
 
 
@@ -105,10 +106,10 @@ def cache_content(engine: Engine, model: CausalLM, group: int) -> None:
     layers = engine.cache.groups[group]
     for request in engine.scheduler.running:
         count = int(layers.num_cached[request.seat])
-        tokens = (request.prompt_token_ids + request.output_token_ids)[:count]
+        tokens = request.window[:count]
         if not tokens:
             continue
-        expected = _dense_kv(model, tokens, int(engine.seats.longest[request.seat]))
+        expected = dense_kv(model, tokens, int(engine.seats.longest[request.seat]))
         pages = torch.tensor(layers.held_pages(request.seat), dtype=torch.int64)
         for layer, pair in enumerate(expected):
             for cells, wanted in zip(layers.store.read(layer, pages), pair, strict=True):
@@ -116,7 +117,7 @@ def cache_content(engine: Engine, model: CausalLM, group: int) -> None:
                 assert torch.allclose(held, wanted.to(held.dtype), atol=1e-9), f"{request.id}: layer {layer} differs"
 
 
-def _dense_kv(model: CausalLM, tokens: list[int], longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def dense_kv(model: CausalLM, tokens: list[int], longest: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     captured: list[tuple[torch.Tensor, torch.Tensor]] = []
     dense = dense_attend(model)
 
