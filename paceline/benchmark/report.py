@@ -23,9 +23,9 @@ SIDES = (SUBJECT, CONTROL)
 def report(record: Record, price: Price | None = None) -> dict[str, Any]:
     """The record without its trials, with what follows from them; ready for JSON."""
     points = {name: _point(point, record, price) for name, point in record["points"].items() if "summary" in point}
-    kept = ("format", "kind", "parameters", "plan", "environment", "command", "finished")
+    kept = ("format", "kind", "parameters", "plan", "environment", "command", "notes", "finished")
     return {
-        **{key: record[key] for key in kept},
+        **{key: record.get(key) for key in kept},
         "price": None if price is None else asdict(price),
         "points": points,
     }

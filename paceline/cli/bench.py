@@ -9,16 +9,15 @@ import typer
 
 from paceline.cli.bench_accuracy import accuracy
 from paceline.cli.bench_options import Asking, Measuring, Output, asked, numbers, takes
-from paceline.cli.bench_output import check_output, engine_parameters, plan_of, run_and_show, set_threads
+from paceline.cli.bench_output import check_output, engine_parameters, plan_of, probes_of, run_and_show, set_threads
+from paceline.cli.bench_peers import peers
 from paceline.cli.bench_serve import serve
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.settings import HELP as SETTINGS_HELP
 from paceline.cli.settings import takes_settings
 
 if TYPE_CHECKING:
-    from paceline.benchmark.probes import Probes
     from paceline.benchmark.shapes import Asked
-    from paceline.engine.llm import LLM
 
 app = typer.Typer(name="bench", help="Measures speed, cost and accuracy.", no_args_is_help=True)
 
@@ -72,12 +71,5 @@ def _in_process(
     run_and_show(kind, points, plan, parameters, output, probes=probes_of(llm))
 
 
-def probes_of(llm: LLM) -> Probes:
-    from paceline.benchmark.probes import MachineProbes
-
-    model = llm.engine.runner.model
-    return MachineProbes(llm.engine.runner.device, model.dtype)
-
-
-for command in (latency, throughput, serve, accuracy):
+for command in (latency, throughput, serve, accuracy, peers):
     app.command(epilog=SETTINGS_HELP)(takes_settings(command))

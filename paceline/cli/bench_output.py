@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paceline.benchmark.probes import Probes
     from paceline.benchmark.schedule import Plan
     from paceline.benchmark.trial import Experiment
+    from paceline.engine.llm import LLM
 
 RAW_DIRECTORY = Path("paceline-bench")
 SHOWN: Mapping[str, tuple[str, str]] = {
@@ -74,6 +75,13 @@ def engine_parameters(engine: EngineChoice) -> dict[str, Any]:
     return {"model": engine.model, "speculative": engine.speculative, "engine_options": dict(engine.options)}
 
 
+def probes_of(llm: LLM) -> Probes:
+    from paceline.benchmark.probes import MachineProbes
+
+    model = llm.engine.runner.model
+    return MachineProbes(llm.engine.runner.device, model.dtype)
+
+
 def check_output(output: Output) -> None:
     """Refuses before the long work what could not be written or drawn after it."""
     from paceline.benchmark.cost import find_price, load_prices
@@ -96,8 +104,9 @@ def run_and_show(
     output: Output,
     *,
     probes: Probes,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Measures, keeps every trial, and shows and writes what was found."""
+    """Measures, keeps every trial, and shows and writes what was found; ``notes`` are shown and kept with it."""
     from paceline.benchmark.environment import environment
     from paceline.benchmark.measure import measure
     from paceline.benchmark.raw import RawFile
@@ -109,6 +118,7 @@ def run_and_show(
         "plan": asdict(plan),
         "environment": environment(),
         "command": sys.argv,
+        "notes": list(notes),
     }
     try:
         record = measure(points, plan, probes=probes, raw=RawFile(path, header), note=note)
@@ -156,6 +166,8 @@ def _print(found: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> None
         for warning in point["warnings"]:
             out.out(f"warning: {warning}", style="yellow")
         out.out("")
+    for text in found["notes"]:
+        out.out(f"note: {text}", style="yellow")
     out.out(describe(found["environment"]), style=FAINT)
     if found["price"] is not None:
         out.out("price: {dollars_per_hour} $/h, {what} ({as_of}, {source})".format(**found["price"]), style=FAINT)

@@ -1,0 +1,19 @@
+"""Other engines on the same weights and token ids: each a process in an environment of its own."""
+
+from paceline.benchmark.peers.catalogue import Peer, peers
+from paceline.benchmark.peers.compare import Chosen, Missing, Task, prepare
+from paceline.benchmark.peers.environment import environment_python
+from paceline.benchmark.peers.process import Answers, PeerError, PeerProcess
+
+__all__ = [
+    "Answers",
+    "Chosen",
+    "Missing",
+    "Peer",
+    "PeerError",
+    "PeerProcess",
+    "Task",
+    "environment_python",
+    "peers",
+    "prepare",
+]
