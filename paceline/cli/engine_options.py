@@ -105,8 +105,8 @@ def speculative_choice(
     rank = min((found.source.rank for found in named), default=wanted.source.rank)
     if not wanted.value and (not named or wanted.source.rank <= rank):
         if named and wanted.source.rank == rank:
-            drafter = named[0].source.name
-            raise ConfigError(f"{wanted.source.name} contradicts the drafter of {drafter}\nLeave one of them out.")
+            by = named[0].source.name
+            raise ConfigError(f"{wanted.source.name} contradicts the drafter of {by}\nLeave one of them out.")
         return None
     winning = [found for found in named if found.source.rank == rank]
     tuning = {name: found for name, found in values.items() if found.given and name not in ("method", "model")}
@@ -116,8 +116,8 @@ def speculative_choice(
         if len(winning) > 1:
             names = " and ".join(found.source.name for found in winning)
             raise ConfigError(f"{names} name two drafters\nGive one of them.")
-        weaker = {name: found.value for name, found in tuning.items() if found.source.rank > rank}
-        stronger = {name: found.value for name, found in tuning.items() if found.source.rank <= rank}
+        weaker = {name: one.value for name, one in tuning.items() if one.source.rank > rank}
+        stronger = {name: one.value for name, one in tuning.items() if one.source.rank <= rank}
         return weaker | _parse(config) | stronger
     drafter = {name: values[name].value for name in ("method", "model") if values[name] in winning}
     return {"method": "draft_model", **drafter, **{name: found.value for name, found in tuning.items()}}

@@ -37,7 +37,7 @@ def running_service(arguments: Sequence[str]) -> Iterator[httpx.Client]:
         ServiceError: it ended or stayed unhealthy; the message is the service's own.
     """
     httpx = _httpx()
-    port, key = _free_port(), secrets.token_urlsafe()
+    port, key = free_port(), secrets.token_urlsafe()
     command = [sys.executable, "-m", "paceline.cli.main", "serve", *arguments, "--host", HOST, "--port", str(port)]
     with tempfile.TemporaryFile() as log, _terminable():
         # In a session of its own, Ctrl-C reaches this process only, which then stops the service in order.
@@ -67,7 +67,7 @@ def _httpx() -> ModuleType:
     return httpx
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

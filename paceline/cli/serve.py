@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
+from paceline.cli.announcement import announce
 from paceline.cli.engine_options import EngineChoice
-from paceline.cli.terminal import FAINT, console
+from paceline.cli.terminal import is_quiet, note
 from paceline.core.errors import ConfigError
+from paceline.core.resolution import Resolution
 from paceline.core.service_config import Limits, ServiceConfig
 
 if TYPE_CHECKING:
-    from paceline.engine.facts import EngineFacts
     from paceline.engine.process.client import EngineProcess
     from paceline.engine.worker import EngineWorker
 
@@ -23,21 +24,23 @@ def serve(
     engine: EngineChoice,
     service: ServiceConfig,
     limits: Limits,
+    resolution: Resolution,
 ) -> None:
     """Serves a model over HTTP: OpenAI's /v1 and /chat."""
     try:
         from paceline.server import run
+        from paceline.server.service import served_name
     except ImportError as error:
         if error.name not in SERVICE_PACKAGES:
             raise
         raise ConfigError(str(error)) from error
     # Before the model is read, which can take long.
     run.check(service)
-    console(sys.stderr).out(f"loading {engine.model or 'the embedded pair'} ...", style=FAINT)
+    note(f"loading {engine.model or 'the embedded pair'} ...")
     client = _in_process(engine) if service.in_process else _in_child(engine)
     try:
-        _describe(client.facts)
-        run.serve(client, service, limits=limits)
+        said = partial(announce, client.facts, served_name(client.model_name), service, resolution)
+        run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
     finally:
         client.close()
 
@@ -62,14 +65,3 @@ def _in_process(engine: EngineChoice) -> EngineWorker:
     llm = engine.load()
     warm_up(llm)
     return EngineWorker(llm)
-
-
-def _describe(facts: EngineFacts) -> None:
-    """How the engine runs; the service itself tells where, once it listens."""
-    drafts = "off"
-    if facts.speculative_method is not None:
-        drafts = f"{facts.speculative_method}, {facts.num_speculative_tokens} draft tokens per step"
-    out = console()
-    out.out(f"weights      {facts.dtype} on {facts.device}")
-    out.out(f"context      {facts.max_model_len} tokens, K/V cache of {facts.num_pages} pages")
-    out.out(f"speculation  {drafts}")

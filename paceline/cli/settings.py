@@ -13,6 +13,7 @@ import typer
 
 from paceline.cli.engine_options import EngineChoice, engine_choice
 from paceline.cli.flags import flag_parameter, keyword
+from paceline.cli.terminal import be_quiet
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.resolution import FILE_NAME, Resolution, Section, config_files, resolve
 from paceline.core.service_config import Limits, ServiceConfig
@@ -24,13 +25,15 @@ HELP = f"Every option is also a variable, PACELINE_<OPTION>, and a key of {FILE_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """Which model runs, and whether it speculates."""
+    """Which model runs, whether it speculates, and what is said beside its answers."""
 
     model: Annotated[str | None, About("Directory or Hub id; by default the embedded pair.", positional=True)] = None
     speculation: Annotated[bool, About("Draft tokens and verify them; without, decode plainly.")] = True
     speculative_config: Annotated[
         str | None, About('All of how to speculate as one JSON object, such as {"method": "ngram"}.')
     ] = None
+
+    quiet: Annotated[bool, About("Print results and errors only.")] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -70,6 +73,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         flags = {item.name: values.pop(item.name) for item in derived}
         given = {name: value for name, value in flags.items() if value not in (None, [])}
         resolution = resolve(SECTIONS, flags=given, files=config_files(config))
+        if resolution.found[MODEL.name]["quiet"].value:
+            be_quiet()
         command(**values, **{name: _build(kind, resolution, config) for name, kind in resolved.items()})
 
     places = [keyword(CONFIG, ConfigFile, None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Annotated, Any
@@ -10,9 +11,12 @@ from typing import IO, Annotated, Any
 import typer
 from rich.console import Console
 
+from paceline.core.settings import WORDS
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DRAFTED = "green"
 FAINT = "dim"
+QUIET_VARIABLE = "PACELINE_QUIET"
 # A model's text may spell terminal commands; only newline and tab pass.
 _HARMLESS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
@@ -20,6 +24,22 @@ _HARMLESS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(co
 def console(file: IO[str] | None = None) -> Console:
     """Colours on a terminal only, and none with NO_COLOR."""
     return Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def be_quiet() -> None:
+    """From now on nothing but results and errors is printed, by processes that this one starts neither."""
+    os.environ[QUIET_VARIABLE] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def is_quiet() -> bool:
+    return WORDS.get(os.environ.get(QUIET_VARIABLE, "").lower(), False)
+
+
+def note(text: str) -> None:
+    """Something by the way, on standard error."""
+    if not is_quiet():
+        console(sys.stderr).out(text, style=FAINT)
 
 
 def print_spans(out: Console, spans: Iterable[tuple[str, bool]]) -> None:

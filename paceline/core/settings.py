@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -90,13 +89,21 @@ class Setting:
         return " ".join([kind, *(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)])
 
 
-@functools.cache
+_settings: dict[type[Any], Mapping[str, Setting]] = {}
+
+
 def settings_of(kind: type[Any]) -> Mapping[str, Setting]:
     """The options of a dataclass by field name, in their order; a field that holds another dataclass is none.
 
     Raises:
         TypeError: a field has no ``About``.
     """
+    if kind not in _settings:
+        _settings[kind] = _read(kind)
+    return _settings[kind]
+
+
+def _read(kind: type[Any]) -> dict[str, Setting]:
     hints = get_type_hints(kind, include_extras=True)
     settings = {}
     for item in fields(kind):
@@ -166,10 +173,10 @@ def parsed(setting: Setting, text: str, where: str, fix: str = "Correct it.") ->
 def _fits(setting: Setting, value: Any) -> bool:
     kind, about = setting.kind, setting.about
     accepted = (int, float) if kind is float else kind
+    if kind is tuple:
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return False
-    if kind is tuple:
-        return all(isinstance(one, str) for one in value)
     if kind in (int, float):
         low, high = (-math.inf if about.low is None else about.low), (math.inf if about.high is None else about.high)
         # Comparisons with NaN are false; an infinity is no number that an option could have.

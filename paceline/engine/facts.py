@@ -18,8 +18,18 @@ class EngineFacts:
     dtype: str
     """Of the target's weights."""
     device: str
+    num_threads: int
+    """That compute."""
+    kv_cache_dtype: str
+    cache: str
+    """The cache kind."""
     num_pages: int
-    """Of the K/V cache, over all layer groups."""
+    """Of the target's K/V cache, in each of its layer groups."""
+    page_size: int
+    """Tokens per page."""
+    max_num_seqs: int
+    scheduling_policy: str
     speculative_method: str | None
     num_speculative_tokens: int
     """The deepest draft; 0 without speculation."""
+    verifier: str | None

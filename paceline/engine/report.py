@@ -6,8 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paceline.engine.engine import Engine
 from paceline.engine.facts import EngineFacts
+from paceline.engine.memory import store_dtype
 from paceline.models import CausalLM
 
 
@@ -45,18 +48,30 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
     }
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def engine_facts(engine: Engine, model_name: str, model_path: Path, max_model_len: int) -> EngineFacts:
     """How the engine runs; names and lengths are the ``LLM``'s."""
     weight = next(engine.runner.model.parameters())
-    speculative = engine.config.speculative
+    config, group = engine.config, engine.cache.groups[engine.target_groups[0]]
+    speculative = config.speculative
     return EngineFacts(
         model_name=model_name,
         model_path=str(model_path),
         max_model_len=max_model_len,
         vocab_size=engine.runner.model.config.vocab_size,
-        dtype=str(weight.dtype).removeprefix("torch."),
+        dtype=_name(weight.dtype),
         device=str(weight.device),
-        num_pages=engine.cache.counts().total,
+        num_threads=torch.get_num_threads(),
+        kv_cache_dtype=_name(store_dtype(config.kv_cache_dtype, engine.runner.model)),
+        cache=config.cache,
+        num_pages=group.pages.num_pages,
+        page_size=group.page_size,
+        max_num_seqs=config.max_num_seqs,
+        scheduling_policy=config.scheduling_policy,
         speculative_method=speculative.method if speculative else None,
         num_speculative_tokens=speculative.num_speculative_tokens if speculative else 0,
+        verifier=speculative.verifier if speculative else None,
     )

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.layers.placement import Placement
@@ -21,11 +16,10 @@ from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
 from paceline.models.family import Family, families
 from paceline.models.hub import CONFIG_FILES, resolve_model
 from paceline.models.placing import MISMATCH, Destination, destinations, match
+from paceline.models.progress import load_progress
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
-# From this size on a terminal shows a progress bar; less takes about a second.
-BAR_BYTES = 2**30
 
 
 def load_config(path: str | Path) -> ModelConfig:
@@ -132,19 +126,9 @@ def _stream(placed: Mapping[str, Entry], wanted: Mapping[str, Destination]) -> N
     for name, entry in placed.items():
         files[entry.file].append(name)
     total = sum(destination.tensor.nbytes for destination in wanted.values())
-    with _progress(total) as advance:
+    with load_progress(total) as advance:
         for file, names in files.items():
             with opened(file) as tensors:
                 for name in names:
                     wanted[name].fill(tensors.get_tensor(placed[name].name))
                     advance(wanted[name].tensor.nbytes)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """Yields ``advance(bytes)``; draws on a terminal's stderr only, and only for big checkpoints."""
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    hidden = total < BAR_BYTES or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
-        task = progress.add_task("loading", total=total)
-        yield lambda size: progress.advance(task, size)

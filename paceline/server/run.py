@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
@@ -19,7 +19,7 @@ from paceline.server.app import create_app
 from paceline.server.connections import protocol
 from paceline.server.doors import KeyRing
 from paceline.server.engine_client import EngineClient
-from paceline.server.service import Service, served_name
+from paceline.server.service import Service
 
 END_SECONDS = 2.0
 """For calls that were ended by the service to tell their clients."""
@@ -95,10 +95,17 @@ def check(config: ServiceConfig) -> None:
     listen(config.host, config.port).close()
 
 
-def serve(engine: EngineClient, config: ServiceConfig | None = None, *, limits: Limits | None = None) -> None:
+def serve(
+    engine: EngineClient,
+    config: ServiceConfig | None = None,
+    *,
+    limits: Limits | None = None,
+    listening: Callable[[int], None] | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT; then lets calls in progress end, for at most ``drain_seconds``.
 
-    Prints the URL and a curl line once the port listens.
+    Args:
+        listening: called with the port once it listens.
 
     Raises:
         ConfigError: as ``check``.
@@ -107,7 +114,8 @@ def serve(engine: EngineClient, config: ServiceConfig | None = None, *, limits: 
     logs.configure(logging.getLevelNamesMapping()[config.log_level.upper()])
     listener = listen(config.host, config.port)
     server = make_server(engine, config, limits)
-    _announce(engine, config, listener.getsockname()[1])
+    if listening is not None:
+        listening(listener.getsockname()[1])
     server.run(sockets=[listener])
 
 
@@ -141,11 +149,3 @@ def _allow_descriptors(num_connections: int) -> None:
         if soft != resource.RLIM_INFINITY and soft < wanted:
             allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def _announce(engine: EngineClient, config: ServiceConfig, port: int) -> None:
-    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-    body = json.dumps({"message": "Hello"})
-    key = " -H 'Authorization: Bearer KEY'" if config.has_keys else ""
-    print(f"Paceline serves {served_name(engine.model_name)} at {url} (context {engine.max_model_len} tokens)")
-    print(f"Try: curl {url}/chat{key} -H 'Content-Type: application/json' -d '{body}'", flush=True)

@@ -45,9 +45,16 @@ def facts(path: str) -> EngineFacts:
         vocab_size=320,
         dtype="none",
         device="none",
+        num_threads=1,
+        kv_cache_dtype="none",
+        cache="none",
         num_pages=0,
+        page_size=1,
+        max_num_seqs=1,
+        scheduling_policy="none",
         speculative_method=None,
         num_speculative_tokens=0,
+        verifier=None,
     )
 
 
