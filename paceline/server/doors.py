@@ -12,7 +12,6 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from paceline.core.errors import ConfigError
@@ -88,7 +87,7 @@ class KeyDoor:
             if client is None:
                 await response_to(_no_key())(scope, receive, send)
                 return
-            visit_of(Request(scope)).client = client
+            visit_of(scope).client = client
         await self.app(scope, receive, send)
 
 

@@ -46,8 +46,11 @@ class ApiError(PacelineError):
         self.status, self.param, self.code, self.headers = status, param, code, headers
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of ``error``; of an unexpected one nothing but that it happened."""
+def as_api_error(error: Exception, request_id: str = "") -> ApiError:
+    """What a client is told of ``error``; of an unexpected one nothing but that it happened.
+
+    The log gets where that was, under the request's id.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequestError):
@@ -63,7 +66,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, "a part of the URL is not valid")
     # The frames without the message, which may quote a prompt.
     frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("unexpected %s\n%s", type(error).__name__, frames)
+    log.error("request %s: unexpected %s\n%s", request_id, type(error).__name__, frames)
     return ApiError(500, "internal server error")
 
 
@@ -85,8 +88,8 @@ def _of_validation(error: ValidationError) -> ApiError:
     return ApiError(400, message.removeprefix("Value error, "), param=str(first["loc"][0]) if first["loc"] else None)
 
 
-def response_to(error: Exception) -> Response:
-    described = as_api_error(error)
+def response_to(error: Exception, request_id: str = "") -> Response:
+    described = as_api_error(error, request_id)
     return JSONResponse(payload(described), described.status, headers=described.headers)
 
 

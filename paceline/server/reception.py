@@ -9,7 +9,6 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.server.admission import Admission, Visit
@@ -24,8 +23,8 @@ _VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
 _VISIT = "paceline.visit"
 
 
-def visit_of(request: Request) -> Visit:
-    visit: Visit = request.scope[_VISIT]
+def visit_of(scope: Scope) -> Visit:
+    visit: Visit = scope[_VISIT]
     return visit
 
 
@@ -59,7 +58,7 @@ class Reception:
             app = self.app if error is None else response_to(error)
             await app(scope, receive, send_marked)
         except Exception as error:
-            response = response_to(error)
+            response = response_to(error, visit.id)
             # Half an answer cannot be mended; the server closes the connection, and the client sees that.
             if not status:
                 await response(scope, receive, send_marked)

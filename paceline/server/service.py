@@ -83,7 +83,7 @@ class Service:
             ApiError, InvalidRequestError, pydantic.ValidationError: what is wrong with it.
         """
         raw = await read_body(request, self.limits)
-        visit = visit_of(request)
+        visit = visit_of(request.scope)
         visit.admit()
         call = await asyncio.to_thread(self._prepare, raw, kind, visit)
         visit.admit(len(call.prompts) * call.params.num_samples)
@@ -92,7 +92,7 @@ class Service:
     async def body(self, request: Request, kind: type[Kind]) -> Kind:
         """Reads and checks a body that needs no call of the engine; raises as ``call``."""
         raw = await read_body(request, self.limits)
-        visit_of(request).admit()
+        visit_of(request.scope).admit()
         return await asyncio.to_thread(self._parse, raw, kind)
 
     def _parse(self, raw: bytes, kind: type[Kind]) -> Kind:

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.errors import as_api_error, payload
+from paceline.server.reception import visit_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -35,15 +36,15 @@ class EventStream(Response):
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_disconnected(receive, self._send_all(send))
+            await unless_disconnected(receive, self._send_all(send, visit_of(scope).id))
         except ClientDisconnect:
             return
         finally:
             await self._events.aclose()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, request_id: str) -> None:
         await self._write(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for chunk in self._events:
@@ -51,7 +52,7 @@ class EventStream(Response):
         except ClientDisconnect:
             raise
         except Exception as error:
-            last = event(payload(as_api_error(error)))
+            last = event(payload(as_api_error(error, request_id)))
             await self._write(send, {"type": "http.response.body", "body": last, "more_body": True})
         await self._write(send, {"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,0 +1,86 @@
+"""Calls that fail half-way, as OpenAI's client sees them: an error of its API, never an answer that looks whole."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import openai
+import pytest
+
+from paceline.core.errors import EngineDeadError
+from tests.server.calling import HELLO
+from tests.server.live import eventually, live, served
+from tests.server.scripted_engine import ScriptedEngine
+
+FAULTS = {
+    "request fails": ("error", "generation_failed"),
+    "request aborted": ("abort", "aborted"),
+    "engine dies": (EngineDeadError("secret"), "engine_dead"),
+    "engine raises": (RuntimeError("secret"), None),
+    "engine's files fail": (OSError("secret"), None),
+    "engine times out": (TimeoutError("secret"), None),
+}
+
+
+def client_of(service):
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=20)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+@pytest.mark.parametrize(("fault", "code"), FAULTS.values(), ids=FAULTS)
+def test_the_client_raises(fault, code, endpoint):
+    engine = ScriptedEngine(fault=fault, fault_after=4)
+    with live(engine) as service, client_of(service) as client:
+        if endpoint == "chat":
+            stream = client.chat.completions.create(model="scripted", messages=HELLO, stream=True)
+            text = lambda chunk: chunk.choices[0].delta.content  # noqa: E731
+        else:
+            stream = client.completions.create(model="scripted", prompt="hello", stream=True)
+            text = lambda chunk: chunk.choices[0].text  # noqa: E731
+        seen = ""
+        with pytest.raises(openai.APIError) as caught:
+            for chunk in stream:
+                seen += text(chunk) or ""
+        assert seen
+        assert "Hello wörld".startswith(seen)
+        assert caught.value.code == code
+        assert "secret" not in str(caught.value)
+        service.idle()
+
+
+def test_a_whole_answer_that_fails_is_an_error_of_the_server():
+    with live(ScriptedEngine(fault="error", fault_after=4)) as service, client_of(service) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model="scripted", messages=HELLO)
+        assert caught.value.status_code == 500
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_crashes(worker, stream):
+    """Its clients, running and waiting, hear of it within seconds; health and newcomers do at once."""
+    step, deadline = worker.llm.engine.step, []
+
+    def crash():
+        if worker.llm.engine.counters.num_generated > 20:
+            deadline.append(time.monotonic() + 5)
+            raise RuntimeError("out of luck")
+        return step()
+
+    worker.llm.engine.step = crash
+    fields = {"messages": HELLO, "max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+    with live(worker) as service, client_of(service) as client:
+        name = served(worker)
+        with pytest.raises(openai.APIError) as caught:
+            answer = client.chat.completions.create(model=name, stream=stream, **fields)
+            list(answer)
+        assert caught.value.code == "engine_dead"
+        assert time.monotonic() < deadline[0]
+        eventually(lambda: not worker.alive)
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 503
+        assert httpx.get(f"{service.url}/ready", trust_env=False).status_code == 503
+        with pytest.raises(openai.APIStatusError) as late:
+            client.chat.completions.create(model=name, **fields)
+        assert (late.value.status_code, late.value.code) == (503, "engine_dead")
+        assert int(late.value.response.headers["retry-after"]) > 0
+        eventually(lambda: service.server._service.admission.num_active == 0)
