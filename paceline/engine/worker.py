@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import Future
 from typing import Any
 
@@ -49,7 +49,7 @@ class EngineWorker:
         *,
         request_id: str,
         options: CallOptions = DEFAULT_OPTIONS,
-    ) -> AsyncIterator[StreamUpdate]:
+    ) -> AsyncGenerator[StreamUpdate]:
         """Streams a call's updates; closing the iterator early aborts the call.
 
         Raises:
@@ -61,7 +61,7 @@ class EngineWorker:
         group = self.loop.check(prompt_token_ids, params, request_id=request_id, options=options)
         return self._stream(group)
 
-    async def _stream(self, group: Group) -> AsyncIterator[StreamUpdate]:
+    async def _stream(self, group: Group) -> AsyncGenerator[StreamUpdate]:
         updates = UpdateStream()
         self.loop.submit(group, updates.put)
         over = False

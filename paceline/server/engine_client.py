@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from paceline.core.call import CallOptions
@@ -48,7 +48,7 @@ class EngineClient(Protocol):
 
     def generate(
         self, prompt_token_ids: list[int], params: SamplingParams, *, request_id: str, options: CallOptions
-    ) -> AsyncIterator[StreamUpdate]:
+    ) -> AsyncGenerator[StreamUpdate]:
         """Streams a call's updates; the last one holds the metrics.
 
         Raises:

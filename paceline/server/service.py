@@ -129,14 +129,17 @@ class Service:
         self._running.add(name)
         finished = False
         try:
-            stream = self.engine.generate(prompt, call.params, request_id=name, options=call.options)
-            async for update in stream:
-                finished = update.finished
-                watch.see(update)
-                for delta in update.deltas:
-                    call.visit.num_output_tokens += len(delta.token_ids)
-                    _check(delta)
-                yield update
+            # Closed at once when left early, not when the garbage collector comes by.
+            async with aclosing(
+                self.engine.generate(prompt, call.params, request_id=name, options=call.options)
+            ) as stream:
+                async for update in stream:
+                    finished = update.finished
+                    watch.see(update)
+                    for delta in update.deltas:
+                        call.visit.num_output_tokens += len(delta.token_ids)
+                        _check(delta)
+                    yield update
             if not finished:
                 raise EngineDeadError("the engine ended a call without an answer")
         finally:

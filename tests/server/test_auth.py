@@ -27,13 +27,19 @@ def bearer(key):
     return {"Authorization": f"Bearer {key}"}
 
 
-def ask(engine, method, path, *, config=CONFIG, **options):
+def ask_all(engine, requests, *, config=CONFIG):
+    """Answers of one application to requests: (method, path, options)."""
+
     async def go():
         transport = httpx.ASGITransport(create_app(engine, config=config), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.request(method, path, **options)
+            return [await client.request(method, path, **options) for method, path, options in requests]
 
     return asyncio.run(go())
+
+
+def ask(engine, method, path, *, config=CONFIG, **options):
+    return ask_all(engine, [(method, path, options)], config=config)[0]
 
 
 def paths():
@@ -64,8 +70,8 @@ NEAR_MISSES = [
 @pytest.mark.parametrize(("method", "path"), paths())
 def test_every_route_needs_a_key(method, path):
     engine = ScriptedEngine()
-    for headers in NEAR_MISSES:
-        answer = ask(engine, method, path, headers=headers, params={"api_key": KEY})
+    requests = [(method, path, {"headers": headers, "params": {"api_key": KEY}}) for headers in NEAR_MISSES]
+    for answer in ask_all(engine, requests):
         if path in PUBLIC_PATHS:
             assert answer.status_code == 200
             continue
@@ -88,8 +94,9 @@ def test_every_route_needs_a_key(method, path):
     ],
 )  # fmt: skip
 def test_no_spelling_of_a_path_gets_round_the_door(path):
-    for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW"):
-        assert ask(ScriptedEngine(), method, path).status_code == 401
+    methods = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW")
+    answers = ask_all(ScriptedEngine(), [(method, path, {}) for method in methods])
+    assert [answer.status_code for answer in answers] == [401] * len(methods)
 
 
 def test_no_spelling_of_a_request_gets_round_the_door():
@@ -116,9 +123,8 @@ def test_no_spelling_of_a_request_gets_round_the_door():
 
 @pytest.mark.parametrize("key", [KEY, OTHER])
 def test_each_key_opens_every_route(key):
-    for method, path in paths():
-        answer = ask(ScriptedEngine(), method, path, headers=bearer(key), json=BODY)
-        assert answer.status_code not in (401, 403)
+    requests = [(method, path, {"headers": bearer(key), "json": BODY}) for method, path in paths()]
+    assert not {answer.status_code for answer in ask_all(ScriptedEngine(), requests)} & {401, 403}
 
 
 def test_keys_are_tenants():

@@ -107,7 +107,9 @@ def test_nothing_that_is_sent_looks_like_a_line_of_its_own(log):
             head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a%0ab\r\nUser-Agent: x%0ay\r\n\r\n"
             assert service.exchange(head.encode()).status == 404
         assert service.exchange(post(b"{}", path="/v1/completions?prompt=secret")).status == 400
-        assert service.exchange(b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        assert service.exchange(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        )
         assert service.exchange(b"no request\r\n\r\n").status == 400
     written = log.getvalue()
     assert written.isascii()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitedTooLongError
 from dataclasses import asdict
@@ -112,7 +112,7 @@ class EngineProcess:
         *,
         request_id: str,
         options: CallOptions = CallOptions(),  # noqa: B008 (it is frozen)
-    ) -> AsyncIterator[StreamUpdate]:
+    ) -> AsyncGenerator[StreamUpdate]:
         """Streams a call's updates; closing the iterator early aborts the call.
 
         Raises:
@@ -125,7 +125,7 @@ class EngineProcess:
 
     async def _stream(
         self, tokens: list[int], params: SamplingParams, request_id: str, options: CallOptions
-    ) -> AsyncIterator[StreamUpdate]:
+    ) -> AsyncGenerator[StreamUpdate]:
         updates = UpdateStream()
         number = next(self._numbers)
         frame = _frame_of(Generate(number, request_id, tokens, params, options))
