@@ -10,6 +10,7 @@ import re
 import httpx
 import pytest
 
+from paceline.cli.main import FAILED, run
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import ServiceConfig
 from paceline.server import create_app
@@ -211,6 +212,7 @@ def test_beyond_this_machine_only_with_a_key_or_on_purpose(host):
         ServiceConfig(host=host)
     assert ServiceConfig(host=host, api_key=(KEY,)).has_keys
     assert not ServiceConfig(host=host, allow_unauthenticated=True).has_keys
+    assert run(["serve", "--host", host]) == FAILED
     for local in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         assert ServiceConfig(host=local).is_local
 
