@@ -45,6 +45,8 @@ class Drafts:
     tokens: Int32  # [B, N]
     parents: Int32  # [B, N]
     counts: Int32  # [B] nodes in use; the rest is padding
+    probs: torch.Tensor | None = None
+    """f32[B, N, V] the very numbers that each token was drawn from; None where each was certain, given those before."""
 
     @staticmethod
     def empty(num_requests: int) -> Drafts:
@@ -52,10 +54,10 @@ class Drafts:
         return Drafts(nothing, nothing, np.zeros(num_requests, dtype=np.int32))
 
     @staticmethod
-    def chains(tokens: Int32, counts: Int32) -> Drafts:
+    def chains(tokens: Int32, counts: Int32, probs: torch.Tensor | None = None) -> Drafts:
         """Chains: node i's parent is i - 1."""
         parents = np.broadcast_to(np.arange(-1, tokens.shape[1] - 1, dtype=np.int32), tokens.shape)
-        return Drafts(tokens, parents, counts)
+        return Drafts(tokens, parents, counts, probs)
 
     @property
     def width(self) -> int:

@@ -77,11 +77,27 @@ def context_length(config: EngineConfig, target: CausalLM) -> int:
 
 
 def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> GuardedProposer | None:
-    if config.speculative is None:
+    """The drafter that the options name.
+
+    Raises:
+        ConfigError: options that cannot work together, naming the one to change.
+    """
+    options = config.speculative
+    if options is None:
         return None
-    inner = proposers[config.speculative.method](config.speculative, target, load)
+    verifier = verifiers[options.verifier]
+    inner = proposers[options.method](options, target, load)
+    if inner.makes_trees and not verifier.takes_trees:
+        able = ", ".join(sorted(name for name in verifiers if verifiers[name].takes_trees))
+        raise ConfigError(
+            f"the {options.method} method drafts trees, the {options.verifier} verifier takes only chains\n"
+            f'Set speculative_config["verifier"] to one that takes trees: {able}.'
+        )
     return GuardedProposer(
-        inner, vocab_size=target.config.vocab_size, max_depth=config.speculative.num_speculative_tokens
+        inner,
+        vocab_size=target.config.vocab_size,
+        max_depth=options.num_speculative_tokens,
+        takes_trees=verifier.takes_trees,
     )
 
 
@@ -111,7 +127,8 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     if proposer is not None:
         runner = runners[1] if len(runners) > 1 else None
         own = list(range(len(groups[0]), len(cache.groups)))
-        proposer.bind(ProposerTools(seats, cache, pipeline, runner, own, max_rows=config.max_num_batched_tokens))
+        rows, probs = config.max_num_batched_tokens, verifier.needs_probs
+        proposer.bind(ProposerTools(seats, cache, pipeline, runner, own, max_rows=rows, needs_probs=probs))
     scheduler = Scheduler(
         config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
     )

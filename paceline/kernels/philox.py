@@ -38,6 +38,10 @@ class Domain(IntEnum):
     """Choosing the token that replaces a rejected one."""
 
 
+DEPTH_SHIFT = 8
+"""Of the counter's last word the low bits are the domain, those above a draw's depth in its draft."""
+
+
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Four words of 32 random bits per counter.
 
@@ -66,11 +70,12 @@ def _mix(product: Tensor, word: Tensor, key: Tensor) -> Tensor:
     return ((product >> 32) ^ word ^ key).bitwise_and_(MASK)
 
 
-def uniform(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain, token: Tensor) -> Tensor:
+def uniform(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain | Tensor, token: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), float64, one per broadcast element of the int64 arguments.
 
     A pure function of its arguments: (word + 0.5) / 2**32, where the key is the 64-bit seed, the counter
-    (token // 4, output index, sample index, domain), and the word number token % 4.
+    (token // 4, output index, sample index, domain), and the word number token % 4. A tensor of domains may hold
+    more than a ``Domain``: ``DEPTH_SHIFT``.
     """
     words = philox(*_counter_and_key(seed, sample_index, output_index, domain, token >> 2))
     chosen = torch.stack(words, -1)
@@ -78,7 +83,7 @@ def uniform(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Do
     return _to_unit(chosen.gather(-1, index).squeeze(-1).double())
 
 
-def gumbel(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain, token: Tensor) -> Tensor:
+def gumbel(seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain | Tensor, token: Tensor) -> Tensor:
     """Standard Gumbel noise -log(-log(u)) of ``uniform``'s numbers, float64, between GUMBEL_MIN and GUMBEL_MAX."""
     return _to_gumbel(uniform(seed, sample_index, output_index, domain, token))
 
@@ -87,30 +92,31 @@ def gumbel_rows(
     seed: Tensor,
     sample_index: Tensor,
     output_index: Tensor,
-    domain: Domain,
+    domain: Domain | Tensor,
     vocab_size: int,
     *,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """``gumbel`` of every token for each row, rounded to ``dtype``: int64[R] three times -> [R, V].
+    """``gumbel`` of every token for each row, rounded to ``dtype``: int64[R] three or four times -> [R, V].
 
     Evaluates each counter once for its four tokens; the values are those of ``gumbel`` bit for bit.
     """
     num_counters = -(-vocab_size // NUM_WORDS)
     noise = torch.empty(len(seed), num_counters, NUM_WORDS, dtype=dtype, device=seed.device)
     per_row = (seed[:, None], sample_index[:, None], output_index[:, None])
+    domains = domain[:, None] if isinstance(domain, Tensor) else domain
     block = max(1024, _COUNTERS_PER_BLOCK // max(len(seed), 1))
     for start in range(0, num_counters, block):
         counters = torch.arange(start, min(start + block, num_counters), device=seed.device)
-        words = philox(*_counter_and_key(*per_row, domain, counters))
+        words = philox(*_counter_and_key(*per_row, domains, counters))
         noise[:, start : start + block] = _to_gumbel(_to_unit(torch.stack(words, -1).double()))
     return noise.view(len(seed), num_counters * NUM_WORDS)[:, :vocab_size]
 
 
 def _counter_and_key(
-    seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain, group: Tensor
+    seed: Tensor, sample_index: Tensor, output_index: Tensor, domain: Domain | Tensor, group: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    domains = torch.full_like(sample_index, int(domain))
+    domains = domain if isinstance(domain, Tensor) else torch.full_like(sample_index, int(domain))
     return (group, output_index, sample_index, domains), (seed & MASK, (seed >> 32) & MASK)
 
 

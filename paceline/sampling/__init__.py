@@ -1,7 +1,7 @@
 """How a row of logits becomes a token: controls, noise, log-probabilities, selectors; nothing of models or caches."""
 
-from paceline.sampling.pipeline import BANNED, NAN, Pipeline
+from paceline.sampling.pipeline import BANNED, NAN, Pipeline, probabilities
 from paceline.sampling.selector import Selector, selectors
 from paceline.sampling.state import SamplingState
 
-__all__ = ["BANNED", "NAN", "Pipeline", "SamplingState", "Selector", "selectors"]
+__all__ = ["BANNED", "NAN", "Pipeline", "SamplingState", "Selector", "probabilities", "selectors"]

@@ -5,18 +5,32 @@ Shape letters: R rows, V vocabulary, N candidate tokens of all rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from paceline.core.batch import SampleRows
-from paceline.kernels.philox import GUMBEL_MAX, GUMBEL_MIN, Domain, gumbel, gumbel_rows
+from paceline.kernels.philox import DEPTH_SHIFT, GUMBEL_MAX, GUMBEL_MIN, Domain, gumbel, gumbel_rows, uniform
 from paceline.sampling.controls import Controls
 
 POINTWISE_COST = 6
 """Noise of one candidate costs about this many tokens of a dense row."""
 POINTWISE_START = 2048
 """... and starting it costs about this many."""
+
+
+class NoiseKeys(NamedTuple):
+    """What each row's noise depends on besides the token; int64[R] each."""
+
+    seed: Tensor
+    sample_index: Tensor
+    output_index: Tensor
+    domain: Tensor
+
+    def take(self, chosen: Tensor) -> NoiseKeys:
+        return NoiseKeys(*(column[chosen] for column in self))
 
 
 class Noise:
@@ -27,8 +41,21 @@ class Noise:
         # Counting candidates would stall a GPU, which evaluates every token in about the same time.
         self._prunes = controls.device.type == "cpu"
 
-    def add(self, scores: Tensor, rows: SampleRows) -> Tensor:
-        """f[R, V]: scores plus target noise, in the scores' dtype; tokens that cannot be the best may be -inf.
+    def keys(self, rows: SampleRows, domain: Domain = Domain.TARGET) -> NoiseKeys:
+        """The keys of ``rows``; in domains that belong to a draft, a row's depth in it is part of the key.
+
+        An output index is drafted anew, at a smaller depth, after a draft of which only a part stood. What became of
+        that draft may tell of the noise of all its depths, so the next one must not draw the same numbers again.
+        """
+        device, stream = self._controls.device, np.full(len(rows), int(domain), dtype=np.int64)
+        if domain is not Domain.TARGET:
+            stream |= np.count_nonzero(rows.path >= 0, axis=1) << DEPTH_SHIFT
+        seed, sample_index = self._controls.seed[rows.seats], self._controls.sample_index[rows.seats]
+        arrays = (seed, sample_index, rows.output_index.astype(np.int64), stream)
+        return NoiseKeys(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def add(self, scores: Tensor, keys: NoiseKeys) -> Tensor:
+        """f[R, V]: scores plus noise, in the scores' dtype; tokens that cannot be the best may be -inf.
 
         Noise lies between two bounds, so a token whose score is too far below the row's best cannot win. Rounding
         keeps order, hence the argmax is that of ``dense`` noise bit for bit.
@@ -37,21 +64,17 @@ class Noise:
             candidates = _candidates(scores)  # [R, V]
             if int(candidates.count_nonzero()) * POINTWISE_COST + POINTWISE_START < scores.numel():
                 row, token = candidates.nonzero(as_tuple=True)
-                seed, sample_index, output_index = (column[row] for column in self._columns(rows, scores.device))
-                noise = gumbel(seed, sample_index, output_index, Domain.TARGET, token).to(scores.dtype)
+                noise = gumbel(*keys.take(row), token).to(scores.dtype)
                 return torch.full_like(scores, -torch.inf).index_put_((row, token), scores[row, token] + noise)
-        return scores + self.dense(rows, scores.dtype, Domain.TARGET)
+        return scores + self.dense(keys, scores.dtype)
 
-    def dense(self, rows: SampleRows, dtype: torch.dtype, domain: Domain) -> Tensor:
+    def dense(self, keys: NoiseKeys, dtype: torch.dtype) -> Tensor:
         """f[R, V] the noise of every token."""
-        columns = self._columns(rows, self._controls.device)
-        return gumbel_rows(*columns, domain, self._controls.vocab_size, dtype=dtype)
+        return gumbel_rows(*keys, self._controls.vocab_size, dtype=dtype)
 
-    def _columns(self, rows: SampleRows, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        seats = rows.seats
-        arrays = (self._controls.seed[seats], self._controls.sample_index[seats], rows.output_index.astype(np.int64))
-        seed, sample_index, output_index = (torch.from_numpy(array).to(device) for array in arrays)
-        return seed, sample_index, output_index
+    def uniform(self, keys: NoiseKeys) -> Tensor:
+        """f64[R]: a number in (0, 1) per row."""
+        return uniform(*keys, torch.zeros_like(keys.seed))
 
 
 def _candidates(scores: Tensor) -> Tensor:

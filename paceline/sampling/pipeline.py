@@ -16,7 +16,7 @@ from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.philox import Domain
 from paceline.sampling.logprobs import token_logprobs
-from paceline.sampling.noise import Noise
+from paceline.sampling.noise import Noise, NoiseKeys
 from paceline.sampling.state import SamplingState
 
 NAN = -1
@@ -70,18 +70,58 @@ class Pipeline:
         result: Int64 = tokens.cpu().numpy()
         return result
 
+    def log_weights(self, logits: Tensor, rows: SampleRows) -> Tensor:
+        """f[R, V]: what ``sample`` adds noise to, a row's log-probabilities up to a constant, whatever its controls.
+
+        A greedy row is -inf but for its token, the first of the best scores. A row that ``sample`` calls NAN is NaN
+        everywhere, one that it calls BANNED is -inf everywhere.
+        """
+        scores = self.scores(logits, rows)
+        greedy = np.flatnonzero(self.state.greedy[rows.seats])
+        if len(greedy):
+            here = _row_index(greedy, scores.device)
+            scores[here] = _only_best(scores[here])
+        scores.clamp_(max=torch.finfo(scores.dtype).max)  # so that an infinite score is a certain token, not NaN
+        # A ban may have covered the NaN that says this row's numbers cannot be trusted.
+        return scores.masked_fill_(~(logits.amax(-1, keepdim=True) > -torch.inf), torch.nan)
+
+    def draft(self, logits: Tensor, rows: SampleRows) -> tuple[Int64, Tensor]:
+        """A draft's tokens int64[R] as in ``sample``, with noise of their own, and f32[R, V] what they were drawn from.
+
+        A ratio test is exact only with the very numbers that were drawn from: the noise is added to their logarithms.
+        """
+        probs = probabilities(self.log_weights(logits, rows)).float()
+        tokens = self.choose(probs.log(), self._noise.keys(rows, Domain.DRAFT))
+        # Neither kind of row without a token has probabilities: the logits tell which it is.
+        tokens.masked_fill_(~(logits.amax(-1) > -torch.inf), NAN)
+        result: Int64 = tokens.cpu().numpy()
+        return result, probs
+
+    def choose(self, log_weights: Tensor, keys: NoiseKeys) -> Tensor:
+        """int64[R] the first of the best sums of ``log_weights`` [R, V] and noise; NAN and BANNED as in ``sample``."""
+        tokens = best_tokens(self._noise.add(log_weights, keys))
+        return tokens.masked_fill_(log_weights.amax(-1) == -torch.inf, BANNED)
+
+    def noise_keys(self, rows: SampleRows, domain: Domain) -> NoiseKeys:
+        """What the noise of ``rows`` depends on, by row, on the device of the controls."""
+        return self._noise.keys(rows, domain)
+
+    def uniform(self, rows: SampleRows, domain: Domain) -> Tensor:
+        """f64[R]: a number in (0, 1) of each row's seed, sample and output index in ``domain``."""
+        return self._noise.uniform(self._noise.keys(rows, domain))
+
     def perturbed(self, logits: Tensor, rows: SampleRows, domain: Domain = Domain.TARGET) -> Tensor:
         """f[R, V]: the scores plus the noise of ``domain``, of which ``sample`` is the argmax; greedy rows get none."""
         scores = self.scores(logits, rows)
         noisy = np.flatnonzero(~self.state.greedy[rows.seats])
         if len(noisy):
             here = _row_index(noisy, scores.device)
-            scores[here] += self._noise.dense(take_rows(rows, noisy), scores.dtype, domain)
+            scores[here] += self._noise.dense(self._noise.keys(take_rows(rows, noisy), domain), scores.dtype)
         return scores
 
     def noise(self, rows: SampleRows, domain: Domain, dtype: torch.dtype = torch.float64) -> Tensor:
         """f[R, V]: the Gumbel noise of each row's seed, sample and output index in ``domain``."""
-        return self._noise.dense(rows, dtype, domain)
+        return self._noise.dense(self._noise.keys(rows, domain), dtype)
 
     def logprobs(
         self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
@@ -104,7 +144,7 @@ class Pipeline:
         return _by_kind(greedy, scores, rows, lambda scores, _: best_tokens(scores), self._draw)
 
     def _draw(self, scores: Tensor, rows: SampleRows) -> Tensor:
-        return best_tokens(self._noise.add(scores.to(compute_dtype(scores)), rows))
+        return best_tokens(self._noise.add(scores.to(compute_dtype(scores)), self._noise.keys(rows)))
 
 
 def compute_dtype(logits: Tensor) -> torch.dtype:
@@ -115,6 +155,19 @@ def best_tokens(scores: Tensor) -> Tensor:
     """int64[R]: the lowest of the best tokens of each row of ``scores`` [R, V]; NAN where the best is NaN or -inf."""
     best, tokens = scores.max(-1)
     return tokens.masked_fill_(~(best > -torch.inf), NAN)
+
+
+def probabilities(log_weights: Tensor) -> Tensor:
+    """f[R, V]: the distributions of ``Pipeline.log_weights``; rows without a token are 0 everywhere."""
+    without = ~(log_weights.amax(-1, keepdim=True) > -torch.inf)
+    return log_weights.softmax(-1).masked_fill_(without, 0.0)
+
+
+def _only_best(scores: Tensor) -> Tensor:
+    """0 for the first of each row's best scores, -inf for the others; rows without one stay -inf or NaN."""
+    best, tokens = scores.max(-1, keepdim=True)
+    certain = torch.full_like(scores, -torch.inf).scatter_(-1, tokens, 0.0)
+    return torch.where(best > -torch.inf, certain, best)
 
 
 def take_rows(rows: SampleRows, chosen: npt.NDArray[np.int64]) -> SampleRows:

@@ -29,6 +29,8 @@ class ProposerTools:
     """The proposer's own layer groups in ``cache``."""
     max_rows: int
     """Most rows a single forward pass may take."""
+    needs_probs: bool = False
+    """The verifier's: sample drafts with ``pipeline.draft`` and hand over what they were drawn from."""
 
 
 class Proposer(Protocol):
@@ -36,6 +38,9 @@ class Proposer(Protocol):
 
     model: CausalLM | None
     """A model whose layers need K/V memory of their own; None for methods without one."""
+
+    makes_trees: bool
+    """Whether a draft may be anything but a chain; a builder can ask whether the verifier ``takes_trees``."""
 
     def bind(self, tools: ProposerTools) -> None: ...
 
@@ -48,6 +53,10 @@ class Proposer(Protocol):
 
         Works whose group does not speculate must be left alone. Works in mid-prompt (budget 0) are shown so that a
         drafter's own cache can keep up.
+
+        Where ``needs_probs``, whether a draft has a token at some depth may hang on the tokens before it, never on that
+        token itself or on a later one: leaving out a token because it came out unlikely changes the distribution.
+        Tokens that are certain (``Drafts.probs`` is None) may be left out for any reason.
         """
         ...
 

@@ -18,11 +18,16 @@ from paceline.speculation.base import ProposerTools, proposers
 
 
 class DraftModelProposer:
-    """Drafts with the target's own controls and noise: ``match`` accepts wherever both choose alike (2408.07978).
+    """Drafts with the target's own controls.
+
+    Without ``needs_probs`` it shares the target's noise, so that both choose alike as often as sharing can make them
+    (2408.07978); else it draws with noise of its own, and hands over what it drew from.
 
     Of a draft of k tokens, k - 1 are forwarded: the last needs no successor. After the verdict the cache therefore
     holds the known tokens and at most k - 1 accepted ones; what is missing is fed in the next round.
     """
+
+    makes_trees = False
 
     def __init__(self, model: CausalLM) -> None:
         self.model: CausalLM | None = model
@@ -43,11 +48,7 @@ class DraftModelProposer:
         logits = self._catch_up(mine)
         self.written[mine.seats] = mine.end
         drafting = np.flatnonzero(mine.draft_budget > 0)
-        drafted, drafted_counts = self._draft(_select(mine, drafting), logits)
-        tokens = np.zeros((len(works), drafted.shape[1]), dtype=np.int32)
-        counts = np.zeros(len(works), dtype=np.int32)
-        tokens[active[drafting]], counts[active[drafting]] = drafted, drafted_counts
-        return Drafts.chains(tokens, counts)
+        return _spread(self._draft(_select(mine, drafting), logits), active[drafting], len(works))
 
     def _active(self, works: Works) -> Int64:
         """Works that speculate and whose draft stays within this model's own context."""
@@ -70,35 +71,45 @@ class DraftModelProposer:
                 collected.append(output.logits)
         return torch.cat(collected) if len(collected) > 1 else (collected[0] if collected else None)
 
-    def _draft(self, works: Works, logits: torch.Tensor | None) -> tuple[Int32, Int32]:
-        """Samples a chain per work: tokens [B, K] and how many of them are good; -1 where not even the first is.
+    def _draft(self, works: Works, logits: torch.Tensor | None) -> Drafts:
+        """Draws a chain per work. The count is -1 where not even the first token is good.
 
         Then the logits were NaN, and so may be what is cached: the count tells the engine to start this draft anew.
         """
         longest = int(works.draft_budget.max(initial=0))
         tokens = np.zeros((len(works), longest), dtype=np.int32)
         counts = np.zeros(len(works), dtype=np.int32)
+        probs = None
+        if self.tools.needs_probs and logits is not None:
+            probs = logits.new_zeros((*tokens.shape, logits.shape[-1]), dtype=torch.float32)
         alive = np.arange(len(works))
         for depth in range(longest):
             assert logits is not None
-            sampled = self._sample(works, alive, tokens[alive, :depth], logits)
+            sampled = self._sample(works, alive, tokens[alive, :depth], logits, probs)
             good = sampled >= 0
             tokens[alive[good], depth] = sampled[good]
             counts[alive[good]] += 1
             if depth == 0:
                 counts[sampled == NAN] = -1
+            # Goes by the tokens before it whether there is another one, as a ratio test needs it.
             alive = alive[good & (works.draft_budget[alive] > depth + 1)]
             if not len(alive):
                 break
             logits = self._forward(works, alive, tokens[alive, depth], depth)
-        return tokens, counts
+        return Drafts.chains(tokens, counts, probs)
 
-    def _sample(self, works: Works, alive: Int64, path: Int32, logits: torch.Tensor) -> Int64:
+    def _sample(
+        self, works: Works, alive: Int64, path: Int32, logits: torch.Tensor, probs: torch.Tensor | None
+    ) -> Int64:
+        """The next token of the works ``alive``, int64[A]; what they were drawn from goes to ``probs`` f[B, K, V]."""
         seats = self.tools.seats
         chosen = works.seats[alive]
         known = seats.num_tokens[chosen] - seats.prompt_len[chosen]
         rows = SampleRows(seats=chosen, output_index=known.astype(np.int64) + path.shape[1], path=path)
-        return self.tools.pipeline.sample(logits, rows)
+        if probs is None:
+            return self.tools.pipeline.sample(logits, rows)
+        tokens, probs[torch.from_numpy(alive).to(probs.device), path.shape[1]] = self.tools.pipeline.draft(logits, rows)
+        return tokens
 
     def _forward(self, works: Works, alive: Int64, tokens: Int32, depth: int) -> torch.Tensor:
         """Feeds one drafted token per request, behind everything written so far."""
@@ -115,6 +126,20 @@ class DraftModelProposer:
 
     def forget(self, seat: int) -> None:
         self.written[seat] = 0
+
+
+def _spread(drafts: Drafts, places: Int64, num_requests: int) -> Drafts:
+    """The drafts of some of a step's requests, put in the ``places`` of these; the others get none."""
+    if len(places) == num_requests:
+        return drafts
+    tokens = np.zeros((num_requests, drafts.width), dtype=np.int32)
+    counts = np.zeros(num_requests, dtype=np.int32)
+    tokens[places], counts[places] = drafts.tokens, drafts.counts
+    probs = drafts.probs
+    if probs is not None:
+        probs = probs.new_zeros((num_requests, *probs.shape[1:]))
+        probs[torch.from_numpy(places).to(probs.device)] = drafts.probs
+    return Drafts.chains(tokens, counts, probs)
 
 
 def _select(works: Works, chosen: Int64) -> Works:

@@ -9,6 +9,7 @@ from operator import index as whole_number
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from paceline.core.batch import Drafts, Int32, Verdict, Works
 from paceline.core.errors import ConfigError
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
 MAX_NODES = 1024
+TOLERANCE = 1e-3
+"""How far from 1 the sum of what a token was drawn from may be."""
 
 
 @dataclass(slots=True)
@@ -32,9 +35,9 @@ class GuardCounters:
 class GuardedProposer:
     """Passes calls on; what raises or makes no sense becomes "no draft", with a counter and a warning."""
 
-    def __init__(self, inner: Proposer, *, vocab_size: int, max_depth: int) -> None:
-        self.inner, self.vocab_size = inner, vocab_size
-        self.model = inner.model
+    def __init__(self, inner: Proposer, *, vocab_size: int, max_depth: int, takes_trees: bool = True) -> None:
+        self.inner, self.vocab_size, self.takes_trees = inner, vocab_size, takes_trees
+        self.model, self.makes_trees = inner.model, inner.makes_trees
         self.counters = GuardCounters()
         self._in_a_row = Counter[str]()
         self._nodes = _node_table(inner, max_depth)
@@ -108,14 +111,24 @@ class GuardedProposer:
         )
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:
-        _check_arrays(drafts, len(works))
+        _check_arrays(drafts, len(works), self.vocab_size, self.tools.pipeline.state.device)
         node = np.arange(drafts.width, dtype=np.int32)
         wild = (drafts.parents < -1) | (drafts.parents >= node)
+        if not self.takes_trees:
+            wild |= drafts.parents != node - 1
         # A chain in their place: what is dropped or padding may hold anything, and depths are read of every node.
         safe = replace(drafts, parents=np.where(wild, node - 1, drafts.parents))
         bad = self._malformed(works, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
+        counts = np.where(bad, 0, drafts.counts).astype(np.int32)
+        if drafts.probs is not None:
+            counts = _drawn(replace(safe, counts=counts), drafts.probs)
+        return replace(safe, counts=self._struck(works, drafts.counts, counts))
+
+    def _struck(self, works: Works, claimed: Int32, counts: Int32) -> Int32:
+        """Takes note of the drafts of which less than was claimed is left; returns ``counts`` [B]."""
+        bad = counts != claimed
         self._strikes[works.seats] = np.where(
-            bad, self._strikes[works.seats] + 1, np.where(drafts.counts > 0, 0, self._strikes[works.seats])
+            bad, self._strikes[works.seats] + 1, np.where(claimed > 0, 0, self._strikes[works.seats])
         )
         for number in np.flatnonzero(self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
             # No more drafts are asked for, and the drafter stops feeding its cache, perhaps with NaN.
@@ -124,7 +137,7 @@ class GuardedProposer:
             self.counters.num_rejected_drafts += int(bad.sum())
             log.warning("%d malformed drafts were dropped", int(bad.sum()))
             self._reset(works.seats[bad].tolist())
-        return Drafts(safe.tokens, safe.parents, np.where(bad, 0, drafts.counts).astype(np.int32))
+        return counts
 
     def _malformed(self, works: Works, drafts: Drafts) -> npt.NDArray[np.bool_]:
         """[B] a token outside the vocabulary, or more nodes or depth than allowed."""
@@ -134,6 +147,24 @@ class GuardedProposer:
         wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > works.draft_budget[:, None])
         bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
+
+
+def _drawn(drafts: Drafts, probs: torch.Tensor) -> Int32:
+    """[B] how much of each chain can be kept, its tokens being drawn from ``probs`` f[B, N, V].
+
+    A chain ends before the first row that is no distribution. That row hangs on the tokens before it alone, so cutting
+    there is as good as never having drafted further, whereas dropping the whole chain would make the tokens before it
+    count the less the oftener they lead to such a row. A token that its row gives no probability was not drawn from it:
+    nothing true is known of such a chain, and it goes as a whole. That never befalls a token that was.
+    """
+    tokens = torch.from_numpy(drafts.tokens.astype(np.int64)).clamp(0, probs.shape[-1] - 1).to(probs.device)
+    least, total = probs.amin(-1), probs.sum(-1)
+    sound = (least >= 0) & ((total - 1.0).abs() < TOLERANCE)
+    drawn = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) > 0
+    sound, drawn = torch.stack([sound, drawn]).cpu().numpy()
+    kept = np.minimum(drafts.counts, np.cumprod(sound, axis=1).sum(axis=1))
+    lying = ((np.arange(drafts.width) < kept[:, None]) & ~drawn).any(axis=1)
+    return np.where(lying, 0, kept).astype(np.int32)
 
 
 def _node_table(inner: Proposer, max_depth: int) -> list[int]:
@@ -155,8 +186,14 @@ def _node_table(inner: Proposer, max_depth: int) -> list[int]:
     return nodes
 
 
-def _check_arrays(drafts: Drafts, num_requests: int) -> None:
+def _check_arrays(drafts: Drafts, num_requests: int, vocab_size: int, device: torch.device) -> None:
     shape = (num_requests, drafts.width)
     wanted = ((drafts.tokens, shape), (drafts.parents, shape), (drafts.counts, shape[:1]))
     if any(array.shape != expected or array.dtype.kind != "i" for array, expected in wanted):
         raise TypeError(f"drafts must be integer arrays of shape {shape}, with {num_requests} counts")
+    probs = drafts.probs
+    if probs is not None and (
+        not isinstance(probs, torch.Tensor)
+        or (probs.shape, probs.dtype, probs.device.type) != ((*shape, vocab_size), torch.float32, device.type)
+    ):
+        raise TypeError(f"what drafts were drawn from must be a float32 tensor of shape {(*shape, vocab_size)}")

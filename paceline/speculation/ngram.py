@@ -41,6 +41,7 @@ class NgramProposer:
     """Point-mass chains, free of any model."""
 
     model: CausalLM | None = None
+    makes_trees = False
 
     def __init__(self, config: SpeculativeConfig) -> None:
         self.low, self.high = config.prompt_lookup_min, config.prompt_lookup_max

@@ -22,6 +22,7 @@ class RandomTreeProposer:
     """Random trees of up to ``nodes`` nodes; some paths follow the truth, siblings may repeat each other's token."""
 
     model: CausalLM | None = None
+    makes_trees = True
 
     def __init__(self, nodes: int, vocab_size: int) -> None:
         self.nodes, self.vocab_size = nodes, vocab_size

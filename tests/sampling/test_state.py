@@ -173,13 +173,9 @@ def test_a_draft_that_changes_the_counts_is_caught(monkeypatch):
 
 
 def test_noise_shared_across_samples_is_caught(monkeypatch):
-    columns = Noise._columns
-
-    def shared(self, rows, device):
-        seed, sample_index, output_index = columns(self, rows, device)
-        return seed, torch.zeros_like(sample_index), output_index
-
-    monkeypatch.setattr(Noise, "_columns", shared)
+    keys = Noise.keys
+    shared = lambda *args: keys(*args)._replace(sample_index=torch.tensor(0).expand(len(args[1])))  # noqa: E731
+    monkeypatch.setattr(Noise, "keys", shared)
     first, expected = sampled({})
     second, _ = sampled({}, sample_index=1)
     assert pair_statistic(first, second, expected) > PAIR_THRESHOLD

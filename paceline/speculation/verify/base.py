@@ -1,18 +1,24 @@
-"""The verifier protocol."""
+"""The verifier protocol, and how decisions become a verdict."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from itertools import pairwise
+from typing import ClassVar, Protocol
 
 import torch
 
 from paceline.core.batch import Drafts, Int32, SampleRows, Verdict
 from paceline.core.registry import Registry
-from paceline.sampling import Pipeline
+from paceline.sampling import BANNED, Pipeline
 
 
 class Verifier(Protocol):
     """Decides the tokens of every request from the target's logits. Without a draft, it samples one token."""
+
+    needs_probs: ClassVar[bool]
+    """Drafts are sampled with noise of their own and carry what they were drawn from; else they share the target's."""
+    takes_trees: ClassVar[bool]
+    """Else every draft must be a chain."""
 
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
@@ -25,3 +31,22 @@ class Verifier(Protocol):
 
 
 verifiers: Registry[type[Verifier]] = Registry("verifier")
+
+
+def undrafted(sampled: list[int], starts: list[int]) -> Verdict:
+    """One token per request that reached its last known one: plain decoding."""
+    verdict = Verdict([], [], [])
+    for first, last in pairwise(starts):
+        append(verdict, sampled[first:last], [], list(range(first, last)))
+    return verdict
+
+
+def append(verdict: Verdict, tokens: list[int], path: list[int], rows: list[int]) -> None:
+    """Files one request's decision; NAN and BANNED are never emitted, the token before them becomes the last."""
+    if tokens and tokens[-1] < 0:
+        if tokens == [BANNED]:
+            verdict.dead_ends.add(len(verdict.tokens))
+        tokens, path, rows = tokens[:-1], path[:-1], rows[:-1]
+    verdict.tokens.append(tokens)
+    verdict.path.append(path)
+    verdict.rows.append(rows)
