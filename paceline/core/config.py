@@ -28,7 +28,7 @@ class SpeculativeConfig:
     method: Annotated[str, About("How drafts are made: draft_model, ngram, ...", flag="speculative_method")]
     model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
     num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
-    verifier: Annotated[str, About("How drafts are verified; match never changes the text.")] = "match"
+    verifier: Annotated[str, About("match never changes the text; token and block keep more of a draft.")] = "match"
     prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
     prompt_lookup_min: Annotated[int, About("ngram: shortest n-gram that is looked up.", low=1, high=32)] = 2
 

@@ -45,17 +45,21 @@ class Chains:
             over = over.where(p[:, :-1].amax(-1) > 0, scale[:, :-1])
         return torch.cat([over.where(drafted, scale[:, :-1]), scale[:, -1:]], dim=1)
 
-    def residual(self, accepted: Tensor, scale: Tensor) -> Tensor:
-        """f[B, V], not normalised: ``scale`` [B] times the p after ``accepted`` [B] draft tokens, less the q there."""
+    def behind(self, accepted: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What the token behind ``accepted`` [B] draft tokens is drawn from, for which ``scale`` [B] is the p's factor.
+
+        f[B, V], not normalised: scale * p less the q of the rejected token; and bool[B], true where p itself is meant
+        instead, since nothing was rejected, or rounding left nothing of the difference.
+        """
         request = torch.arange(len(self.counts), device=self.counts.device)
         p = self.p[request, accepted]
         scaled = scale[:, None].to(p.dtype) * p
         rejected = accepted.clamp(max=self.tokens.shape[1] - 1)
-        drafted = (accepted < self.counts)[:, None]
         if self.q is None:
-            token = self.tokens[request, rejected, None]
-            return scaled.scatter(-1, token, scaled.gather(-1, token).masked_fill(drafted, 0.0))
-        return scaled.sub_(self.q[request, rejected].to(p.dtype).masked_fill_(~drafted, 0.0)).clamp_(min=0.0)
+            residual = scaled.scatter(-1, self.tokens[request, rejected, None], 0.0)
+        else:
+            residual = scaled.sub_(self.q[request, rejected]).clamp_(min=0.0)
+        return residual, (accepted == self.counts) | ~(residual.amax(-1) > 0)
 
     def _drafted(self) -> Tensor:
         """bool[B, K]"""

@@ -65,10 +65,8 @@ class RatioVerifier(ABC):
         uniform = pipeline.uniform(rows, Domain.ACCEPT)[grid[:, :-1]]
         accepted = self.accepted(uniform < thresholds)
         at = accepted[:, None]
-        residual = chains.residual(accepted, scales.gather(-1, at).squeeze(-1))
+        residual, plain = chains.behind(accepted, scales.gather(-1, at).squeeze(-1))
         row = grid.gather(-1, at).squeeze(-1)
-        # Behind a whole draft the target is sampled as it is; so it is where rounding left no residual.
-        plain = (accepted == chains.counts) | ~(residual.amax(-1) > 0)
         target, other = (pipeline.noise_keys(rows, domain).take(row) for domain in (Domain.TARGET, Domain.RESIDUAL))
         keys = target._replace(domain=torch.where(plain, target.domain, other.domain))
         return accepted, pipeline.choose(torch.where(plain[:, None], log_weights[row], residual.log()), keys)
