@@ -108,7 +108,8 @@ class DraftModelProposer:
         rows = SampleRows(seats=chosen, output_index=known.astype(np.int64) + path.shape[1], path=path)
         if probs is None:
             return self.tools.pipeline.sample(logits, rows)
-        tokens, probs[torch.from_numpy(alive).to(probs.device), path.shape[1]] = self.tools.pipeline.draft(logits, rows)
+        tokens, drawn = self.tools.pipeline.draft(logits, rows)
+        probs[torch.from_numpy(alive).to(probs.device), path.shape[1]] = drawn
         return tokens
 
     def _forward(self, works: Works, alive: Int64, tokens: Int32, depth: int) -> torch.Tensor:

@@ -66,6 +66,18 @@ def test_table_of_texts_that_agree(capsys, monkeypatch):
     assert captured.err == ""
 
 
+@pytest.mark.parametrize(("verifier", "code"), [("match", 1), ("block", 0)])
+def test_only_some_verifiers_may_change_what_is_sampled(verifier, code, capsys, monkeypatch):
+    fake_service(monkeypatch, {False: "plain", True: "other"})
+    monkeypatch.setattr(demo_command, "QUESTIONS", QUESTIONS[1:])
+    assert QUESTIONS[1].temperature > 0
+    arguments = ["demo", "--speculative-config", json.dumps({"method": "ngram", "verifier": verifier})]
+    assert run(arguments) == code
+    monkeypatch.setattr(demo_command, "QUESTIONS", QUESTIONS)
+    assert run(arguments) == 1
+    assert "the texts differ" in capsys.readouterr().err
+
+
 def test_summary_is_of_pairs_and_of_steps():
     def answer(seconds: float, drafted: int, accepted: int, length: float) -> Answer:
         return Answer([("x", False)], 11, seconds, drafted, accepted, length)

@@ -19,6 +19,8 @@ class Verifier(Protocol):
     """Drafts are sampled with noise of their own and carry what they were drawn from; else they share the target's."""
     takes_trees: ClassVar[bool]
     """Else every draft must be a chain."""
+    keeps_text: ClassVar[bool]
+    """A seed's text is that of plain decoding; else only its distribution is, and the text of greedy requests."""
 
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline

@@ -22,6 +22,7 @@ class MatchVerifier:
 
     needs_probs: ClassVar[bool] = False
     takes_trees: ClassVar[bool] = True
+    keeps_text: ClassVar[bool] = True
 
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline

@@ -28,6 +28,7 @@ class RatioVerifier(ABC):
 
     needs_probs: ClassVar[bool] = True
     takes_trees: ClassVar[bool] = False
+    keeps_text: ClassVar[bool] = False
 
     @abstractmethod
     def thresholds(self, chains: Chains) -> tuple[Tensor, Tensor]:
