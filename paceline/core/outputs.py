@@ -69,6 +69,8 @@ class RequestMetrics:
     """From the first token to the last."""
     e2e_time: float | None = None
     """From arrival to the last token."""
+    estimated_speedup: float | None = None
+    """Against plain decoding steps that the engine has timed; None where it has not timed enough of them."""
 
     @property
     def inference_time(self) -> float | None:

@@ -31,6 +31,16 @@ class TokenWatcher(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Comparison:
+    """Time that decoding took, and what plain decoding would have taken, in seconds."""
+
+    step_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    complete: bool = True
+    """False once a step had nothing to be compared with."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """Tokens known so far and how to continue them.
@@ -70,6 +80,7 @@ class Request:
     """time.monotonic() at which each output token was accepted."""
     token_drafted: list[bool] = field(default_factory=list)
     """True where the output token was an accepted draft token."""
+    comparison: Comparison = field(default_factory=Comparison)
 
     @property
     def params(self) -> SamplingParams:

@@ -15,6 +15,7 @@ from paceline.core.seats import Seats
 from paceline.engine.logprobs import record_logprobs, record_prompt_logprobs
 from paceline.engine.pooling import pool_hidden
 from paceline.engine.stats import Counters
+from paceline.engine.step_times import StepTimes
 from paceline.runner import ModelRunner, assemble, sample_rows
 from paceline.sampling import Pipeline, selectors
 from paceline.scheduling import Scheduler
@@ -48,6 +49,7 @@ class Engine:
         self.pipeline, self.verifier, self.proposer = pipeline, verifier, proposer
         self.target_groups = scheduler.target_groups
         self.counters = Counters(max_depth=scheduler.max_depth)
+        self.step_times = StepTimes()
         self.selector = selectors["sample"]
         self._restarting: list[Request] = []
 
@@ -75,6 +77,7 @@ class Engine:
 
     def step(self) -> list[Progress]:
         """Advances every planned request by at least one token, or one chunk of its prompt."""
+        began = time.monotonic()
         works = self.scheduler.plan()
         if not len(works):
             return []
@@ -90,6 +93,8 @@ class Engine:
             self.proposer.observe(works, verdict)
         self._publish(works, verdict)
         self._retire(works)
+        kept = ((item.request, item.num_new) for item in progress)
+        self.step_times.record(works, drafts, kept, time.monotonic() - began)
         return progress
 
     def _propose(self, works: Works) -> Drafts:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from paceline.core.outputs import RequestMetrics
 from paceline.core.request import Group, Request
+from paceline.engine.step_times import estimated_speedup
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ def metrics_of(group: Group) -> RequestMetrics:
         prefill_time=_between(group.seated_at, first),
         decode_time=_between(first, last),
         e2e_time=_between(group.arrival, last),
+        estimated_speedup=estimated_speedup(members),
     )
 
 

@@ -9,6 +9,7 @@ from paceline.core.params import SamplingParams
 from paceline.engine.intake import Intake
 from paceline.engine.llm import LLM
 from paceline.engine.stats import Counters
+from paceline.engine.step_times import StepTimes
 
 PROMPT_TOKENS = 8
 OUTPUT_TOKENS = 6
@@ -36,3 +37,4 @@ def _forget(llm: LLM) -> None:
     engine.cache.num_prefix_queries = engine.cache.num_prefix_hits = 0
     engine.scheduler.num_preemptions = 0
     engine.counters = Counters(max_depth=engine.scheduler.max_depth)
+    engine.step_times = StepTimes()

@@ -42,7 +42,7 @@ def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
         "time_to_first_token": metrics.time_to_first_token,
         "time_per_output_token": metrics.time_per_output_token,
         "num_preemptions": metrics.num_preemptions,
-        "estimated_speedup": None,
+        "estimated_speedup": metrics.estimated_speedup,
     }
 
 

@@ -12,7 +12,15 @@ from paceline.server.admission import Visit
 from paceline.server.schemas import EngineRequest
 
 Body = TypeVar("Body", bound=EngineRequest)
-_TIMES = ("time_to_first_token", "time_per_output_token", "queue_time", "prefill_time", "decode_time", "e2e_time")
+_MEANS = (
+    "time_to_first_token",
+    "time_per_output_token",
+    "queue_time",
+    "prefill_time",
+    "decode_time",
+    "e2e_time",
+    "estimated_speedup",
+)
 _COUNTS = ("num_drafted", "num_accepted", "num_preemptions", "num_cached_tokens", "num_decode_steps")
 
 
@@ -84,13 +92,13 @@ class Outcome:
 
 
 def join_metrics(outcomes: list[Outcome]) -> RequestMetrics:
-    """Over all prompts: counts added up, times averaged."""
+    """Over all prompts: counts added up, times and speed-ups averaged."""
     if len(outcomes) == 1:
         return outcomes[0].metrics
     joined = RequestMetrics()
     for name in _COUNTS:
         setattr(joined, name, sum(getattr(outcome.metrics, name) for outcome in outcomes))
-    for name in _TIMES:
+    for name in _MEANS:
         known = [value for outcome in outcomes if (value := getattr(outcome.metrics, name)) is not None]
         setattr(joined, name, sum(known) / len(known) if known else None)
     if joined.num_decode_steps:
