@@ -58,7 +58,7 @@ def _errors(described: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
 def answers(kind: type[BaseModel] | None = None, *, errors: Mapping[int, str] | None = None) -> Documented:
     """A route without a body; ``kind`` None: JSON, or another type that the route's response class names."""
     ok: dict[str, Any] = {"description": "OK"} | ({} if kind is None else {"model": kind})
-    return {"response_model": None, "responses": {200: ok} | _errors(_ANY | (errors or {})), "openapi_extra": {}}
+    return {"response_model": None, "responses": {200: ok, **_errors({**_ANY, **(errors or {})})}, "openapi_extra": {}}
 
 
 def takes(body: type[BaseModel], kind: type[BaseModel], *, streams: bool = False) -> Documented:
