@@ -75,12 +75,13 @@ def delta_of(request: Request, num_new: int) -> CompletionDelta:
 def update_of(group: Group, members: Sequence[tuple[Request, int]], selector: Selector) -> StreamUpdate:
     """What a step (or an abort) did for a call: its members that went on, each with its number of new tokens."""
     num_tokens = sum(len(request.output_token_ids) for request in group.members)
-    is_first = num_tokens == sum(num_new for _, num_new in members) > 0
+    is_first = num_tokens == sum(num_new for _, num_new in members)
+    of_prompt = group.prompt_logprobs
     return StreamUpdate(
         group.id,
         [delta_of(request, num_new) for request, num_new in members],
         metrics_of(group) if group.finished else None,
-        prompt_logprobs=group.prompt_logprobs if is_first else None,
+        prompt_logprobs=of_prompt if is_first and of_prompt is not None and None not in of_prompt[1:] else None,
         embedding=group.pooled.embedding if group.pooled is not None else None,
         selected=[request.sample_index for request in selector.finish(group)] if group.finished else None,
     )

@@ -78,6 +78,7 @@ def test_logprobs():
     assert b"".join(bytes(item["bytes"]) for item in content).decode() == "é!"
     assert content[0]["top_logprobs"][1]["logprob"] == -9999.0
     assert complete(ScriptedEngine()).json()["choices"][0]["logprobs"] is None
+    assert complete(ScriptedEngine(), logprobs=False).json()["choices"][0]["logprobs"] is None
     chunk = events(complete(ScriptedEngine(), logprobs=True, stream=True))[1]
     assert len(chunk["choices"][0]["logprobs"]["content"]) == 1
 

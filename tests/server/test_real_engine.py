@@ -136,6 +136,17 @@ def test_embeddings_are_the_engine_s(worker, llm, pooling):
     assert np.linalg.norm(wanted, axis=1) == pytest.approx([1.0] * 3)
 
 
+def test_an_echo_without_an_answer_is_whole(worker, llm):
+    """Every token is banned, so the answer ends before its first."""
+    (token,) = llm.tokenizer.encode("e", add_special_tokens=False)
+    body = {"prompt": TEXTS[1], "echo": True, "logprobs": 1, "allowed_token_ids": [token], "bad_words": ["e"]}
+    (choice,) = completions(worker, **body)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (TEXTS[1], "stop")
+    assert {len(items) for items in choice["logprobs"].values()} == {len(llm.tokenizer.encode(TEXTS[1]))}
+    echoed, _ended, _done = events(post(worker, "/v1/completions", stream=True, **body))
+    assert echoed["choices"][0]["logprobs"] == choice["logprobs"]
+
+
 def test_a_prompt_too_long_says_so(worker):
     for path, name, longest in (("/v1/completions", "prompt", 255), ("/v1/embeddings", "input", 256)):
         assert post(worker, path, **{name: [5] * longest}).status_code == 200
