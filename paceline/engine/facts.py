@@ -32,4 +32,6 @@ class EngineFacts:
     speculative_method: str | None
     num_speculative_tokens: int
     """The deepest draft; 0 without speculation."""
+    context_overflow: str = "error"
+    """What becomes of a call that the context cannot hold, unless it says otherwise."""
     verifier: str | None

@@ -154,7 +154,7 @@ class Intake:
             longest=self.longest,
             needs_whole_prompt=params.prompt_logprobs is not None,
         )
-        return context_overflows[name](ask)
+        return context_overflows[name].admit(ask)
 
     def _check_pages(self, num_prompt: int, admission: Admission, speculate: bool) -> None:
         """A request that could not finish even alone is refused now, not when pages run out."""

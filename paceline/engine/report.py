@@ -73,5 +73,6 @@ def engine_facts(engine: Engine, model_name: str, model_path: Path, max_model_le
         scheduling_policy=config.scheduling_policy,
         speculative_method=speculative.method if speculative else None,
         num_speculative_tokens=speculative.num_speculative_tokens if speculative else 0,
+        context_overflow=engine.config.context_overflow,
         verifier=speculative.verifier if speculative else None,
     )

@@ -25,7 +25,7 @@ class EngineWorker:
     def __init__(self, llm: LLM, *, stall_seconds: float = STALL_SECONDS) -> None:
         self.llm, self.facts, self.tokenizer = llm, llm.facts, llm.tokenizer
         self.model_name, self.max_model_len = self.facts.model_name, self.facts.max_model_len
-        self.vocab_size = self.facts.vocab_size
+        self.vocab_size, self.context_overflow = self.facts.vocab_size, self.facts.context_overflow
         self.loop = EngineLoop(llm, stall_seconds=stall_seconds)
         self._thread = threading.Thread(target=self.loop.run, name="paceline-engine", daemon=True)
         self._thread.start()

@@ -42,6 +42,9 @@ def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
         "time_to_first_token": metrics.time_to_first_token,
         "time_per_output_token": metrics.time_per_output_token,
         "num_preemptions": metrics.num_preemptions,
+        "num_truncated_tokens": metrics.num_truncated_tokens,
+        "num_slides": metrics.num_slides,
+        "num_dropped_tokens": metrics.num_dropped_tokens,
         "estimated_speedup": metrics.estimated_speedup,
     }
 

@@ -21,7 +21,16 @@ _MEANS = (
     "e2e_time",
     "estimated_speedup",
 )
-_COUNTS = ("num_drafted", "num_accepted", "num_preemptions", "num_cached_tokens", "num_decode_steps")
+_COUNTS = (
+    "num_drafted",
+    "num_accepted",
+    "num_preemptions",
+    "num_cached_tokens",
+    "num_truncated_tokens",
+    "num_slides",
+    "num_dropped_tokens",
+    "num_decode_steps",
+)
 
 
 @dataclass(frozen=True, slots=True)

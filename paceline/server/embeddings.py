@@ -45,7 +45,11 @@ def _whole(service: Service, call: Call[EmbeddingRequest], outcomes: list[Outcom
         "data": data,
         "model": service.model_name,
         "usage": usage,
-        "paceline": {"queue_time": metrics.queue_time, "num_preemptions": metrics.num_preemptions},
+        "paceline": {
+            "queue_time": metrics.queue_time,
+            "num_preemptions": metrics.num_preemptions,
+            "num_truncated_tokens": metrics.num_truncated_tokens,
+        },
     }
 
 

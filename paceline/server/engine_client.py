@@ -27,6 +27,11 @@ class EngineClient(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def context_overflow(self) -> str:
+        """What becomes of a call that the context cannot hold, unless it says otherwise."""
+        ...
+
+    @property
     def ready(self) -> bool:
         """Loaded, warm, alive and not stalled: a call made now begins soon."""
         ...

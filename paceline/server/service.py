@@ -13,6 +13,7 @@ from starlette.requests import Request
 from paceline.core.errors import EngineDeadError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.service_config import Limits
+from paceline.engine.overflow import context_overflows
 from paceline.server.admission import Admission, Visit
 from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
@@ -103,8 +104,9 @@ class Service:
     def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
         body = self._parse(raw, kind)
         prompts = body.prompts(self)
-        # A chat that names no limit gets what fits beside its prompt; where nothing fits, the engine says so.
-        room = max(1, self.engine.max_model_len - max(map(len, prompts)))
+        # A call that names no limit gets what there is room for beside its prompt; if none, the engine says so.
+        overflow = context_overflows[body.context_overflow or self.engine.context_overflow]
+        room = overflow.room(max(map(len, prompts)), self.engine.max_model_len)
         params = body.params(min(self.limits.default_max_tokens, room))
         visit.num_prompt_tokens = sum(map(len, prompts))
         return Call(uuid.uuid4().hex, body, prompts, params, body.options(visit.client), visit)

@@ -59,7 +59,7 @@ def ask(**more: Any) -> Ask:
     ],
 )
 def test_admissions(name: str, call: dict[str, Any], expected: Admission) -> None:
-    assert context_overflows[name](ask(**call)) == expected
+    assert context_overflows[name].admit(ask(**call)) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_admissions(name: str, call: dict[str, Any], expected: Admission) -> Non
 )
 def test_refusals_name_the_field_and_the_number(name: str, call: dict[str, Any], field: str, number: str) -> None:
     with pytest.raises(InvalidRequestError, match=number) as caught:
-        context_overflows[name](ask(**call))
+        context_overflows[name].admit(ask(**call))
     assert caught.value.param == field
 
 

@@ -20,6 +20,7 @@ class ScriptedEngine:
         self.tokenizer = byte_level() if tokenizer else None
         self.script = byte_level().encode(answer)
         self.model_name, self.max_model_len, self.vocab_size, self.alive = "scripted", 4096, 320, True
+        self.context_overflow = "error"
         self.stalled, self.loaded, self.restarts, self.closed = False, True, 0, False
         self.retry_after = None
         self.fault, self.fault_after, self.pause = fault, fault_after, pause

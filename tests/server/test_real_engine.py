@@ -165,3 +165,27 @@ def test_the_figures_of_an_answer_add_up(worker):
     text = call(worker, "GET", "/metrics").text
     assert 'paceline:spec_decode_num_accepted_tokens_per_pos_total{model_name="scripted",position="3"}' in text
     assert 'paceline:kv_cache_usage_perc{model_name="scripted"} 0.0' in text
+
+
+def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker, llm):
+    """The context of the model is 256 tokens; without a limit, a truncated prompt leaves half of it to the answer."""
+    prompt = [int(token) for token in np.random.default_rng(4).integers(3, 300, size=300)]
+    refused = post(worker, "/v1/completions", prompt=prompt, max_tokens=20)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    truncated = completions(worker, prompt=prompt, max_tokens=20, context_overflow="truncate")
+    (short,) = llm.generate(prompt[-236:], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
+    assert truncated["choices"][0]["text"] == short.outputs[0].text
+    assert truncated["paceline"]["num_truncated_tokens"] == 64
+    slid = completions(worker, prompt=prompt, max_tokens=120, context_overflow="slide")
+    assert slid["usage"]["completion_tokens"] == 120
+    assert (slid["paceline"]["num_slides"], slid["paceline"]["num_dropped_tokens"]) == (2, 256)
+    body = {"prompt": prompt, "stream": True, "context_overflow": "slide", "max_tokens": 9}
+    told = [event for event in events(post(worker, "/v1/completions", **body)) if isinstance(event, dict)]
+    assert any(event.get("paceline", {}).get("num_slides") == 1 for event in told)
+    chat = {"messages": [{"role": "user", "content": "a b c d " * 120}], "temperature": 0, "ignore_eos": True}
+    unlimited = post(worker, "/v1/chat/completions", **chat, model="scripted", context_overflow="truncate").json()
+    assert unlimited["paceline"]["num_truncated_tokens"] > 0
+    assert unlimited["usage"]["completion_tokens"] == 128
+    bad = post(worker, "/v1/completions", prompt=prompt, context_overflow="cut")
+    assert bad.status_code == 400

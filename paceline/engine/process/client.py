@@ -81,7 +81,7 @@ class EngineProcess:
             self.close(timeout=0)
             raise
         self.model_name, self.max_model_len = self.facts.model_name, self.facts.max_model_len
-        self.vocab_size = self.facts.vocab_size
+        self.vocab_size, self.context_overflow = self.facts.vocab_size, self.facts.context_overflow
         self.tokenizer = Tokenizer.try_load(Path(self.facts.model_path))
 
     @property

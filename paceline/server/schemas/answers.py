@@ -49,6 +49,9 @@ class Figures(Answer):
     time_to_first_token: float | None
     time_per_output_token: float | None
     num_preemptions: int
+    num_truncated_tokens: int
+    num_slides: int
+    num_dropped_tokens: int
     estimated_speedup: float | None
 
 
@@ -140,6 +143,7 @@ class EmbeddingUsage(Answer):
 class EmbeddingFigures(Answer):
     queue_time: float | None
     num_preemptions: int
+    num_truncated_tokens: int
 
 
 class Embeddings(Answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -39,6 +39,8 @@ class EngineRequest(Body):
     stream: bool | None = None
     priority: Annotated[int | None, Field(ge=-MAX_INT32 - 1, le=MAX_INT32)] = None
     """With the scheduling policy "priority": lower numbers are served first."""
+    context_overflow: Literal["error", "truncate", "slide"] | None = None
+    """What becomes of a call that the context cannot hold; null is the server's option."""
 
     def prompts(self, encoder: PromptEncoder) -> list[list[int]]:
         """Token ids of each prompt."""
@@ -50,7 +52,9 @@ class EngineRequest(Body):
 
     def options(self, client: str) -> CallOptions:
         """The salt keeps clients from learning, by timing, which prompts others have sent."""
-        return CallOptions(priority=self.priority or 0, client=client, cache_salt=client)
+        return CallOptions(
+            priority=self.priority or 0, client=client, cache_salt=client, context_overflow=self.context_overflow
+        )
 
 
 def _token_map(bias: object) -> object:
@@ -100,7 +104,7 @@ class SamplingFields(EngineRequest):
         "web_search_options": (),
     }
     not_of_sampling: ClassVar[frozenset[str]] = frozenset(
-        {"model", "max_completion_tokens", "speculation", "stream", "priority"}
+        {"model", "max_completion_tokens", "speculation", "stream", "priority", "context_overflow"}
     )
 
     temperature: Annotated[Finite, number(0, 1e4)] | None = None
