@@ -15,7 +15,7 @@ from paceline.scheduling import Scheduler
 from tests.engine.helpers import assert_idle, begin, finish, greedy, make, random_prompt, seeded, tokens_of
 from tests.invariance.engines import Models, preempt_every
 
-PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 1), (2, 16), (3, 37), (4, 90), (5, 128))]
+PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 1), (2, 16), (3, 37), (4, 60))]
 
 
 def embeddings(outputs) -> np.ndarray:
@@ -37,7 +37,7 @@ def test_embeddings_are_those_of_transformers(family, pooling, checkpoints) -> N
     # transformers computes norms in float32 whatever the model's type is.
     np.testing.assert_allclose(embeddings(outputs), wanted, atol=1e-6)
     assert all(isinstance(value, float) for value in outputs[0].embedding)
-    assert [(output.outputs[0].token_ids, output.outputs[0].finish_reason) for output in outputs] == [([], "stop")] * 5
+    assert [(output.outputs[0].token_ids, output.outputs[0].finish_reason) for output in outputs] == [([], "stop")] * 4
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
