@@ -26,11 +26,11 @@ def killed_at(monkeypatch, step: int) -> None:
     """Lets the next run die before this step."""
     plain = recipe.Blocks.batch
 
-    def dies(self, wanted: int):
+    def dies(self, wanted: int, parts: int = 1):
         if wanted == step:
             monkeypatch.setattr(recipe.Blocks, "batch", plain)
             raise KilledError
-        return plain(self, wanted)
+        return plain(self, wanted, parts)
 
     monkeypatch.setattr(recipe.Blocks, "batch", dies)
 
@@ -51,7 +51,7 @@ def test_the_targets_loss_falls_below_the_baseline(toy) -> None:
 
 
 def test_a_killed_target_run_ends_with_the_same_weights(toy, monkeypatch) -> None:
-    options = replace(toy.target_options, out=toy.directory / "killed", steps=40, eval_prompts=1)
+    options = replace(toy.target_options, out=toy.directory / "killed", steps=40, short_rows=0.5, eval_prompts=1)
     whole = replace(options, out=toy.directory / "whole")
     train_target(whole, RecordingProgress())
     killed_at(monkeypatch, 25)
