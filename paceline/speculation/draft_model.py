@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict, Works
@@ -92,7 +93,8 @@ class DraftModelProposer:
             if depth == 0:
                 counts[sampled == NAN] = -1
             # Goes by the tokens before it whether there is another one, as a ratio test needs it.
-            alive = alive[good & (works.draft_budget[alive] > depth + 1)]
+            goes_on = good & (works.draft_budget[alive] > depth + 1) & ~_ends(works, alive, sampled)
+            alive = alive[goes_on]
             if not len(alive):
                 break
             logits = self._forward(works, alive, tokens[alive, depth], depth)
@@ -127,6 +129,16 @@ class DraftModelProposer:
 
     def forget(self, seat: int) -> None:
         self.written[seat] = 0
+
+
+def _ends(works: Works, alive: Int64, sampled: Int64) -> npt.NDArray[np.bool_]:
+    """Whether each sampled token would end its request, bool[A]: what is drafted behind it can never stand."""
+    requests = [works.requests[number] for number in alive]
+    ends = [
+        token in request.eos_token_ids or token in request.params.stop_token_ids
+        for request, token in zip(requests, sampled.tolist(), strict=True)
+    ]
+    return np.array(ends, dtype=np.bool_)
 
 
 def _spread(drafts: Drafts, places: Int64, num_requests: int) -> Drafts:
