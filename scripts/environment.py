@@ -207,7 +207,9 @@ def create_venv() -> None:
 
 def digest() -> str:
     """Changes when the packages have to be installed again."""
-    parts = [str(ROOT).encode(), *((ROOT / name).read_bytes() for name in ("pyproject.toml", CONSTRAINTS.name))]
+    sources = sorted((ROOT / "paceline" / "kernels" / "native" / "csrc").iterdir())
+    files = [*(ROOT / name for name in ("pyproject.toml", CONSTRAINTS.name, "setup.py")), *sources]
+    parts = [str(ROOT).encode(), *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

@@ -17,8 +17,9 @@ from paceline.core.config_file import unknown_key
 from paceline.core.errors import PacelineError
 from paceline.core.resolution import FILE_VARIABLE, Resolution
 from paceline.core.settings import settings_of
+from paceline.kernels.native.library import VARIABLE as KERNELS_VARIABLE
 
-OTHER_VARIABLES = (FILE_VARIABLE, "PACELINE_TORCH")
+OTHER_VARIABLES = (FILE_VARIABLE, KERNELS_VARIABLE, "PACELINE_TORCH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def check_all(subject: Subject) -> list[Check]:
         "extras": _extras,
         "torch": machine_checks.check_torch,
         "cpu": machine_checks.check_cpu,
+        "kernels": machine_checks.check_kernels,
         "memory": machine_checks.check_memory,
         "gpu": machine_checks.check_gpu,
         "disk": machine_checks.check_disk,

@@ -64,6 +64,16 @@ def check_cpu() -> Check:
     )
 
 
+def check_kernels() -> Check:
+    from paceline.kernels.native import library
+
+    absence, levels = library.reason(), library.levels()
+    facts = {"level": library.level(), "levels": levels}
+    if absence is not None:
+        return Check("kernels", OK, f"torch alone: {absence.cause}", absence.fix, facts)
+    return Check("kernels", OK, f"native, {library.level()}; no model uses them yet", facts=facts)
+
+
 def check_memory() -> Check:
     found, pages = machine.memory(), machine.huge_pages()
     little = found.available < LITTLE_MEMORY

@@ -16,9 +16,23 @@ from paceline.cli import machine_checks, requirements
 from paceline.cli.check import Check
 from paceline.cli.main import run
 from paceline.core import machine
+from paceline.kernels.native import library
 from tests.cli.conftest import model_arguments, root
 
-NAMES = ["python", "packages", "extras", "torch", "cpu", "memory", "gpu", "disk", "settings", "pair", "model"]
+NAMES = [
+    "python",
+    "packages",
+    "extras",
+    "torch",
+    "cpu",
+    "kernels",
+    "memory",
+    "gpu",
+    "disk",
+    "settings",
+    "pair",
+    "model",
+]
 
 
 def report(capsys, *arguments: str) -> tuple[int, dict[str, dict]]:
@@ -118,6 +132,19 @@ def test_a_gpu_that_torch_does_not_see(monkeypatch, tmp_path):
     monkeypatch.setattr(machine_checks, "DRIVER", tmp_path / "none")
     monkeypatch.setattr(machine_checks.shutil, "which", lambda _name: None)
     assert machine_checks.check_gpu().status == "ok"
+
+
+def test_absent_kernels_are_told_with_what_to_do(monkeypatch):
+    monkeypatch.setenv("PACELINE_KERNELS", "off")
+    library.reload()
+    found = machine_checks.check_kernels()
+    assert (found.status, found.facts["level"]) == ("ok", None)
+    assert "PACELINE_KERNELS=off" in found.text
+    assert found.fix == "Unset PACELINE_KERNELS."
+    monkeypatch.setenv("PACELINE_KERNELS", "")
+    library.reload()
+    found = machine_checks.check_kernels()
+    assert found.text.startswith("native" if found.facts["level"] else "torch alone")
 
 
 def test_a_small_machine(monkeypatch):

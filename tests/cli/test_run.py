@@ -17,6 +17,8 @@ from tests.cli.conftest import root
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
+SOURCES = "paceline/kernels/native/csrc"
+
 
 @pytest.fixture
 def runner() -> ModuleType:
@@ -30,8 +32,9 @@ def runner() -> ModuleType:
 def setup(tmp_path, monkeypatch) -> list[tuple[str, ...]]:
     """An empty .venv whose pip only notes what it is asked for."""
     installed: list[tuple[str, ...]] = []
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "constraints.txt", "setup.py"):
         shutil.copy(root() / name, tmp_path)
+    shutil.copytree(root() / SOURCES, tmp_path / SOURCES)
     for name, value in {
         "ROOT": tmp_path,
         "VENV": tmp_path / ".venv",
@@ -97,7 +100,7 @@ def test_torch_comes_first_and_only_once(setup):
     assert [arguments[:2] for arguments in setup[2:]] == [("-e", ".[dev]")]
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "setup.py", f"{SOURCES}/linear.h"])
 def test_changed_requirements_are_installed_again(setup, name):
     environment.prepare("serve")
     with (environment.ROOT / name).open("a") as file:

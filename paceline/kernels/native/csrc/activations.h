@@ -1,0 +1,113 @@
+// How rows of x become what the products of a kind take.
+#pragma once
+
+constexpr int64_t rows_at_once = 64;  // enough products for each weight that is read, few enough for a near cache
+
+// Activations of up to `rows_at_once` rows, in the scratch of the team.
+template <class Kind>
+struct Activations {
+    typename Kind::Activation *values;  // [rows][padded]
+    float *scales;                      // [rows]
+    int32_t *sums;                      // [rows][groups], int4's
+    float *wide;                        // [padded], of this thread alone
+    typename Kind::Sum *spilled;        // [rows][blocks of a panel], of this thread alone
+    int64_t padded, groups;
+};
+
+constexpr int64_t panel_blocks = 4;
+
+inline int64_t padded_inputs(const paceline_linear &a, int64_t step) {
+    return rounded_up(a.in_features, a.kind == PACELINE_INT4 ? a.group_size : step);
+}
+
+inline int64_t num_groups(const paceline_linear &a) {
+    return a.kind == PACELINE_INT4 ? padded_inputs(a, 1) / a.group_size : 1;
+}
+
+// Deals out 64-byte aligned pieces of memory; from a null pointer it only counts.
+struct Dealer {
+    char *next;
+    template <class T>
+    T *take(int64_t count) {
+        T *piece = (T *)next;
+        next += rounded_up(count * (int64_t)sizeof(T), 64);
+        return piece;
+    }
+};
+
+template <class Kind>
+Activations<Kind> deal(const paceline_linear &a, Dealer &dealer, int64_t index, int64_t team_size) {
+    Activations<Kind> found;
+    const int64_t rows = smaller(a.rows, rows_at_once);
+    found.padded = padded_inputs(a, Kind::step);
+    found.groups = num_groups(a);
+    found.values = dealer.take<typename Kind::Activation>(rows * found.padded);
+    found.scales = dealer.take<float>(rows);
+    found.sums = dealer.take<int32_t>(rows * found.groups);
+    for (int64_t thread = 0; thread < team_size; ++thread) {
+        float *wide = dealer.take<float>(found.padded + width);
+        auto *spilled = dealer.take<typename Kind::Sum>(rows * panel_blocks);
+        if (thread == index) {
+            found.wide = wide;
+            found.spilled = spilled;
+        }
+    }
+    return found;
+}
+
+inline void widen(const paceline_linear &a, int64_t row, float *wide, int64_t padded) {
+    for (int64_t i = 0; i < a.in_features; i += width)
+        store(wide + i, load_as(a.x.dtype, address(a.x, row, i), a.in_features - i));
+    for (int64_t i = a.in_features; i < padded; ++i) wide[i] = 0.0f;
+}
+
+// The scale of a row that is quantised to [-127, 127]; NaN if the row has a number that is not finite.
+inline float quantised_scale(const float *wide, int64_t count) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t magnitude = load_bytes<uint32_t>(wide + i) & 0x7fffffff;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    if (largest >= 0x7f800000) return NAN;
+    const float most = from_bits(largest);
+    return most < 1e-30f ? 0.0f : most / 127.0f;  // below, the reciprocal would overflow
+}
+
+inline void quantise(const float *wide, int64_t count, float scale, int offset, int8_t *values) {
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+        const float x = scale > 0.0f ? wide[i] : 0.0f;
+        const float shifted = x * inverse + 12582912.0f;  // the nearest integer is in the low bits
+        values[i] = (int8_t)(uint8_t)(to_bits(shifted) - 0x4b400000u + (uint32_t)offset);
+    }
+}
+
+template <class FloatKind>
+void prepare(const paceline_linear &a, const Activations<FloatKind> &to, int64_t row, int64_t index) {
+    widen(a, row, to.wide, to.padded);
+    memcpy(to.values + index * to.padded, to.wide, to.padded * sizeof(float));
+}
+
+inline void prepare(const paceline_linear &a, const Activations<Bf16Kind> &to, int64_t row, int64_t index) {
+    widen(a, row, to.wide, to.padded);
+    for (int64_t i = 0; i < to.padded; i += width)
+        store_as(PACELINE_BFLOAT16, to.values + index * to.padded + i, load(to.wide + i), to.padded - i);
+}
+
+inline void prepare(const paceline_linear &a, const Activations<Int8Kind> &to, int64_t row, int64_t index) {
+    widen(a, row, to.wide, to.padded);
+    to.scales[index] = quantised_scale(to.wide, to.padded);
+    quantise(to.wide, to.padded, to.scales[index], activation_offset, to.values + index * to.padded);
+}
+
+inline void prepare(const paceline_linear &a, const Activations<Int4Kind> &to, int64_t row, int64_t index) {
+    int8_t *values = to.values + index * to.padded;
+    widen(a, row, to.wide, to.padded);
+    to.scales[index] = quantised_scale(to.wide, to.padded);
+    quantise(to.wide, to.padded, to.scales[index], 0, values);
+    for (int64_t group = 0; group < to.groups; ++group) {
+        int32_t sum = 0;
+        for (int64_t i = group * a.group_size; i < (group + 1) * a.group_size; ++i) sum += values[i];
+        to.sums[index * to.groups + group] = sum;
+    }
+}

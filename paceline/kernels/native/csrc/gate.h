@@ -1,0 +1,50 @@
+// Activations of feed-forward networks, times a second half where there is one.
+#pragma once
+
+// x / (1 + e^-y): silu for y = x, and GELU's tanh form for y = 2 u, as (1 + tanh u) / 2 = 1 / (1 + e^-2u).
+inline Lanes gated_by(Lanes x, Lanes y) { return x / (broadcast(1.0f) + exp(broadcast(0.0f) - y)); }
+
+struct Silu {
+    static Lanes of(Lanes x) { return gated_by(x, x); }
+};
+
+struct GeluTanh {
+    static Lanes of(Lanes x) {
+        const Lanes cube = x * x * x;
+        return gated_by(x, broadcast(1.5957691216057308f) * fma(broadcast(0.044715f), cube, x));
+    }
+};
+
+struct Gelu {
+    static Lanes of(Lanes x) {
+        float all[width];
+        store(all, x);
+        for (float &one : all) one = 0.5f * one * (1.0f + erff(one * 0.70710678118654752f));
+        return load(all);
+    }
+};
+
+struct Relu {
+    static Lanes of(Lanes x) { return max(broadcast(0.0f), x); }
+};
+
+template <class Activation>
+void gate(const paceline_gate &a, const Team &team) {
+    const int64_t blocks = rounded_up(a.size, width) / width, count = a.rows * blocks;
+    for (int64_t index = team.first(count); index < team.last(count); ++index) {
+        const int64_t row = index / blocks, i = index % blocks * width, left = a.size - i;
+        Lanes y = Activation::of(load_as(a.gate.dtype, address(a.gate, row, i), left));
+        if (a.up.data != nullptr) y = y * load_as(a.up.dtype, address(a.up, row, i), left);
+        store_as(a.out.dtype, address(a.out, row, i), y, left);
+    }
+}
+
+inline void run_gate(const void *arguments, const Team &team) {
+    const paceline_gate &a = *(const paceline_gate *)arguments;
+    switch (a.activation) {
+        case PACELINE_SILU: return gate<Silu>(a, team);
+        case PACELINE_GELU: return gate<Gelu>(a, team);
+        case PACELINE_GELU_TANH: return gate<GeluTanh>(a, team);
+        case PACELINE_RELU: return gate<Relu>(a, team);
+    }
+}

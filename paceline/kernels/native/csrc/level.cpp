@@ -1,0 +1,49 @@
+// One level: compiled once per instruction set, with PACELINE_LEVEL its name.
+//
+// Everything is in an unnamed namespace, and nothing of the C++ library that makes code is used: of two equal inline
+// functions the linker keeps one, and that could be the one whose instructions this processor lacks.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "level.h"
+
+namespace paceline {
+namespace {
+
+#include "lanes.h"
+
+#include "linear.h"
+
+#include "norm.h"
+
+#include "rotary.h"
+
+#include "gate.h"
+
+}  // namespace
+
+#define PACELINE_NAMED(name) level_##name
+#define PACELINE_OBJECT(name) PACELINE_NAMED(name)
+#define PACELINE_QUOTED(name) #name
+#define PACELINE_STRING(name) PACELINE_QUOTED(name)
+
+extern const Level PACELINE_OBJECT(PACELINE_LEVEL);
+const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
+    PACELINE_STRING(PACELINE_LEVEL),
+    {
+        {run_linear, linear_scratch},
+        {run_rms_norm, no_scratch},
+        {run_layer_norm, no_scratch},
+        {run_rotary, no_scratch},
+        {run_gate, no_scratch},
+    },
+};
+
+}  // namespace paceline

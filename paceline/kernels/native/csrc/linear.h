@@ -1,0 +1,102 @@
+// Packed linears whose rows do not see each other.
+//
+// Every output of a row is one chain of sums over the inputs in their order, for any number of rows and threads: tiles
+// differ in how many rows and blocks of outputs they hold in registers, chunks of inputs in when the chain's sum rests
+// in memory, and neither in the chain.
+#pragma once
+
+#include "kinds.h"
+
+#include "activations.h"
+
+#include "tiles.h"
+
+template <class Kind>
+inline Lanes result(const paceline_linear &, const Activations<Kind> &, Lanes sum, int64_t, int64_t) {
+    return sum;
+}
+
+inline Lanes result(const paceline_linear &, const Activations<Int4Kind> &x, Lanes sum, int64_t row, int64_t) {
+    return sum * broadcast(x.scales[row]);
+}
+
+inline Lanes result(const paceline_linear &a, const Activations<Int8Kind> &x, Ints sum, int64_t row, int64_t block) {
+    const Ints offset = broadcast((int32_t)activation_offset) * load(a.sums + block * width);
+    return to_float(sum - offset) * (broadcast(x.scales[row]) * load((const float *)a.scale + block * width));
+}
+
+template <class Kind>
+void finish(const paceline_linear &a, const Activations<Kind> &x, int64_t first_row, int64_t rows, int64_t block,
+            int64_t blocks) {
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < blocks; ++i) {
+            const int64_t output = (block + i) * width;
+            Lanes y = result(a, x, x.spilled[row * panel_blocks + i], row, block + i);
+            if (a.bias != nullptr) y = y + load(a.bias + output);
+            store_as(a.out.dtype, address(a.out, first_row + row, output), y, a.out_features - output);
+        }
+    }
+}
+
+// A chunk's weights of one panel stay in a near cache while the rows go by; a single tile needs no chunks.
+template <class Kind>
+int64_t chunk_inputs(int64_t rows, int64_t padded) {
+    return rows <= Shape<Kind>::most_rows ? padded : 16384 / Kind::step_bytes * Kind::step;
+}
+
+template <class Kind>
+void multiply_panel(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t blocks) {
+    const int64_t chunk = chunk_inputs<Kind>(rows, x.padded);
+    for (int64_t i = 0; i < rows * panel_blocks; ++i) x.spilled[i] = zero<typename Kind::Sum>();
+    for (int64_t first = 0; first < x.padded; first += chunk)
+        for (int64_t row = 0; row < rows; row += Shape<Kind>::most_rows)
+            multiply_rows<Kind>({a, x, block, row, 0, first, smaller(first + chunk, x.padded)}, rows - row, blocks);
+}
+
+template <class Kind>
+void linear(const paceline_linear &a, const Team &team) {
+    Dealer dealer{(char *)team.scratch};
+    const Activations<Kind> x = deal<Kind>(a, dealer, team.index, team.size);
+    const int64_t blocks = rounded_up(a.out_features, width) / width;
+    for (int64_t first_row = 0; first_row < a.rows; first_row += rows_at_once) {
+        const int64_t rows = smaller(rows_at_once, a.rows - first_row);
+        if (first_row > 0) team.wait();
+        for (int64_t row = team.first(rows); row < team.last(rows); ++row) prepare(a, x, first_row + row, row);
+        team.wait();
+        for (int64_t block = team.first(blocks); block < team.last(blocks); block += panel_blocks) {
+            const int64_t count = smaller(panel_blocks, team.last(blocks) - block);
+            multiply_panel<Kind>(a, x, rows, block, count);
+            finish<Kind>(a, x, first_row, rows, block, count);
+        }
+    }
+}
+
+template <class Kind>
+size_t scratch_of_linear(const paceline_linear &a, int64_t team_size) {
+    Dealer dealer{nullptr};
+    deal<Kind>(a, dealer, 0, team_size);
+    return (size_t)dealer.next;
+}
+
+inline void run_linear(const void *arguments, const Team &team) {
+    const paceline_linear &a = *(const paceline_linear *)arguments;
+    switch (a.kind) {
+        case PACELINE_FP32: return linear<Fp32Kind>(a, team);
+        case PACELINE_BF16: return linear<Bf16Kind>(a, team);
+        case PACELINE_FP16: return linear<Fp16Kind>(a, team);
+        case PACELINE_INT8: return linear<Int8Kind>(a, team);
+        case PACELINE_INT4: return linear<Int4Kind>(a, team);
+    }
+}
+
+inline size_t linear_scratch(const void *arguments, int64_t team_size) {
+    const paceline_linear &a = *(const paceline_linear *)arguments;
+    switch (a.kind) {
+        case PACELINE_FP32: return scratch_of_linear<Fp32Kind>(a, team_size);
+        case PACELINE_BF16: return scratch_of_linear<Bf16Kind>(a, team_size);
+        case PACELINE_FP16: return scratch_of_linear<Fp16Kind>(a, team_size);
+        case PACELINE_INT8: return scratch_of_linear<Int8Kind>(a, team_size);
+        case PACELINE_INT4: return scratch_of_linear<Int4Kind>(a, team_size);
+    }
+    return 0;
+}

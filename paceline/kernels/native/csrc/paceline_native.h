@@ -1,0 +1,90 @@
+// The C interface of the native kernels: plain structs of pointers, sizes and strides.
+//
+// Callers check everything (paceline/kernels/native/*.py); the kernels trust what they are given.
+#ifndef PACELINE_NATIVE_H
+#define PACELINE_NATIVE_H
+
+#include <stdint.h>
+
+#define PACELINE_API __attribute__((visibility("default")))
+#define PACELINE_INTERFACE_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum paceline_dtype { PACELINE_FLOAT32, PACELINE_BFLOAT16, PACELINE_FLOAT16 };
+enum paceline_kind { PACELINE_FP32, PACELINE_BF16, PACELINE_FP16, PACELINE_INT8, PACELINE_INT4 };
+enum paceline_activation { PACELINE_SILU, PACELINE_GELU, PACELINE_GELU_TANH, PACELINE_RELU };
+enum paceline_code {
+    PACELINE_LINEAR,
+    PACELINE_RMS_NORM,
+    PACELINE_LAYER_NORM,
+    PACELINE_ROTARY,
+    PACELINE_GATE,
+    PACELINE_NUM_CODES
+};
+enum paceline_status { PACELINE_OK, PACELINE_NO_SUCH_LEVEL, PACELINE_NO_SUCH_CODE, PACELINE_NO_MEMORY };
+
+// Rows of contiguous elements; `stride` elements lie between the starts of two rows.
+typedef struct {
+    void *data;
+    int64_t stride;
+    int64_t dtype;
+} paceline_matrix;
+
+// out[rows, out_features] = x[rows, in_features] W^T + bias.
+//
+// Packed weights: blocks of 16 outputs; in a block, `step` neighbouring inputs of all 16 outputs lie together
+// (fp32, fp16: 1; bf16: 2; int8: 4; int4: 8, inputs 0-3 in the low and 4-7 in the high halves of four bytes).
+typedef struct {
+    paceline_matrix x, out;
+    int64_t rows, in_features, out_features;
+    int64_t kind, group_size;  // group_size: inputs that share a scale (int4)
+    const void *weight;
+    const void *scale;    // int8: float[out]; int4: fp16[out / 16][groups][16]
+    const int32_t *sums;  // int8: of each output's weights
+    const float *bias;    // [out] or NULL. These three are padded to whole blocks.
+} paceline_linear;
+
+// RMSNorm or LayerNorm of x, or of residual + x, which then replaces the residual.
+typedef struct {
+    paceline_matrix x, residual, out;  // residual.data may be NULL
+    int64_t rows, size;
+    const float *weight;  // [size]
+    const float *bias;    // [size] or NULL; LayerNorm's
+    double epsilon;
+} paceline_norm;
+
+// Turns channel pairs (i, i + rotary_dim / 2) of every head; out may be x itself.
+typedef struct {
+    paceline_matrix x, out;  // [rows, heads, head_dim]
+    int64_t rows, heads, head_dim, rotary_dim;
+    int64_t head_stride, out_head_stride;
+    paceline_matrix cosine, sine;  // [rows, rotary_dim]; the first half of the sines is negated
+} paceline_rotary;
+
+// out = activation(gate) * up, or activation(gate) if up.data is NULL.
+typedef struct {
+    paceline_matrix gate, up, out;
+    int64_t rows, size, activation;
+} paceline_gate;
+
+typedef struct {
+    int64_t code;
+    const void *arguments;  // the struct of the code
+} paceline_op;
+
+PACELINE_API int64_t paceline_interface_version(void);
+
+// Levels that were compiled, narrow ones first. NULL behind the last.
+PACELINE_API const char *paceline_level_name(int64_t level);
+PACELINE_API int64_t paceline_level_supported(int64_t level);
+
+// Runs the ops in order in one parallel region. Every result has the same bits at any number of threads.
+PACELINE_API int64_t paceline_run(int64_t level, const paceline_op *ops, int64_t count, int64_t num_threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,263 @@
+"""Knows how a matrix is packed for each kind of native linear, and what the packed one stands for; computes in torch.
+
+Blocks of 16 outputs follow each other; in a block, ``step`` neighbouring inputs of all 16 outputs lie together, so that
+a product reads its weights in the order of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from paceline.core.registry import Registry
+from paceline.kernels.native.checks import check_shape, check_tensor
+
+WIDTH = 16
+GROUP_SIZES = (32, 64, 128)
+MOST_INTEGER_INPUTS = 65536
+"""More products of bytes than that may not fit an int32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A matrix [out, in] packed as ``kind``, by ``pack`` alone; nothing in it may be changed."""
+
+    kind: str
+    in_features: int
+    out_features: int
+    weight: torch.Tensor
+    """[ceil(out / 16), inputs / step, 16, step]; padded with zeros. int4: two nibbles to a byte."""
+    scale: torch.Tensor | None
+    """int8: float32[ceil(out / 16) * 16]. int4: float16[ceil(out / 16), groups, 16]."""
+    sums: torch.Tensor | None
+    """int8: int32[ceil(out / 16) * 16], of each output's quantised weights."""
+    bias: torch.Tensor | None
+    """float32[ceil(out / 16) * 16]"""
+    group_size: int
+    """Inputs that share a scale; 0 for kinds without groups."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        TypeError, ValueError: parts that do not fit each other, which would let a kernel read beside them.
+        """
+        kind = kinds[self.kind]
+        grouped = kind.scale_dtype is torch.float16
+        if min(self.in_features, self.out_features) < 1 or self.group_size not in (GROUP_SIZES if grouped else (0,)):
+            raise ValueError(
+                f"{self.in_features} inputs, {self.out_features} outputs and groups of {self.group_size} "
+                f"make no matrix of kind {self.kind}\nMake it with pack()."
+            )
+        blocks = -(-self.out_features // WIDTH)
+        inputs = -(-self.in_features // max(kind.step, self.group_size)) * max(kind.step, self.group_size)
+        scales = [blocks, inputs // self.group_size, WIDTH] if grouped else [blocks * WIDTH]
+        weights = [blocks, inputs // kind.step, WIDTH, kind.step // 2 if grouped else kind.step]
+        _check_part("weight", self.weight, kind.dtype, weights)
+        _check_part("scale", self.scale, kind.scale_dtype, scales)
+        _check_part("sums", self.sums, torch.int32 if kind.dtype is torch.int8 else None, [blocks * WIDTH])
+        if self.bias is not None:
+            _check_part("bias", self.bias, torch.float32, [blocks * WIDTH])
+
+
+def _check_part(name: str, part: torch.Tensor | None, dtype: torch.dtype | None, shape: list[int]) -> None:
+    if dtype is None:
+        if part is not None:
+            raise ValueError(f"{name} is not known to this kind\nMake the matrix with pack().")
+        return
+    check_shape(name, check_tensor(name, part, dtypes=[dtype]), shape)
+    assert part is not None
+    if not part.is_contiguous():
+        raise ValueError(f"{name} has strides {part.stride()}\nMake the matrix with pack().")
+
+
+class Kind(Protocol):
+    """How one kind is packed; the properties say of what the parts are made."""
+
+    @property
+    def code(self) -> int:
+        """``paceline_kind``."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Neighbouring inputs that lie together."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the packed weights."""
+        ...
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """float32 for a scale per output, float16 for one per output and group."""
+        ...
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """What the rows of x are rounded to, before any quantisation."""
+        ...
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
+        """float32[out, in], float32[padded out]."""
+        ...
+
+    def unpack(self, packed: PackedLinear) -> torch.Tensor:
+        """What the packed weights stand for, float32[out, in]."""
+        ...
+
+
+kinds: Registry[Kind] = Registry("kind of linear")
+
+
+def pack(
+    weight: torch.Tensor, kind: str, *, bias: torch.Tensor | None = None, group_size: int = GROUP_SIZES[0]
+) -> PackedLinear:
+    """Packs weight [out, in] and bias [out]; ``group_size`` inputs share a scale where the kind has groups.
+
+    Raises:
+        ConfigError: an unknown kind.
+        TypeError, ValueError: tensors or sizes that cannot be packed.
+    """
+    packer = kinds[kind]
+    check_shape("weight", check_tensor("weight", weight), [None, None])
+    if not weight.numel():
+        raise ValueError(f"weight has shape {list(weight.shape)}, which holds nothing")
+    padded = None
+    if bias is not None:
+        check_shape("bias", check_tensor("bias", bias), [weight.shape[0]])
+        padded = _padded(bias.detach().float(), 0, WIDTH)
+    return packer.pack(weight.detach().float(), padded, group_size)
+
+
+def unpack(packed: PackedLinear) -> torch.Tensor:
+    """What the packed weights stand for, float32[out, in]."""
+    return kinds[packed.kind].unpack(packed)
+
+
+def _padded(tensor: torch.Tensor, dimension: int, unit: int) -> torch.Tensor:
+    """Zeros added at the end of the dimension, up to a multiple of ``unit``."""
+    missing = -tensor.shape[dimension] % unit
+    sides = [0, 0] * (tensor.dim() - 1 - dimension) + [0, missing]
+    return functional.pad(tensor, sides).contiguous()
+
+
+def to_blocks(rows: torch.Tensor, step: int) -> torch.Tensor:
+    """[out, in] -> [ceil(out / 16), ceil(in / step), 16, step]."""
+    padded = _padded(_padded(rows, 0, WIDTH), 1, step)
+    return padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2).contiguous()
+
+
+def from_blocks(blocks: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
+    """The inverse of ``to_blocks``."""
+    return blocks.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatKind:
+    """Weights as they are, in ``dtype``."""
+
+    name: str
+    code: int
+    step: int
+    dtype: torch.dtype
+    activation_dtype: torch.dtype
+    scale_dtype: None = None
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, _group_size: int, /) -> PackedLinear:
+        out, inputs = weight.shape
+        return PackedLinear(self.name, inputs, out, to_blocks(weight.to(self.dtype), self.step), None, None, bias, 0)
+
+    def unpack(self, packed: PackedLinear) -> torch.Tensor:
+        return from_blocks(packed.weight, packed.out_features, packed.in_features).float()
+
+
+for _kind in (
+    FloatKind("fp32", 0, 1, torch.float32, torch.float32),
+    FloatKind("bf16", 1, 2, torch.bfloat16, torch.bfloat16),
+    FloatKind("fp16", 2, 1, torch.float16, torch.float32),
+):
+    kinds.add(_kind.name)(_kind)
+
+
+def check_quantisable(weight: torch.Tensor) -> None:
+    """Raises:
+    ValueError: weights that are not finite, or more inputs than exact sums allow.
+    """
+    if not weight.isfinite().all():
+        raise ValueError("weight has numbers that are not finite\nPack it as fp32, bf16 or fp16.")
+    if weight.shape[1] > MOST_INTEGER_INPUTS:
+        raise ValueError(
+            f"weight has {weight.shape[1]} inputs, more than {MOST_INTEGER_INPUTS}, which sums of products must fit\n"
+            "Pack it as fp32, bf16 or fp16."
+        )
+
+
+class Int8Kind:
+    """One scale per output, symmetric; rows of x are quantised when they come."""
+
+    code = 3
+    step = 4
+    dtype = torch.int8
+    scale_dtype = torch.float32
+    activation_dtype = torch.float32
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, _group_size: int, /) -> PackedLinear:
+        check_quantisable(weight)
+        out, inputs = weight.shape
+        scale = weight.abs().amax(1) / 127
+        steps = (weight / torch.where(scale > 0, scale, 1.0)[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        sums = _padded(steps.sum(1, dtype=torch.int32), 0, WIDTH)
+        blocks = to_blocks(steps, self.step)
+        return PackedLinear("int8", inputs, out, blocks, _padded(scale, 0, WIDTH), sums, bias, 0)
+
+    def unpack(self, packed: PackedLinear) -> torch.Tensor:
+        assert packed.scale is not None
+        steps = from_blocks(packed.weight, packed.out_features, packed.in_features).float()
+        return steps * packed.scale[: packed.out_features, None]
+
+
+class Int4Kind:
+    """One scale per output and group of inputs, whose number farthest from zero becomes -8; rows of x as for int8."""
+
+    code = 4
+    step = 8
+    dtype = torch.uint8
+    scale_dtype = torch.float16
+    activation_dtype = torch.float32
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
+        check_quantisable(weight)
+        if group_size not in GROUP_SIZES:
+            raise ValueError(f"group_size is {group_size}\nChoose one of: {', '.join(map(str, GROUP_SIZES))}.")
+        out, inputs = weight.shape
+        groups = _padded(weight, 1, group_size).unflatten(1, (-1, group_size))  # [out, groups, group_size]
+        extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+        scale = (extreme / -8).half()
+        if not scale.isfinite().all():
+            raise ValueError("weight has numbers whose scales float16 cannot hold\nPack it as int8 or fp32.")
+        wide = scale.float()
+        nibbles = (groups / torch.where(wide == 0, 1.0, wide)).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
+        blocks = to_blocks(_joined(nibbles.flatten(1)), self.step // 2)
+        return PackedLinear("int4", inputs, out, blocks, to_blocks(scale[:, :, 0], 1)[..., 0], None, bias, group_size)
+
+    def unpack(self, packed: PackedLinear) -> torch.Tensor:
+        assert packed.scale is not None
+        groups, inputs = packed.scale.shape[1], packed.scale.shape[1] * packed.group_size
+        joined = from_blocks(packed.weight, packed.out_features, inputs // 2).unflatten(1, (-1, 4))
+        nibbles = torch.stack((joined & 15, joined >> 4), 2).flatten(1)  # [out, padded inputs]
+        scale = from_blocks(packed.scale[..., None], packed.out_features, groups).float()
+        weight = (nibbles.float() - 8).unflatten(1, (groups, -1)) * scale[:, :, None]
+        return weight.flatten(1)[:, : packed.in_features]
+
+
+def _joined(nibbles: torch.Tensor) -> torch.Tensor:
+    """uint8[out, in] -> uint8[out, in / 2]: of eight inputs, 0-3 become the low halves of four bytes, 4-7 the high."""
+    low, high = nibbles.unflatten(1, (-1, 2, 4)).unbind(2)
+    return (low | high << 4).flatten(1)
+
+
+kinds.add("int8")(Int8Kind())
+kinds.add("int4")(Int4Kind())

@@ -1,0 +1,85 @@
+"""Knows the structs of ``paceline_native.h``, field by field, and how a tensor becomes one; checks nothing."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NAMES = ("float32", "bfloat16", "float16")
+"""Types of activations and outputs, in the order of ``paceline_dtype``."""
+
+
+class Code(IntEnum):
+    """``paceline_code``."""
+
+    LINEAR = 0
+    RMS_NORM = 1
+    LAYER_NORM = 2
+    ROTARY = 3
+    GATE = 4
+
+
+class Status(IntEnum):
+    """``paceline_status``."""
+
+    OK = 0
+    NO_SUCH_LEVEL = 1
+    NO_SUCH_CODE = 2
+    NO_MEMORY = 3
+
+
+class Operation(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_int64), ("arguments", ctypes.c_void_p))
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64), ("dtype", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor | None) -> Matrix:
+        """Rows of contiguous elements; a null pointer for None."""
+        if tensor is None:
+            return cls()
+        return cls(tensor.data_ptr(), tensor.stride(0), NAMES.index(str(tensor.dtype).removeprefix("torch.")))
+
+
+class Linear(ctypes.Structure):
+    _fields_ = (
+        ("x", Matrix),
+        ("out", Matrix),
+        *((name, ctypes.c_int64) for name in ("rows", "in_features", "out_features", "kind", "group_size")),
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "sums", "bias")),
+    )
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("x", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "size")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+class Rotary(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("x", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "head_dim", "rotary_dim", "head_stride")),
+        ("out_head_stride", ctypes.c_int64),
+        *((name, Matrix) for name in ("cosine", "sine")),
+    )
+
+
+class Gate(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("gate", "up", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "size", "activation")),
+    )
+
+
+def pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
