@@ -167,15 +167,15 @@ def test_the_figures_of_an_answer_add_up(worker):
     assert 'paceline:kv_cache_usage_perc{model_name="scripted"} 0.0' in text
 
 
-def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker, llm):
+def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker):
     """The context of the model is 256 tokens; without a limit, a truncated prompt leaves half of it to the answer."""
     prompt = [int(token) for token in np.random.default_rng(4).integers(3, 300, size=300)]
     refused = post(worker, "/v1/completions", prompt=prompt, max_tokens=20)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     truncated = completions(worker, prompt=prompt, max_tokens=20, context_overflow="truncate")
-    (short,) = llm.generate(prompt[-236:], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
-    assert truncated["choices"][0]["text"] == short.outputs[0].text
+    short = completions(worker, prompt=prompt[-236:], max_tokens=20)
+    assert truncated["choices"][0]["text"] == short["choices"][0]["text"]
     assert truncated["paceline"]["num_truncated_tokens"] == 64
     slid = completions(worker, prompt=prompt, max_tokens=120, context_overflow="slide")
     assert slid["usage"]["completion_tokens"] == 120
