@@ -15,7 +15,7 @@ class CallOptions:
     """Options of one call; whoever adds the call to an engine checks them."""
 
     speculate: bool = True
-    """False decodes plainly, to the same tokens."""
+    """False decodes plainly, to the same tokens under the verifier "match"."""
     priority: int = 0
     """The policy "priority" serves lower numbers first, as vLLM does."""
     client: str = ""
