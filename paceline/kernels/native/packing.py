@@ -147,7 +147,8 @@ def _padded(tensor: torch.Tensor, dimension: int, unit: int) -> torch.Tensor:
 def to_blocks(rows: torch.Tensor, step: int) -> torch.Tensor:
     """[out, in] -> [ceil(out / 16), ceil(in / step), 16, step]."""
     padded = _padded(_padded(rows, 0, WIDTH), 1, step)
-    return padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2).contiguous()
+    blocks: torch.Tensor = padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2)
+    return blocks.contiguous()
 
 
 def from_blocks(blocks: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
