@@ -16,8 +16,9 @@ CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="$flags" PACELINE_OPTIMISE="-O1 -g" \
 library=paceline/kernels/native/_native.so
 nm -D "$library" | grep -q __asan || { echo "$library was built without AddressSanitizer" >&2; exit 1; }
 
-# Python itself is not built with the sanitizer, which therefore has to be loaded first; Python's own leaks are not ours.
+# A finding ends the process at once, so nothing is captured. Python is not built with the sanitizer, which therefore
+# has to be loaded first; leaks of Python are not ours.
 compiler=${CXX:-g++}
 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$copy" OMP_NUM_THREADS=1 \
-    "$python" -m pytest -x -q -p no:cacheprovider tests/kernels/test_linear.py tests/kernels/test_glue.py "$@"
+    "$python" -m pytest -x -q --capture=no -p no:cacheprovider tests/kernels/test_linear.py tests/kernels/test_glue.py "$@"
