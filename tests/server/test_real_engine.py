@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from paceline import SamplingParams
+from paceline import RequestOutput, SamplingParams
 from paceline.engine.worker import EngineWorker
 from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
 from tests.engine.helpers import assert_idle, make
@@ -31,10 +36,38 @@ def worker(tmp_path_factory):
     assert_idle(worker.llm.engine)
 
 
+class BetweenSteps:
+    """The worker's LLM, called on the worker's thread: no other may step its engine, even once an answer is told."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        self.worker, self.tokenizer = worker, worker.tokenizer
+
+    def generate(self, *arguments: Any) -> list[RequestOutput]:
+        return self._call(lambda: self.worker.llm.generate(*arguments))
+
+    def embed(self, prompts: list[str], *, pooling: str) -> list[RequestOutput]:
+        return self._call(lambda: self.worker.llm.embed(prompts, pooling=pooling))
+
+    def _call(self, call: Callable[[], list[RequestOutput]]) -> list[RequestOutput]:
+        found: Future[list[RequestOutput]] = Future()
+        assert self.worker.loop.soon(lambda: found.set_result(call()))
+        return found.result(60)
+
+
 @pytest.fixture
 def llm(worker):
-    """Only while the worker has nothing to do."""
-    return worker.llm
+    return BetweenSteps(worker)
+
+
+def test_only_the_worker_steps_its_engine(worker, llm, monkeypatch):
+    """It looks whether there is work once more after an answer is told: what is begun meanwhile it would step too."""
+    steppers, step = set(), worker.llm.engine.step
+    monkeypatch.setattr(worker.llm.engine, "step", lambda: steppers.add(threading.current_thread()) or step())
+    monkeypatch.setattr(worker.loop, "_after_step", lambda: time.sleep(0.02))
+    for _ in range(3):
+        completions(worker, prompt=TEXTS[0], max_tokens=2)
+        llm.generate(TEXTS[0], SamplingParams(max_tokens=8, ignore_eos=True))
+    assert steppers == {worker._thread}
 
 
 def completions(worker, **body):
