@@ -39,7 +39,7 @@ _BODY = {
     429: "The server, or the key's share of it, is full; Retry-After says when to come back.",
     503: "The engine has stopped, or the server is shutting down.",
 }
-_EVENTS = {"schema": {"type": "string", "description": "Server-sent events: one JSON object per data line."}}
+_STREAMED = "OK; server-sent events, one JSON object in the data of each, if the body asks for a stream."
 
 
 class Documented(TypedDict):
@@ -65,7 +65,8 @@ def takes(body: type[BaseModel], kind: type[BaseModel], *, streams: bool = False
     """A route that takes a JSON body; one that ``streams`` answers with events if the body asks for them."""
     made = answers(kind, errors=_BODY)
     if streams:
-        made["responses"][200]["content"] = {"text/event-stream": _EVENTS}
+        # Without a schema: one would be of a single event, which readers of OpenAPI 3.1 do not agree on.
+        made["responses"][200] |= {"description": _STREAMED, "content": {"text/event-stream": {}}}
     content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
     made["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return made
@@ -90,7 +91,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     components = document.setdefault("components", {})
     _, definitions = models_json_schema([(model, "validation") for model in (*REQUESTS, Error)], ref_template=_REF)
     for model in REQUESTS:
-        definitions["$defs"][model.__name__]["properties"]["model"] = _name(app, required="model" in _required(model))
+        definitions["$defs"][model.__name__]["properties"]["model"] = _name(app)
     components.setdefault("schemas", {}).update(definitions["$defs"])
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     # With or without: whether keys are set is up to who runs the service.
@@ -99,14 +100,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def _required(model: type[BaseModel]) -> list[str]:
-    return [name for name, field in model.model_fields.items() if field.is_required()]
-
-
-def _name(app: FastAPI, *, required: bool) -> dict[str, Any]:
+def _name(app: FastAPI) -> dict[str, Any]:
     """The only model there is."""
-    name: str = app.state.service.model_name
-    return {"enum": [name] if required else [name, None], "description": "The model that is served."}
+    return {"enum": [app.state.service.model_name, None], "description": "The model that is served."}
 
 
 def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:

@@ -189,3 +189,18 @@ def test_a_models_directory_is_not_shown(given, served):
     engine.model_name = given
     assert call(engine, "GET", "/v1/models").json()["data"][0]["id"] == served
     assert complete(engine, model=served).json()["model"] == served
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+    ],
+)
+def test_the_model_need_not_be_named(path, fields):
+    for body in (fields, fields | {"model": None}):
+        answer = call(ScriptedEngine(), "POST", path, json=body)
+        assert (answer.status_code, answer.json()["model"]) == (200, "scripted")
+    assert_error(call(ScriptedEngine(), "POST", path, json=fields | {"model": "other"}), 404, code="model_not_found")

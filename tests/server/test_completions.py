@@ -184,7 +184,7 @@ def test_every_extra_reaches_the_engine():
         ("prompt", 3), ("prompt", None), ("prompt", [True]), ("prompt", [1.0]), ("prompt", [-1]), ("prompt", [320]),
         ("prompt", [[[1]]]), ("prompt", {"a": 1}), ("prompt", ["x"] * 257), ("prompt", [10**30]), ("prompt", ""),
         ("suffix", "end"), ("max_tokens", 0), ("max_tokens", -1), ("logprobs", 21), ("logprobs", -1),
-        ("logprobs", True), ("best_of", 65), ("echo", 1), ("n", 0), ("model", None), ("priority", 2**31),
+        ("logprobs", True), ("best_of", 65), ("echo", 1), ("n", 0), ("priority", 2**31),
         ("tools", []), ("messages", []), ("stream_options", {"include_usage": True}),
         ("response_format", {"type": "json_object"}),
     ],

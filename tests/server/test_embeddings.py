@@ -39,7 +39,7 @@ def test_base64_and_pooling():
     [
         ("input", []), ("input", ""), ("input", [""]), ("input", None), ("input", [[]]), ("input", [320]),
         ("input", ["x"] * 2049), ("input", [["a"]]), ("dimensions", 2), ("encoding_format", "int8"),
-        ("pooling", "max"), ("stream", True), ("temperature", 1), ("max_tokens", 1), ("model", None),
+        ("pooling", "max"), ("stream", True), ("temperature", 1), ("max_tokens", 1),
     ],
 )  # fmt: skip
 def test_refused_embeddings(field, value):

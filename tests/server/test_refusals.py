@@ -46,7 +46,7 @@ def _a_good_request_still_works():
         ("trust_remote_code", True), ("lora_path", "/etc"), ("chat_template", "{{ 1 }}"), ("best_of", 2),
         ("guided_regex", "a"),
         ("tools", [{"type": "function"}]), ("response_format", {"type": "json_object"}), ("tool_choice", "required"),
-        ("reasoning_effort", "high"), ("prompt_logprobs", 1), ("model", None), ("model", 3),
+        ("reasoning_effort", "high"), ("prompt_logprobs", 1), ("model", 3),
     ],
 )  # fmt: skip
 def test_bad_fields(field, value):

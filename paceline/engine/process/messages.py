@@ -13,11 +13,11 @@ from paceline.engine.facts import EngineFacts
 from paceline.engine.process.link import LinkError, framed
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """One frame's content."""
 
 
-class Start(Message, frozen=True):
+class Start(Message):
     """The first message to a child: what ``LLM`` takes, and how often to report."""
 
     model: str | None
@@ -26,7 +26,7 @@ class Start(Message, frozen=True):
     beat_seconds: float
 
 
-class Generate(Message, frozen=True):
+class Generate(Message):
     """Begins a call. ``call`` is never used twice, unlike a request id."""
 
     call: int
@@ -36,21 +36,21 @@ class Generate(Message, frozen=True):
     options: CallOptions
 
 
-class Abort(Message, frozen=True):
+class Abort(Message):
     request_id: str
 
 
-class AskStats(Message, frozen=True):
+class AskStats(Message):
     number: int
 
 
-class Loaded(Message, frozen=True):
+class Loaded(Message):
     """The model is loaded and warm: calls may come."""
 
     facts: EngineFacts
 
 
-class NotLoaded(Message, frozen=True):
+class NotLoaded(Message):
     """The model cannot be loaded as asked; the child ends."""
 
     kind: str
@@ -58,12 +58,12 @@ class NotLoaded(Message, frozen=True):
     message: str
 
 
-class Updated(Message, frozen=True):
+class Updated(Message):
     call: int
     update: StreamUpdate
 
 
-class Refused(Message, frozen=True):
+class Refused(Message):
     """The call is over, or never began."""
 
     call: int
@@ -74,12 +74,12 @@ class Refused(Message, frozen=True):
     """Whether the caller is to blame."""
 
 
-class StatsTold(Message, frozen=True):
+class StatsTold(Message):
     number: int
     stats: dict[str, Any]
 
 
-class Beat(Message, frozen=True):
+class Beat(Message):
     """Sent at intervals, whatever the engine does."""
 
     busy_seconds: float
@@ -90,9 +90,9 @@ Order = Start | Generate | Abort | AskStats
 Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
 
 _encoder = msgspec.msgpack.Encoder()
-_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_orders = msgspec.msgpack.Decoder(Order)
 _calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
-_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+_reports = msgspec.msgpack.Decoder(Report)
 
 
 def encode(message: Message) -> bytes:

@@ -36,7 +36,7 @@ class Body(Strict):
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     model: str | None = None
-    """Must be the name of the served model."""
+    """Must be the name of the served model, which is also the default."""
 
     @model_validator(mode="before")
     @classmethod

@@ -72,7 +72,6 @@ class Message(Strict):
 class ChatCompletionRequest(SamplingFields):
     """``POST /v1/chat/completions``."""
 
-    model: str
     messages: list[Message] = Field(min_length=1)
     n: int | None = Field(default=None, ge=1, le=MAX_SAMPLES)
     logprobs: bool | None = None

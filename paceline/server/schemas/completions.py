@@ -31,7 +31,6 @@ class CompletionRequest(SamplingFields):
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"suffix": ("",), "response_format": ({"type": "text"},)}
 
-    model: str
     prompt: Annotated[
         list[Prompt], PlainValidator(as_prompts(MAX_PROMPTS)), WithJsonSchema(prompts_schema(MAX_PROMPTS))
     ]

@@ -21,7 +21,6 @@ class EmbeddingRequest(EngineRequest):
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"dimensions": (), "stream": (False,)}
 
-    model: str
     input: Annotated[list[Prompt], PlainValidator(as_prompts(MAX_INPUTS)), WithJsonSchema(prompts_schema(MAX_INPUTS))]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
