@@ -9,6 +9,7 @@ import pytest
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
 from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.server.processes import serving
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +30,17 @@ def worker(tiny):
     worker = EngineWorker(LLM(str(target), speculative_config=speculative, num_blocks=400, max_num_seqs=4))
     yield worker
     worker.close()
+
+
+@pytest.fixture(scope="session")
+def server_process(tiny, tmp_path_factory):
+    """A server with the tiny model and a draft, in a process of its own."""
+    target, draft = tiny
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with serving(log, str(target), "--draft", str(draft)) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def server(server_process):
+    return server_process.url

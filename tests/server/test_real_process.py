@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,59 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
-
 HELLO = [{"role": "user", "content": "What is the capital of France?"}]
-START_SECONDS = 90
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The URL of a server with a tiny model and a draft that is sometimes right."""
-    target, draft = (tmp_path_factory.mktemp(name) for name in ("target", "draft"))
-    tiny_llama(target, max_positions=2048)
-    tiny_tokenizer(target, max_length=2048)
-    perturb(target, draft, 0.2)
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "paceline.cli.main",
-        "serve",
-        str(target),
-        "--draft",
-        str(draft),
-        "--port",
-        str(port),
-    ]
-    log = (tmp_path_factory.mktemp("log") / "server.txt").open("w+")
-    with log, subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-        try:
-            wait_until_up(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def wait_until_up(process, url, log):
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
-        if process.poll() is not None:
-            break
-    log.seek(0)
-    pytest.fail(f"the server did not come up:\n{log.read()}")
 
 
 @pytest.fixture(scope="module")
