@@ -67,5 +67,15 @@ def visible_slots(batch: Batch, group: int, rows: Int64, members: Int64, num_slo
         node = np.where(inside, node, 0)
         # An arithmetic shift keeps bit 63 right although it is the word's sign.
         words = np.take_along_axis(batch.tree_bits[rows], (node >> 6)[:, None, :], axis=2)
-        seen |= ((words >> (node & 63)[:, None, :]) & 1).astype(bool) & inside[:, None, :]
+        ancestors = ((words >> (node & 63)[:, None, :]) & 1).astype(bool) & inside[:, None, :]
+        if first is not None:
+            ancestors &= _positions(batch, members, slot)[:, None, :] >= first[rows][..., None]
+        seen |= ancestors
     return seen
+
+
+def _positions(batch: Batch, members: Int64, slot: Int32) -> Int64:
+    """i64[b, S] positions of the slots that this batch writes, which in a tree do not rise with the slot."""
+    row = batch.row_start[members + 1, None] - batch.num_slots[members, None] + slot  # rows end with the last slot
+    positions: Int64 = batch.positions[row.clip(0, len(batch.positions) - 1)]
+    return positions

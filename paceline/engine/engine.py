@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Batch, Drafts, Output, Verdict, Works
+from paceline.core.batch import Drafts, Verdict, Works
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
-from paceline.engine.logprobs import record_logprobs, record_prompt_logprobs
+from paceline.engine.isolation import isolate
+from paceline.engine.outcome import Computation, Outcome
 from paceline.engine.pooling import pool_hidden
 from paceline.engine.stats import Counters
 from paceline.engine.step_times import StepTimes
-from paceline.runner import ModelRunner, assemble, sample_rows
+from paceline.runner import ModelRunner
 from paceline.sampling import Pipeline, selectors
 from paceline.scheduling import Scheduler
 from paceline.speculation import GuardedProposer, Verifier
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,12 @@ class Engine:
         self.counters = Counters(max_depth=scheduler.max_depth)
         self.step_times = StepTimes()
         self.selector = selectors["sample"]
+        self.computation = Computation(
+            seats=seats, runner=runner, pipeline=pipeline, verifier=verifier, selector=self.selector
+        )
         self._restarting: list[Request] = []
+        self._failure = ""
+        """The kind of the exception that a step met last."""
 
     def regimes(self, num_tokens: int) -> tuple[int, ...]:
         """The regime of a request of at most ``num_tokens`` tokens, in each model whose regimes depend on that."""
@@ -71,6 +80,13 @@ class Engine:
                 self.counters.record_finished(request)
             self.scheduler.remove(request)
 
+    def fail(self, group: Group, error: str) -> None:
+        """Ends every unfinished member with an error, and gives back all it held."""
+        for request in group.members:
+            if not request.finished:
+                self._fail(request, error)
+                self._end(request)
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.num_unfinished > 0
@@ -79,22 +95,16 @@ class Engine:
         """Advances every planned request by at least one token, or one chunk of its prompt."""
         began = time.monotonic()
         works = self.scheduler.plan()
+        progress = [Progress(request, 0) for request in self._refused()]
         if not len(works):
-            return []
+            return progress
+        self.counters.num_steps += 1
         drafts = self._propose(works)
-        batch = assemble(works, drafts, self.seats, self.runner.groups)
-        output = self.runner.forward(batch)
-        rows = sample_rows(works, drafts, self.seats, batch.sample_start)
-        verdict = self.verifier.verify(output.logits, rows, drafts, batch.sample_start, self.pipeline)
-        verdict = self.selector.select(works, verdict)
-        progress = self._accept(works, batch, drafts, output, verdict)
-        self._commit(works, verdict)
-        if self.proposer is not None:
-            self.proposer.observe(works, verdict)
-        self._publish(works, verdict)
-        self._retire(works)
-        kept = ((item.request, item.num_new) for item in progress)
-        self.step_times.record(works, drafts, kept, time.monotonic() - began)
+        if self._attempt(works, drafts, progress):
+            kept = ((item.request, item.num_new) for item in progress)
+            self.step_times.record(works, drafts, kept, time.monotonic() - began)
+        else:
+            self._isolate(works, progress)
         return progress
 
     def _propose(self, works: Works) -> Drafts:
@@ -102,25 +112,99 @@ class Engine:
             return Drafts.empty(len(works))
         return self.proposer.propose(works)
 
-    def _accept(self, works: Works, batch: Batch, drafts: Drafts, output: Output, verdict: Verdict) -> list[Progress]:
+    def _refused(self) -> list[Request]:
+        """Requests that could not even be seated."""
+        refused, self.scheduler.refused = self.scheduler.refused, []
+        for request in refused:
+            self.counters.record_finished(request)
+        return refused
+
+    def _attempt(self, works: Works, drafts: Drafts, progress: list[Progress]) -> bool:
+        """Computes a step and commits it; False, and nothing has happened, if computing it raised."""
+        try:
+            outcome = self.computation.run(works, drafts)
+        except Exception as error:  # out of memory, or something about one of the requests
+            self._failure = failure_of(error)
+            log.warning("a step of %d requests failed", len(works), exc_info=error)
+            return False
+        progress += self._accept(outcome)
+        self._commit(works, outcome.verdict)
+        if self.proposer is not None:
+            self.proposer.observe(works, outcome.verdict)
+        self._publish(works, outcome.verdict)
+        self._retire(works)
+        return True
+
+    def _isolate(self, works: Works, progress: list[Progress]) -> None:
+        """Repeats a step that failed, without drafts and in parts; ends the requests that fail alone.
+
+        Raises:
+            Exception: what a row that is nobody's meets as well: then no request is to blame.
+        """
+        healthy = False
+
+        def attempt(part: Works) -> bool:
+            nonlocal healthy
+            succeeded = self._attempt(part, Drafts.empty(len(part)), progress)
+            healthy |= succeeded
+            return succeeded
+
+        def fail(request: Request) -> None:
+            nonlocal healthy
+            seat = request.seat
+            self._fail(request, f"the engine failed on this request ({self._failure})")
+            self._end(request)
+            progress.append(Progress(request, 0))
+            if not healthy:
+                self.computation.probe(seat)
+                healthy = True
+
+        isolate(works, attempt, fail)
+
+    def _accept(self, outcome: Outcome) -> list[Progress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
+        works, batch, drafts, verdict = outcome.works, outcome.batch, outcome.drafts, outcome.verdict
         now = time.monotonic()
-        record_prompt_logprobs(self.pipeline, works, batch, output)
-        progress = [Progress(request, 0) for request in pool_hidden(works, batch, output)]
+        for request, place, entry in outcome.prompt_logprobs:
+            assert request.group.prompt_logprobs is not None
+            request.group.prompt_logprobs[place] = entry
+        progress = [Progress(request, 0) for request in pool_hidden(works, batch, outcome.output)]
         for number, request in enumerate(works.requests):
             if batch.sample_start[number] == batch.sample_start[number + 1]:
                 continue  # its chunk did not reach the last known token
-            kept = request.accept(verdict.tokens[number])
+            kept = self._take(request, verdict.tokens[number])
             if not verdict.tokens[number]:
                 self._without_token(request, drafted=bool(drafts.counts[number]), banned=number in verdict.dead_ends)
             del verdict.tokens[number][kept:], verdict.rows[number][kept:], verdict.path[number][kept:]
-            self.seats.append(request.seat, verdict.tokens[number])
-            self.pipeline.state.commit(request.seat, verdict.tokens[number])
+            for entry in outcome.logprobs.get(number, ())[:kept]:
+                request.logprobs.append(entry)
+                request.cumulative_logprob += entry.logprob
             self.counters.record(request, int(drafts.counts[number]), len(verdict.path[number]), kept, now)
             progress.append(Progress(request, kept))
-        record_logprobs(self.pipeline, works, output, verdict)
-        self.counters.num_steps += 1
         return progress
+
+    def _take(self, request: Request, tokens: list[int]) -> int:
+        """Has a request and the controls of its seat take in tokens; returns how many were kept."""
+        before = len(request.output_token_ids)
+        try:
+            kept = request.accept(tokens)
+            self.seats.append(request.seat, tokens[:kept])
+            self.pipeline.state.commit(request.seat, tokens[:kept])
+        except Exception as error:  # its text or one of its controls
+            log.warning("request %s failed", request.id, exc_info=error)
+            del request.output_token_ids[before:]
+            request.watcher = None
+            self._fail(request, f"the engine failed on this request ({failure_of(error)})")
+            return 0
+        return kept
+
+    @staticmethod
+    def _fail(request: Request, error: str) -> None:
+        request.finish_reason, request.error = FinishReason.ERROR, error
+
+    def _end(self, request: Request) -> None:
+        self.scheduler.remove(request)
+        self.counters.record_finished(request)
 
     def _without_token(self, request: Request, *, drafted: bool, banned: bool) -> None:
         """Ends a text that may not go on. NaN fails the request; but if there was a draft the NaN may be a drafted
@@ -132,8 +216,7 @@ class Engine:
             request.group.speculate = False
             self._restarting.append(request)
         else:
-            request.finish_reason = FinishReason.ERROR
-            request.error = "the model returned NaN"
+            self._fail(request, "the model returned NaN")
 
     def _commit(self, works: Works, verdict: Verdict) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""
@@ -163,7 +246,11 @@ class Engine:
     def _retire(self, works: Works) -> None:
         for request in works.requests:
             if request.finished:
-                self.scheduler.remove(request)
-                self.counters.record_finished(request)
+                self._end(request)
         while self._restarting:
             self.scheduler.preempt(self._restarting.pop())
+
+
+def failure_of(error: Exception) -> str:
+    """What a caller may know of an exception: its kind. Its message may tell of others, and of this machine."""
+    return type(error).__name__

@@ -24,7 +24,7 @@ from paceline.text import Tokenizer
 
 
 class LLM:
-    """Generates text with one target model and, if asked, a drafter that never changes the text.
+    """Generates text with one target model and, if asked, a drafter that never changes the text (verifier "match").
 
     Args:
         model: directory or Hub id of a Hugging Face checkpoint; None is the embedded pair.
@@ -84,7 +84,7 @@ class LLM:
         Args:
             prompts: text, token ids, ``{"prompt": text}``, ``{"prompt_token_ids": ids}``, or a list of those.
             params: one for all, or one per prompt; None is ``SamplingParams()``.
-            speculate: False decodes plainly, to the same tokens.
+            speculate: False decodes plainly, to the same tokens under the verifier "match".
             priority: one for all, or one per prompt; scheduling_policy="priority" serves lower numbers first.
             client: one for all, or one per prompt; scheduling_policy="fair" shares the engine between clients.
             cache_salt: prefixes are shared only with calls of the same salt.

@@ -1,8 +1,11 @@
-"""Fills in the log-probabilities that requests asked for, from the unprocessed logits of a step."""
+"""Finds the log-probabilities that requests asked for in the unprocessed logits of a step; files nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from paceline.core.batch import Batch, Output, Verdict, Works
+from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.sampling import Pipeline
 
@@ -11,27 +14,30 @@ def _wants_logprobs(request: Request) -> bool:
     return request.params.logprobs is not None or request.params.best_of is not None
 
 
-def record_logprobs(pipeline: Pipeline, works: Works, output: Output, verdict: Verdict) -> None:
-    """Appends one entry per accepted token to the requests that need them."""
+def token_logprobs(
+    pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
+) -> Mapping[int, list[TokenLogprobs]]:
+    """One entry per token of the verdict, by number of request, for those that need them."""
     wanted = [number for number, request in enumerate(works.requests) if _wants_logprobs(request)]
-    owners = [works.requests[number] for number in wanted for _ in verdict.tokens[number]]
-    if not owners:
-        return
+    numbers = [number for number in wanted for _ in verdict.tokens[number]]
     found = pipeline.logprobs(
         output.logits,
         [row for number in wanted for row in verdict.rows[number]],
         [token for number in wanted for token in verdict.tokens[number]],
-        [request.params.logprobs or 0 for request in owners],
+        [works.requests[number].params.logprobs or 0 for number in numbers],
     )
-    for request, entry in zip(owners, found, strict=True):
-        request.logprobs.append(entry)
-        request.cumulative_logprob += entry.logprob
+    entries: dict[int, list[TokenLogprobs]] = {}
+    for number, entry in zip(numbers, found, strict=True):
+        entries.setdefault(number, []).append(entry)
+    return entries
 
 
-def record_prompt_logprobs(pipeline: Pipeline, works: Works, batch: Batch, output: Output) -> None:
-    """Files the entries of this step's prompt rows under the prompt tokens they predict."""
+def prompt_logprobs(
+    pipeline: Pipeline, works: Works, batch: Batch, output: Output
+) -> list[tuple[Request, int, TokenLogprobs]]:
+    """The entries of this step's prompt rows, each with its request and the place of the token that it predicts."""
     if output.prompt_logits is None:
-        return
+        return []
     requests = [works.requests[index] for index in batch.row_request[batch.prompt_rows]]
     places = (batch.positions[batch.prompt_rows] + 1).tolist()
     found = pipeline.logprobs(
@@ -40,6 +46,4 @@ def record_prompt_logprobs(pipeline: Pipeline, works: Works, batch: Batch, outpu
         [request.prompt_token_ids[place] for request, place in zip(requests, places, strict=True)],
         [request.params.prompt_logprobs or 0 for request in requests],
     )
-    for request, place, entry in zip(requests, places, found, strict=True):
-        assert request.group.prompt_logprobs is not None
-        request.group.prompt_logprobs[place] = entry
+    return list(zip(requests, places, found, strict=True))

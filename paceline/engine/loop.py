@@ -12,11 +12,14 @@ from typing import Any
 
 from paceline.core.call import CallOptions
 from paceline.core.errors import EngineDeadError, InvalidRequestError
+from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
-from paceline.core.request import Group, Request
+from paceline.core.request import FinishReason, Group, Request
+from paceline.engine.engine import failure_of
 from paceline.engine.llm import LLM
 from paceline.engine.report import engine_stats
 from paceline.engine.results import update_of
+from paceline.engine.stats import metrics_of
 from paceline.engine.updates import Emit
 
 log = logging.getLogger(__name__)
@@ -138,13 +141,30 @@ class EngineLoop:
             group, emit = self._streams.pop(request_id)
             ended = [request for request in group.members if not request.finished]
             self.llm.engine.abort(group)
-            emit(update_of(group, [(request, 0) for request in ended], self.llm.engine.selector))
+            emit(self._update(group, [(request, 0) for request in ended]))
 
     def _report(self, request_id: str, members: list[tuple[Request, int]]) -> None:
         group, emit = self._streams[request_id]
+        update = self._update(group, members)
         if group.finished:
             del self._streams[request_id]
-        emit(update_of(group, members, self.llm.engine.selector))
+        emit(update)
+
+    def _update(self, group: Group, members: list[tuple[Request, int]]) -> StreamUpdate:
+        try:
+            return update_of(group, members, self.llm.engine.selector)
+        except Exception as error:  # its text cannot be told: its own fault, and nobody else's
+            log.warning("request %s failed", group.id, exc_info=error)
+            return self._broken(group, failure_of(error))
+
+    def _broken(self, group: Group, kind: str) -> StreamUpdate:
+        """The end of a call whose updates cannot be made."""
+        self.llm.engine.fail(group, f"the engine failed on this request ({kind})")
+        deltas = [
+            CompletionDelta(member.sample_index, "", [], finish_reason=str(FinishReason.ERROR), error=member.error)
+            for member in group.members
+        ]
+        return StreamUpdate(group.id, deltas, metrics_of(group))
 
     def _stop(self) -> None:
         """Lets no more commands in; ends every stream, also those whose command is still in the queue."""

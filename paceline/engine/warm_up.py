@@ -21,8 +21,9 @@ def warm_up(llm: LLM) -> None:
     # An intake of its own, since a call without a seed draws it from the number of calls before.
     intake = Intake(engine, llm.tokenizer)
     prompt = [min(3, intake.model.vocab_size - 1)] * max(1, min(PROMPT_TOKENS, llm.max_model_len - OUTPUT_TOKENS))
-    shared = {"max_tokens": OUTPUT_TOKENS, "ignore_eos": True}
-    for params in (SamplingParams(temperature=0.0, **shared), SamplingParams(seed=0, n=2, top_p=0.9, **shared)):
+    greedy = SamplingParams(temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+    sampled = SamplingParams(seed=0, n=2, top_p=0.9, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
+    for params in (greedy, sampled):
         with suppress(InvalidRequestError):  # a cache that small has little to warm
             engine.add(intake.group(prompt, params, request_id="warm-up"))
     while engine.has_work:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -42,3 +45,40 @@ def int8_linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
     sums = functional.linear(steps.double(), weight.double()).float()  # integers below 2^53 are exact in any order
     y = sums * (scale * column)
     return (y if packed.bias is None else y + packed.bias[: packed.out_features]).to(x.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, epsilon: float) -> torch.Tensor:
+    """[T, D] -> [T, D] of x's type, computed in float64."""
+    wide = x.double()
+    return (wide * (wide.square().mean(1, keepdim=True) + epsilon).rsqrt() * weight).to(x.dtype)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, epsilon: float
+) -> torch.Tensor:
+    """[T, D] -> [T, D] of x's type, computed in float64."""
+    wide_bias = None if bias is None else bias.double()
+    return functional.layer_norm(x.double(), x.shape[1:], weight.double(), wide_bias, epsilon).to(x.dtype)
+
+
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """[T, H, D] with angles [T, R] -> [T, H, D] of x's type, computed in float64; the first sines are negated."""
+    size = cosine.shape[1]
+    turned, kept = x.double().split((size, x.shape[2] - size), dim=2)
+    y = turned * cosine[:, None].double() + turned.roll(size // 2, dims=2) * sine[:, None].double()
+    return torch.cat((y, kept), dim=2).to(x.dtype)
+
+
+def activate(x: torch.Tensor, activation: str, *, up: torch.Tensor | None = None) -> torch.Tensor:
+    """[T, D] -> [T, D] of x's type, computed in float64."""
+    y = activations[activation](x.double())
+    return (y if up is None else y * up.double()).to(x.dtype)
+
+
+activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+}

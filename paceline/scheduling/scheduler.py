@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from paceline.cache import CacheManager
 from paceline.core.batch import Works
 from paceline.core.config import EngineConfig
-from paceline.core.request import Request
+from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
 from paceline.scheduling.plan import Plan, Share
@@ -18,6 +19,8 @@ from paceline.scheduling.policies import SchedulingPolicy, policies
 from paceline.scheduling.queue import WaitingQueue
 from paceline.scheduling.seating import Seating
 from paceline.speculation import Proposer
+
+log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -40,6 +43,8 @@ class Scheduler:
         self.target_groups = self.seating.target_groups
         self.policy: SchedulingPolicy = policies[config.scheduling_policy]()
         self.waiting = WaitingQueue(self.policy)
+        self.refused: list[Request] = []
+        """Requests that failed while they were being seated; whoever tells of them empties the list."""
         self.num_preemptions = 0
         self.max_depth = config.speculative.num_speculative_tokens if config.speculative and proposer else 0
         self._nodes = np.array([0, *(proposer.num_nodes(d) for d in self._all_depths())] if proposer else [0])
@@ -213,13 +218,24 @@ class Scheduler:
     def _enter(self, request: Request, plan: Plan) -> bool:
         """Seats a waiting request, which takes nobody's pages; False if those it found do not do."""
         self.waiting.remove(request)
-        self.seating.seat(request)
+        try:
+            self.seating.seat(request)
+        except Exception as error:
+            self._refuse(request, error)
+            return True
         if not self._share(request, plan):
             self.seating.leave(request)
             self.waiting.add(request)
             return False
         self.policy.serve(request)
         return True
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        log.warning("request %s could not be seated", request.id, exc_info=error)
+        request.finish_reason = FinishReason.ERROR
+        request.error = f"the engine could not take this request ({type(error).__name__})"
+        self.policy.leave(request)
+        self.refused.append(request)
 
     def _computes_prompt(self, request: Request) -> bool:
         return self.seating.num_shared(request) > self.seating.num_cached(request)

@@ -59,12 +59,21 @@ class Seating:
         return int(self.seats.num_tokens[request.seat]) - self.num_cached(request)
 
     def seat(self, request: Request) -> None:
-        """Seats a request that starts with the cached prefix of its tokens: its sibling's, or what the index has."""
+        """Seats a request that starts with the cached prefix of its tokens: its sibling's, or what the index has.
+
+        Raises:
+            Exception: its controls cannot be taken in; it has no seat then.
+        """
         source = self.sibling(request)
         self.seats.join(request)
         if request.group.seated_at is None:
             request.group.seated_at = time.monotonic()
-        self.sampling.join(request)
+        try:
+            self.sampling.join(request)
+        except Exception:  # something about its controls
+            self.sampling.leave(request.seat)
+            self.seats.leave(request)
+            raise
         self.running.append(request)
         self._list_seats()
         self._begin(request, source)
@@ -136,7 +145,8 @@ class Seating:
     def _give_back(self, request: Request) -> None:
         """Empties a seat's caches, the drafter's too."""
         # Only a token sampled from all that is cached proves it finite; NaN must not reach the pages' next owner.
-        if self.num_pending(request) != 1 and request.finish_reason not in (FinishReason.STOP, FinishReason.LENGTH):
+        ended_well = request.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if not ended_well and (request.finish_reason is FinishReason.ERROR or self.num_pending(request) != 1):
             self.cache.clear(request.seat)
         else:
             self.publish(request)

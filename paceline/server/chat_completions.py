@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta
 from paceline.server.answers import Usage, logprobs_dict, metrics_dict, token_dict
-from paceline.server.calls import Answer, Call
+from paceline.server.calls import Answer, Call, Outcome
 from paceline.server.openapi import takes
 from paceline.server.schemas import ChatCompletionRequest
 from paceline.server.schemas.answers import ChatCompletion
@@ -32,12 +33,17 @@ def routes(service: Service) -> APIRouter:
             updates = await service.begun(request, call)
             return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
         (outcome,) = await service.outcomes(request, call)
-        usage = Usage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
-        choices = [_choice(service, call, index, answer) for index, answer in enumerate(outcome.answers)]
-        body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
-        return JSONResponse(body | {"paceline": metrics_dict(outcome.metrics)})
+        # Off the event loop: many answers with the alternatives of each token make megabytes.
+        return await asyncio.to_thread(lambda: JSONResponse(_whole(service, call, outcome)))
 
     return router
+
+
+def _whole(service: Service, call: Call[ChatCompletionRequest], outcome: Outcome) -> dict[str, Any]:
+    usage = Usage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
+    choices = [_choice(service, call, index, answer) for index, answer in enumerate(outcome.answers)]
+    body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
+    return body | {"paceline": metrics_dict(outcome.metrics)}
 
 
 def _envelope(service: Service, call: Call[ChatCompletionRequest], kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the server needs of an engine; ``paceline.engine.worker.EngineWorker`` is one."""
+"""What the server needs of an engine; ``EngineProcess`` and ``EngineWorker`` of the engine room are two."""
 
 from __future__ import annotations
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from paceline.core.errors import EngineDeadError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
+from paceline.core.params import SamplingParams
 from paceline.core.service_config import Limits
-from paceline.engine.overflow import context_overflows
+from paceline.engine.overflow import Ask, context_overflows
 from paceline.server.admission import Admission, Visit
 from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.engine_client import EngineClient
-from paceline.server.errors import ApiError
+from paceline.server.errors import DEAD_RETRY, ApiError
 from paceline.server.merging import begin, merge
 from paceline.server.metrics import Metrics
 from paceline.server.reception import visit_of
@@ -27,6 +28,7 @@ from paceline.server.schemas.base import Body as AnyBody
 from paceline.text import Tokenizer
 
 Kind = TypeVar("Kind", bound=AnyBody)
+Figures = TypeVar("Figures")
 CHARACTERS_PER_TOKEN = 32
 """No text has that many on average; common ones have 4."""
 Numbered = tuple[int, StreamUpdate]
@@ -42,22 +44,24 @@ class Service:
         self.model_name = served_name(engine.model_name)
         self.metrics = Metrics(engine, self.model_name)
         self._running: set[str] = set()
+        self._asked: dict[str, asyncio.Task[Any]] = {}
 
     def tokenizer(self, param: str = "messages", why: str = "it cannot chat") -> Tokenizer:
         if self.engine.tokenizer is None:
             raise InvalidRequestError(f"this model has no tokenizer, so {why}", param=param)
         return self.engine.tokenizer
 
-    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation as the model's template writes it."""
         tokenizer = self.tokenizer()
-        self._check_length(sum(len(text) for message in messages for text in message.values()), "messages")
-        return tokenizer.encode_chat(messages)
+        self.check_length(sum(len(text) for message in messages for text in message.values()), "messages")
+        return tokenizer.encode_chat(messages, add_generation_prompt=add_generation_prompt)
 
     def prompt(self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, or token ids that the model has."""
         if isinstance(prompt, str):
             tokenizer = self.tokenizer(param, "its prompts are token ids")
-            self._check_length(len(prompt), param)
+            self.check_length(len(prompt), param)
             prompt = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         bad = next((token for token in prompt if not 0 <= token < self.engine.vocab_size), None)
         if bad is not None:
@@ -66,7 +70,7 @@ class Service:
             raise InvalidRequestError(f"{param} must not be empty", param=param)
         return prompt
 
-    def _check_length(self, num_characters: int, param: str) -> None:
+    def check_length(self, num_characters: int, param: str) -> None:
         """Refuses what is far too long before it is tokenised, which takes seconds per megabyte."""
         most = CHARACTERS_PER_TOKEN * self.engine.max_model_len
         if num_characters > most:
@@ -86,6 +90,7 @@ class Service:
         raw = await read_body(request, self.limits)
         visit = visit_of(request.scope)
         visit.admit()
+        self.check_progress()
         call = await asyncio.to_thread(self._prepare, raw, kind, visit)
         visit.admit(len(call.prompts) * call.params.num_samples)
         return call
@@ -108,8 +113,40 @@ class Service:
         overflow = context_overflows[body.context_overflow or self.engine.context_overflow]
         room = overflow.room(max(map(len, prompts)), self.engine.max_model_len)
         params = body.params(min(self.limits.default_max_tokens, room))
+        options = body.options(visit.client)
+        # The engine would refuse it too, but a prompt on its way there holds up the event loop, and this thread nobody.
+        for length in {len(prompt) for prompt in prompts}:
+            overflow.admit(self._ask(length, params, generates=options.pooling is None))
         visit.num_prompt_tokens = sum(map(len, prompts))
-        return Call(uuid.uuid4().hex, body, prompts, params, body.options(visit.client), visit)
+        return Call(uuid.uuid4().hex, body, prompts, params, options, visit)
+
+    def _ask(self, num_prompt: int, params: SamplingParams, *, generates: bool) -> Ask:
+        """What the engine will be asked; it knows besides how much its cache holds."""
+        return Ask(
+            num_prompt=num_prompt,
+            max_tokens=params.max_tokens if generates else 0,
+            min_tokens=params.min_tokens if generates else 0,
+            context=self.engine.max_model_len,
+            longest=self.engine.max_model_len,
+            needs_whole_prompt=params.prompt_logprobs is not None,
+        )
+
+    def check_progress(self) -> None:
+        """Raises ApiError 503 if what waits for the engine might wait for ever."""
+        if self.engine.stalled:
+            again = {"Retry-After": str(DEAD_RETRY)}
+            raise ApiError(503, "a step of the engine does not end", code="engine_stalled", headers=again)
+
+    async def shared(self, name: str, ask: Callable[[], Figures]) -> Figures:
+        """Asks the engine in a thread; who asks for the same meanwhile gets the same answer.
+
+        So a step that takes long holds one thread, however many ask: the others are for calls.
+        """
+        if name not in self._asked:
+            task = self._asked[name] = asyncio.ensure_future(asyncio.to_thread(ask))
+            task.add_done_callback(lambda _: self._asked.pop(name).exception())  # also where nobody waits any more
+        figures: Figures = await asyncio.shield(self._asked[name])
+        return figures
 
     def check_model(self, name: str | None) -> None:
         """Only compares strings; nothing is looked up anywhere."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -31,11 +30,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/stats", **answers(errors=_DEAD))
     async def stats() -> dict[str, Any]:
-        return await asyncio.to_thread(service.engine.stats)
+        return await service.shared("stats", service.engine.stats)
 
     @router.get("/metrics", response_class=PlainText, **answers())
     async def metrics() -> Response:
-        return Response(await asyncio.to_thread(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+        return Response(await service.shared("metrics", service.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
@@ -46,8 +45,7 @@ def _add_probes(router: APIRouter, service: Service) -> None:
         """Whether the engine works: 503 once it is dead, or its step does not end."""
         if not service.engine.alive:
             raise EngineDeadError("the engine has stopped")
-        if service.engine.stalled:
-            raise ApiError(503, "a step of the engine does not end", code="engine_stalled")
+        service.check_progress()
         return {"status": "ok", "model": service.model_name}
 
     @router.get("/ready", **answers(Status, errors={503: "Loading, stalled, dead or shutting down."}))

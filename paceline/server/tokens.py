@@ -37,9 +37,11 @@ def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     tokenizer = service.tokenizer("prompt" if body.messages is None else "messages", "it cannot tokenize")
     if body.messages is not None:
         messages = [message.for_template() for message in body.messages]
-        tokens = tokenizer.encode_chat(messages, add_generation_prompt=body.add_generation_prompt)
+        tokens = service.chat(messages, add_generation_prompt=body.add_generation_prompt)
     else:
-        tokens = tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+        text = body.prompt or ""
+        service.check_length(len(text), "prompt")
+        tokens = tokenizer.encode(text, add_special_tokens=body.add_special_tokens is not False)
     names = [tokenizer.backend.id_to_token(token) or "" for token in tokens] if body.return_token_strs else None
     return {
         "count": len(tokens),

@@ -148,10 +148,10 @@ def _spread(drafts: Drafts, places: Int64, num_requests: int) -> Drafts:
     tokens = np.zeros((num_requests, drafts.width), dtype=np.int32)
     counts = np.zeros(num_requests, dtype=np.int32)
     tokens[places], counts[places] = drafts.tokens, drafts.counts
-    probs = drafts.probs
-    if probs is not None:
-        probs = probs.new_zeros((num_requests, *probs.shape[1:]))
-        probs[torch.from_numpy(places).to(probs.device)] = drafts.probs
+    if drafts.probs is None:
+        return Drafts.chains(tokens, counts)
+    probs = drafts.probs.new_zeros((num_requests, *drafts.probs.shape[1:]))
+    probs[torch.from_numpy(places).to(probs.device)] = drafts.probs
     return Drafts.chains(tokens, counts, probs)
 
 

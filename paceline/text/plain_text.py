@@ -20,6 +20,21 @@ from functools import cached_property
 
 import tokenizers
 
+LONG = 4096
+"""Characters that are tokenised within about a millisecond."""
+
+
+def encode_text(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Tokens of ``text``. Other threads of the process go on while a long one is encoded."""
+    # ``encode`` keeps the interpreter's lock, for seconds per megabyte; ``encode_batch`` gives it back, but may start
+    # threads, which a short text is not worth.
+    if len(text) <= LONG:
+        encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+    else:
+        (encoding,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+    ids: list[int] = encoding.ids
+    return ids
+
 
 def any_of(words: Iterable[str]) -> str:
     """A regular expression for the longest of ``words`` at a position; tries each character once (a trie)."""
@@ -88,11 +103,10 @@ class PlainText:
     def encode(self, rendered: str, mark: str) -> list[int]:
         """Tokens of a rendered prompt; no special tokens are added."""
         if mark not in rendered:
-            plain: list[int] = self._backend.encode(rendered, add_special_tokens=False).ids
-            return plain
+            return encode_text(self._backend, rendered, add_special_tokens=False)
         backend, names, ids = self._renamed
         secret = self._spelled.sub(lambda found: names[found[0]], rendered).replace(mark, "")
-        return [ids.get(token, token) for token in backend.encode(secret, add_special_tokens=False).ids]
+        return [ids.get(token, token) for token in encode_text(backend, secret, add_special_tokens=False)]
 
     @cached_property
     def _renamed(self) -> tuple[tokenizers.Tokenizer, dict[str, str], dict[int, int]]:

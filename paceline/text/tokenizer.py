@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline.core.errors import InvalidRequestError, shown
 from paceline.text.chat_template import ChatTemplate
-from paceline.text.plain_text import PlainText
+from paceline.text.plain_text import PlainText, encode_text
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -57,8 +57,7 @@ class Tokenizer:
             InvalidRequestError: the text is not a string, or holds a lone surrogate.
         """
         check_text(text, "prompt")
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return encode_text(self.backend, text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; ids that the vocabulary lacks give nothing.

@@ -82,7 +82,7 @@ def _new_draft(options: DraftOptions, target: Any, tokenizer: Tokenizer, chat: C
     )
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def reply_places(reply: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where in the flat rows [B * T] the next token is a reply's, from reply bool[B, T + 1], and how much it counts.
 
@@ -117,4 +117,5 @@ def divergence(
         wanted = functional.log_softmax(logits_at(dtype, target, tokens[:, :-1], places), dim=-1)
     given = functional.log_softmax(logits_at(dtype, draft, tokens[:, :-1], places), dim=-1)
     each = functional.kl_div(given, wanted, log_target=True, reduction="none").sum(-1)
-    return (each * weight).sum()
+    loss: torch.Tensor = (each * weight).sum()
+    return loss

@@ -55,10 +55,13 @@ class Soak:
         own = self.random.integers(3, VOCAB_SIZE, size=self.random.integers(1, 12))
         prompt = [*beginning, *map(int, own)]
         params = self._params()
-        group = begin(
-            self.engine, prompt, params, intake=self.intake, options=CallOptions(speculate=self.random.random() < 0.9)
+        options = CallOptions(
+            speculate=self.random.random() < 0.9,
+            priority=int(self.random.integers(3)),
+            client=str(self.random.integers(3)),
+            cache_salt=str(self.random.integers(2)),
         )
-        group.priority = int(self.random.integers(3))
+        group = begin(self.engine, prompt, params, intake=self.intake, options=options)
         self.jobs.append((group, prompt, params))
         self.live.append(group)
         if self.random.random() < 0.45:
@@ -114,10 +117,12 @@ class Soak:
                 check_books(self.engine)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_soak(method, small: Models) -> None:
+@pytest.mark.parametrize(("method", "policy"), [*zip(METHODS, ("fcfs", "priority", "fair"), strict=True)])
+def test_soak(method, policy, small: Models) -> None:
     count = 670
-    engine = small.engine(METHODS[method], num_blocks=18, block_size=3, max_num_batched_tokens=14)
+    engine = small.engine(
+        METHODS[method], num_blocks=18, block_size=3, max_num_batched_tokens=14, scheduling_policy=policy
+    )
     proposers.TRUTH.clear()
     soak = Soak(engine, seed=list(METHODS).index(method))
     soak.run(count)

@@ -15,7 +15,7 @@ import pytest
 from paceline.cache import CacheManager, LayerGroup
 from paceline.core.batch import Batch, Drafts, SampleRows
 from paceline.core.params import SamplingParams
-from paceline.engine import engine as engine_module
+from paceline.engine import outcome as outcome_module
 from paceline.sampling import SamplingState
 from paceline.speculation import DraftModelProposer, draft_model
 from tests.invariance import proposers
@@ -27,9 +27,9 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def _assemble_with(monkeypatch: pytest.MonkeyPatch, change: Callable[..., Batch]) -> None:
-    true = engine_module.assemble
+    true = outcome_module.assemble
     monkeypatch.setattr(
-        engine_module, "assemble", lambda works, drafts, *rest: change(true(works, drafts, *rest), drafts)
+        outcome_module, "assemble", lambda works, drafts, *rest: change(true(works, drafts, *rest), drafts)
     )
 
 
@@ -43,24 +43,24 @@ def accepted_nodes_are_moved_one_slot_too_far(monkeypatch: pytest.MonkeyPatch) -
 
 
 def penalties_miss_the_tokens_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = engine_module.sample_rows
+    true = outcome_module.sample_rows
 
     def blind(*arguments: Any) -> SampleRows:
         rows = true(*arguments)
         return replace(rows, path=np.full_like(rows.path, -1))
 
-    monkeypatch.setattr(engine_module, "sample_rows", blind)
+    monkeypatch.setattr(outcome_module, "sample_rows", blind)
 
 
 def noise_does_not_advance_within_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = engine_module.sample_rows
+    true = outcome_module.sample_rows
 
     def stuck(works: Any, drafts: Any, seats: Any, sample_start: Any) -> SampleRows:
         rows = true(works, drafts, seats, sample_start)
         known = seats.num_tokens[rows.seats] - seats.prompt_len[rows.seats]
         return replace(rows, output_index=known.astype(np.int64))
 
-    monkeypatch.setattr(engine_module, "sample_rows", stuck)
+    monkeypatch.setattr(outcome_module, "sample_rows", stuck)
 
 
 def nodes_see_their_neighbours_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,4 +202,4 @@ def test_drafter_cache_bugs_are_caught(plant: Plant, llama: Models, monkeypatch:
 
 def test_the_engine_and_the_drafter_assemble_alike() -> None:
     """The plants above replace the engine's name for assemble only; the drafter must use the same function."""
-    assert draft_model.assemble is engine_module.assemble
+    assert draft_model.assemble is outcome_module.assemble

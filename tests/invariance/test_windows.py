@@ -12,14 +12,33 @@ from tests.invariance.engines import Models, preempt_every, run
 from tests.invariance.test_matrix import OTHERS
 
 
-@pytest.fixture(scope="module")
-def windowed(llama: Models) -> Models:
-    """The first layer sees 7 tokens, the second everything."""
-    target, near = copy.copy(llama.target), copy.copy(llama.drafts["near"])
+def with_window(models: Models, window: int) -> Models:
+    """The first layer sees so many tokens, the second everything."""
+    target, near = copy.copy(models.target), copy.copy(models.drafts["near"])
     for model in (target, near):
         first, *rest = model.layer_specs
-        model.layer_specs = (replace(first, window=7), *rest)
+        model.layer_specs = (replace(first, window=window), *rest)
     return Models(target, {"near": near})
+
+
+@pytest.fixture(scope="module")
+def windowed(llama: Models) -> Models:
+    return with_window(llama, 7)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("method", ["draft_model", "random_tree"])
+def test_a_draft_may_be_deeper_than_a_window(method: str, backend: str, llama: Models) -> None:
+    """Then its first tokens are out of its last ones' sight."""
+    windowed = with_window(llama, 3)
+    expected = run(windowed.engine(cache="none", attention_backend="reference"), OTHERS)
+    for job, tokens in zip(OTHERS, expected, strict=True):
+        proposers.TRUTH.update({(job.prompt, index): sample for index, sample in enumerate(tokens)})
+    model = {"draft_model": "near", "random_tree": "20"}[method]
+    speculation = {"method": method, "model": model, "num_speculative_tokens": 7}
+    engine = windowed.engine(speculation, block_size=4, attention_backend=backend)
+    assert run(engine, OTHERS) == expected
+    assert engine.counters.accepted_per_position[3] > 0
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,15 @@ def test_threads_cannot_be_seen(level, kind):
         for threads in (2, 3):
             with on_threads(threads):
                 assert same_bits(linear(x[:count], packed), alone)
+
+
+@needs_library
+def test_callers_at_the_same_time_get_the_same_bits():
+    packed, x = pack(random_tensor(150, 300), "fp32"), random_tensor(40, 300, seed=1)
+    with on_threads(2), ThreadPoolExecutor(4) as pool:
+        expected = linear(x, packed)
+        found = list(pool.map(lambda _: linear(x, packed), range(40)))
+    assert all(same_bits(one, expected) for one in found)
 
 
 def test_the_check_finds_rows_that_see_each_other():

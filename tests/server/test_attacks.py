@@ -12,6 +12,7 @@ import pytest
 
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
+from paceline.server import chat_completions
 from tests.server.calling import HELLO, JSON, assert_error, call, complete
 from tests.server.live import call_body, live, post
 from tests.server.scripted_engine import ScriptedEngine
@@ -278,6 +279,31 @@ def test_a_text_that_is_far_too_long_is_not_even_tokenised(monkeypatch):
     monkeypatch.setattr(engine.tokenizer, "encode", lambda *given, **more: [1])
     response = call(engine, "POST", "/v1/completions", content=body, headers=JSON)
     assert_error(response, 400, param="prompt", code="context_length_exceeded")
+    for name, given in (("prompt", text), ("messages", [{"role": "user", "content": text}])):
+        response = call(engine, "POST", "/tokenize", json={name: given})
+        assert_error(response, 400, param=name, code="context_length_exceeded")
+
+
+def test_a_prompt_that_cannot_fit_does_not_reach_the_engine(monkeypatch):
+    engine = ScriptedEngine()
+    monkeypatch.setattr(engine, "generate", None)
+    for prompt in ([7] * engine.max_model_len, [[7], [7] * 40_000]):
+        response = call(engine, "POST", "/v1/completions", json={"model": "scripted", "prompt": prompt})
+        assert_error(response, 400, param="prompt", code="context_length_exceeded")
+
+
+def test_an_answer_is_written_beside_the_event_loop(monkeypatch):
+    """Many answers with their alternatives make megabytes."""
+    threads = []
+    write = chat_completions.logprobs_dict
+    monkeypatch.setattr(
+        chat_completions,
+        "logprobs_dict",
+        lambda *given: threads.append(threading.current_thread().name) or write(*given),
+    )
+    assert complete(ScriptedEngine(), n=2, logprobs=True).status_code == 200
+    assert len(threads) == 2
+    assert all(name.startswith("asyncio_") for name in threads)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from tests.server.scripted_engine import ScriptedEngine
 words, pause, drain_seconds = sys.argv[1:]
 engine = ScriptedEngine("word " * int(words), pause=float(pause))
 limits = Limits(drain_seconds=float(drain_seconds), keep_alive_seconds=600, header_seconds=600)
-serve(engine, ServiceConfig(port=0), limits=limits)
+serve(engine, ServiceConfig(port=0), limits=limits, listening=print)
 """
 BODY = {"model": "scripted", "messages": HELLO, "stream": True}
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,8 @@ def serving(*, words=8, pause=0.05, drain_seconds=60):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
-            url = process.stdout.readline().split(" at ")[1].split(" ")[0]
+            assert select.select([process.stdout], [], [], 60)[0], "it does not start"
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
             with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
                 yield process, client
         finally:

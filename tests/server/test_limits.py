@@ -14,10 +14,10 @@ from tests.server.live import call_body, closed, drip, eventually, live, post, r
 from tests.server.scripted_engine import ScriptedEngine
 
 SOON = Limits(
-    header_seconds=0.3,
-    body_seconds=0.3,
-    write_seconds=0.3,
-    keep_alive_seconds=0.3,
+    header_seconds=0.5,
+    body_seconds=0.5,
+    write_seconds=0.5,
+    keep_alive_seconds=0.5,
     max_header_bytes=4096,
     max_body_bytes=20_000,
     max_connections=40,
@@ -86,7 +86,7 @@ def test_a_body_that_never_ends(soon, sent):
     soon.good()
     reply = read_reply(connection)
     assert (reply.status, reply.headers["connection"]) == (408, "close")
-    assert reply.error["message"] == "the body did not come within 0.3 s"
+    assert reply.error["message"] == "the body did not come within 0.5 s"
     assert closed(connection)
     soon.good()
 
@@ -136,7 +136,9 @@ def test_more_connections_than_allowed(soon):
 
 
 def test_a_thousand_idle_and_half_open_connections():
-    with live(ScriptedEngine()) as service:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2304:
+        pytest.skip("both ends of 1,020 connections are open files of this process, and fewer are allowed")
+    with live(ScriptedEngine(), limits=Limits(header_seconds=60, body_seconds=60)) as service:
         crowd = [service.connect(b"" if number % 2 else HELLO) for number in range(1000)]
         bodies = [service.connect(post(b"{", length=100)) for _ in range(20)]
         eventually(lambda: len(service.server.server_state.connections) == 1020)

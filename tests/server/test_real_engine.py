@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from paceline import SamplingParams
+from paceline import RequestOutput, SamplingParams
 from paceline.engine.worker import EngineWorker
 from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
 from tests.engine.helpers import assert_idle, make
@@ -31,10 +36,38 @@ def worker(tmp_path_factory):
     assert_idle(worker.llm.engine)
 
 
+class BetweenSteps:
+    """The worker's LLM, called on the worker's thread: no other may step its engine, even once an answer is told."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        self.worker, self.tokenizer = worker, worker.tokenizer
+
+    def generate(self, *arguments: Any) -> list[RequestOutput]:
+        return self._call(lambda: self.worker.llm.generate(*arguments))
+
+    def embed(self, prompts: list[str], *, pooling: str) -> list[RequestOutput]:
+        return self._call(lambda: self.worker.llm.embed(prompts, pooling=pooling))
+
+    def _call(self, call: Callable[[], list[RequestOutput]]) -> list[RequestOutput]:
+        found: Future[list[RequestOutput]] = Future()
+        assert self.worker.loop.soon(lambda: found.set_result(call()))
+        return found.result(60)
+
+
 @pytest.fixture
 def llm(worker):
-    """Only while the worker has nothing to do."""
-    return worker.llm
+    return BetweenSteps(worker)
+
+
+def test_only_the_worker_steps_its_engine(worker, llm, monkeypatch):
+    """It looks whether there is work once more after an answer is told: what is begun meanwhile it would step too."""
+    steppers, step = set(), worker.llm.engine.step
+    monkeypatch.setattr(worker.llm.engine, "step", lambda: steppers.add(threading.current_thread()) or step())
+    monkeypatch.setattr(worker.loop, "_after_step", lambda: time.sleep(0.02))
+    for _ in range(3):
+        completions(worker, prompt=TEXTS[0], max_tokens=2)
+        llm.generate(TEXTS[0], SamplingParams(max_tokens=8, ignore_eos=True))
+    assert steppers == {worker._thread}
 
 
 def completions(worker, **body):
@@ -167,15 +200,15 @@ def test_the_figures_of_an_answer_add_up(worker):
     assert 'paceline:kv_cache_usage_perc{model_name="scripted"} 0.0' in text
 
 
-def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker, llm):
+def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker):
     """The context of the model is 256 tokens; without a limit, a truncated prompt leaves half of it to the answer."""
     prompt = [int(token) for token in np.random.default_rng(4).integers(3, 300, size=300)]
     refused = post(worker, "/v1/completions", prompt=prompt, max_tokens=20)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     truncated = completions(worker, prompt=prompt, max_tokens=20, context_overflow="truncate")
-    (short,) = llm.generate(prompt[-236:], SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True))
-    assert truncated["choices"][0]["text"] == short.outputs[0].text
+    short = completions(worker, prompt=prompt[-236:], max_tokens=20)
+    assert truncated["choices"][0]["text"] == short["choices"][0]["text"]
     assert truncated["paceline"]["num_truncated_tokens"] == 64
     slid = completions(worker, prompt=prompt, max_tokens=120, context_overflow="slide")
     assert slid["usage"]["completion_tokens"] == 120

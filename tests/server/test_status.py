@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
@@ -134,3 +135,46 @@ def test_figures_of_a_dead_engine_are_missing_and_the_service_s_stay():
     assert values["request_success_total", "length"] == 1
     assert ("num_requests_running",) not in values
     assert values["engine_restarts_total",] == 0
+
+
+def test_who_asks_for_figures_of_a_stuck_engine_leaves_the_threads_to_calls():
+    """However many ask, and also where they have left."""
+    engine, asked, goes_on = ScriptedEngine(), [], threading.Event()
+    told = engine.stats()
+
+    def stuck():
+        asked.append(1)
+        assert goes_on.wait(30)
+        return told
+
+    engine.stats = stuck
+
+    async def go():
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+            paths = ["/stats", "/metrics"] * 40
+            waiting = [asyncio.ensure_future(client.get(path)) for path in paths]
+            while len(asked) < 2:
+                await asyncio.sleep(0.001)
+            for task in waiting[:20]:
+                task.cancel()
+            called = await client.post("/chat", json={"message": "hello"})
+            goes_on.set()
+            return called, await asyncio.gather(*waiting[20:])
+
+    try:
+        called, figures = asyncio.run(go())
+    finally:
+        goes_on.set()
+    assert called.status_code == 200
+    assert {answer.status_code for answer in figures} == {200}
+    assert len(asked) == 2
+
+
+def test_calls_do_not_queue_behind_a_step_that_does_not_end():
+    engine = ScriptedEngine()
+    engine.stalled = True
+    error = call(engine, "POST", "/chat", json={"message": "hello"})
+    assert_error(error, 503, code="engine_stalled")
+    assert int(error.headers["retry-after"]) > 0
+    assert not engine.calls

@@ -98,7 +98,7 @@ def unlikely_drafts_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         drafts = true(self, works)
         if drafts.probs is None:
             return drafts
-        likely = drafts.probs.gather(-1, torch.from_numpy(drafts.tokens.astype(np.int64))[..., None])[..., 0] > 0.3
+        likely = drafts.probs.gather(-1, torch.from_numpy(drafts.tokens.astype(np.int64))[..., None])[..., 0] > 0.4
         return replace(drafts, counts=np.minimum(drafts.counts, likely.long().cumprod(-1).sum(-1).numpy()))
 
     monkeypatch.setattr(DraftModelProposer, "propose", propose)

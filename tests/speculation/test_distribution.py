@@ -64,7 +64,6 @@ def test_the_statistic_has_power(oracle: Oracle) -> None:
     assert expected_deviations(right, right, COUNT) < 1
 
 
-@pytest.mark.parametrize("verifier", ["token", "block"])
 @pytest.mark.parametrize(
     "plant",
     [
@@ -83,18 +82,14 @@ def test_the_statistic_has_power(oracle: Oracle) -> None:
     ],
 )
 def test_planted_bug_is_caught(
-    plant: Callable[[pytest.MonkeyPatch], None],
-    verifier: str,
-    narrow: Models,
-    oracle: Oracle,
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None], narrow: Models, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """None of these is in a rule, so one rule shows them all."""
     joints = [oracle.joint(controls) for controls in FEW]
     plant(monkeypatch)
-    assert deviations(run(narrow, verifier, "near", FEW, COUNT), joints) > DEVIATIONS
+    assert deviations(run(narrow, "block", "near", FEW, COUNT), joints) > DEVIATIONS
 
 
 def test_the_few_settings_are_right_without_a_bug(narrow: Models, oracle: Oracle) -> None:
     joints = [oracle.joint(controls) for controls in FEW]
-    for verifier in ("token", "block"):
-        assert deviations(run(narrow, verifier, "near", FEW, COUNT), joints) < DEVIATIONS
+    assert deviations(run(narrow, "block", "near", FEW, COUNT), joints) < DEVIATIONS

@@ -15,7 +15,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.engine.intake import Intake
 from tests.invariance.cases import SAMPLING
-from tests.invariance.conftest import gpt2, llama  # noqa: F401 - fixtures
+from tests.invariance.conftest import llama  # noqa: F401 - fixtures
 from tests.invariance.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts, run
 from tests.invariance.test_controls import (
     drafter_forgets_the_token_after_its_last_draft,
@@ -57,26 +57,22 @@ def texts(
 
 @by_method
 @by_verifier
-def test_a_seed_repeats_its_text(verifier: str, method: str, llama: Models, gpt2: Models) -> None:  # noqa: F811
-    for models in (llama, gpt2):
-        together = texts(models, verifier, method)
-        assert texts(models, verifier, method) == together
-        for job, expected in zip(JOBS, together, strict=True):
-            engine = models.engine({**SPECULATION[method], "verifier": verifier})
-            assert run(engine, [job]) == [expected]
+def test_a_seed_repeats_its_text(verifier: str, method: str, llama: Models) -> None:  # noqa: F811
+    together = texts(llama, verifier, method)
+    assert texts(llama, verifier, method) == together
+    for job, expected in zip(JOBS, together, strict=True):
+        assert texts(llama, verifier, method, [job]) == [expected]
 
 
 @by_method
 @by_verifier
 def test_memory_and_chunks_are_invisible(verifier: str, method: str, llama: Models) -> None:  # noqa: F811
     expected = texts(llama, verifier, method)
-    for options in ({"block_size": 1}, {"block_size": 4}, {"cache": "static"}, {"cache": "none"}):
+    for options in ({"block_size": 1}, {"cache": "static"}, {"cache": "none", "attention_backend": "reference"}):
         assert texts(llama, verifier, method, **options) == expected
-    for chunk in (5, 6, 10, 15):  # each leaves room for a draft behind the prompt's last token
+    for chunk in (5, 10):  # each leaves room for a draft behind the prompt's last token
         assert texts(llama, verifier, method, JOBS[2:3], max_num_batched_tokens=chunk) == expected[2:3]
-    for period in (2, 3):
-        assert texts(llama, verifier, method, hook=preempt_every(period), block_size=4) == expected
-    assert texts(llama, verifier, method, attention_backend="reference") == expected
+    assert texts(llama, verifier, method, hook=preempt_every(3), block_size=4) == expected
 
 
 @by_verifier

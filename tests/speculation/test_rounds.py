@@ -18,15 +18,13 @@ from tests.speculation import plants
 from tests.speculation.joint import DEVIATIONS, distance
 from tests.speculation.rounds import texts
 
-COUNT = 20_000
+COUNT = 15_000
 LENGTH = 3
 DEPTH = 2
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 SIDES = {
     "two tokens": ([0.6, 0.4], [0.4, 0.6]),
-    "turned round": ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]),
-    "overconfident": ([0.3, 0.3, 0.4], [0.6, 0.2, 0.2]),
     "two too rarely": ([0.3, 0.4, 0.3], [0.05, 0.35, 0.6]),
     "one too often": ([0.4, 0.4, 0.2], [0.3, 0.3, 0.4]),
     "never drafted": ([0.4, 0.3, 0.3], [0.0, 0.8, 0.2]),

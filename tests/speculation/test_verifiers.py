@@ -29,16 +29,18 @@ by_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__n
 class Table:
     """Requests with a chain each, whose drafts were drawn from the softmax of random logits, and the target's rows."""
 
-    def __init__(self, drafts: Sequence[Sequence[int] | None], *, certain: bool = False, **controls: Any) -> None:
+    def __init__(
+        self, drafts: Sequence[Sequence[int] | None], *, certain: bool = False, device: str = "cpu", **controls: Any
+    ) -> None:
         """None in place of a draft is a request in mid-prompt: it has no rows."""
-        self.room = Room(vocab=VOCAB, capacity=len(drafts))
+        self.room = Room(vocab=VOCAB, capacity=len(drafts), device=device)
         self.requests = [self.room.join(make_request(seed=seed, **controls)) for seed in range(len(drafts))]
         counts = np.array([len(draft or ()) for draft in drafts], dtype=np.int32)
         tokens = np.full((len(drafts), max(counts) + 1), 77, dtype=np.int32)  # padding is never looked at
         for number, draft in enumerate(drafts):
             tokens[number, : counts[number]] = draft or ()
         q = random_logits(tokens.size, VOCAB, seed=5).softmax(-1).float().view(*tokens.shape, VOCAB)
-        self.drafts = Drafts.chains(tokens, counts, None if certain else q)
+        self.drafts = Drafts.chains(tokens, counts, None if certain else q.to(device))
         parts = [
             chain_rows(request, list(draft))
             for request, draft in zip(self.requests, drafts, strict=True)
@@ -52,7 +54,7 @@ class Table:
             np.concatenate(pad),
         )
         self.start = np.cumsum([0, *(0 if draft is None else len(draft) + 1 for draft in drafts)]).astype(np.int32)
-        self.logits = random_logits(len(self.rows), VOCAB, seed=6)
+        self.logits = random_logits(len(self.rows), VOCAB, seed=6).to(device)
 
     def verify(self, rule: Any) -> Verdict:
         return rule.verify(self.logits, self.rows, self.drafts, self.start, self.room.pipeline)
@@ -92,6 +94,20 @@ def _only(table: Table, number: int) -> Table:
         table.drafts.probs[number : number + 1, :count],
     )
     return one
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@by_rule
+@pytest.mark.parametrize("certain", [False, True])
+def test_a_gpu_decides_alike(rule: Any, certain: bool) -> None:
+    drafts = [[1, 2, 3], [], [4], None, [5, 6], [7, 8, 0]] * 4
+    here, there = (Table(drafts, certain=certain, device=device) for device in ("cpu", "cuda"))
+    assert here.verify(rule) == there.verify(rule)
+    found = there.room.pipeline.draft(there.logits, there.rows)
+    expected = here.room.pipeline.draft(here.logits, here.rows)
+    assert found[0].tolist() == expected[0].tolist()
+    assert torch.allclose(found[1].cpu(), expected[1])
 
 
 @by_rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from tokenizers import AddedToken, normalizers
@@ -154,3 +155,29 @@ def test_one_tokens_text_and_bytes():
     assert token_text(byte_level(), 1) == "<|end|>"
     assert token_bytes(byte_level(), 1) == b"<|end|>"
     assert token_bytes(byte_level(), 9999) == b""
+
+
+@pytest.mark.parametrize("kind", ["text", "conversation"])
+def test_other_threads_go_on_while_a_long_text_is_encoded(kind):
+    tokenizer = byte_level()
+    text = "ab" * 200_000
+    ticks, over = [], threading.Event()
+
+    def tick():
+        while not over.wait(0.002):
+            ticks.append(1)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        during = 0
+        for _ in range(5):
+            before = len(ticks)
+            mark = tokenizer._plain_text.new_mark()
+            ids = tokenizer.encode(text) if kind == "text" else tokenizer._plain_text.encode(text, mark)
+            during = max(during, len(ticks) - before)
+    finally:
+        over.set()
+        ticker.join()
+    assert during > 5
+    assert ids == tokenizer.backend.encode(text, add_special_tokens=kind == "text").ids

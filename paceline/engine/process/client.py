@@ -35,6 +35,8 @@ from paceline.engine.updates import UpdateStream
 from paceline.text import Tokenizer
 
 STALL_SECONDS = 60.0
+STATS_SECONDS = 5.0
+"""Who asks for statistics waits no longer for the step that runs."""
 BEAT_SECONDS = 1.0
 
 
@@ -154,7 +156,7 @@ class EngineProcess:
         self._supervisor.send(encode(Abort(request_id)))
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges; waits for the step that runs.
+        """Counters and gauges; waits for the step that runs, for at most ``STATS_SECONDS``.
 
         Raises:
             EngineDeadError: there is no child, or it is stuck.
@@ -165,7 +167,7 @@ class EngineProcess:
         try:
             if not self._supervisor.send(encode(AskStats(number))):
                 raise self._supervisor.dead()
-            return found.result(self._supervisor.stall_seconds)
+            return found.result(min(self._supervisor.stall_seconds, STATS_SECONDS))
         except WaitedTooLongError:
             raise EngineDeadError("the engine is stuck in a step and does not answer") from None
         finally:

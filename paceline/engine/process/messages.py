@@ -13,11 +13,11 @@ from paceline.engine.facts import EngineFacts
 from paceline.engine.process.link import LinkError, framed
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One frame's content."""
 
 
-class Start(Message):
+class Start(Message, frozen=True):
     """The first message to a child: what ``LLM`` takes, and how often to report."""
 
     model: str | None
@@ -26,7 +26,7 @@ class Start(Message):
     beat_seconds: float
 
 
-class Generate(Message):
+class Generate(Message, frozen=True):
     """Begins a call. ``call`` is never used twice, unlike a request id."""
 
     call: int
@@ -36,21 +36,21 @@ class Generate(Message):
     options: CallOptions
 
 
-class Abort(Message):
+class Abort(Message, frozen=True):
     request_id: str
 
 
-class AskStats(Message):
+class AskStats(Message, frozen=True):
     number: int
 
 
-class Loaded(Message):
+class Loaded(Message, frozen=True):
     """The model is loaded and warm: calls may come."""
 
     facts: EngineFacts
 
 
-class NotLoaded(Message):
+class NotLoaded(Message, frozen=True):
     """The model cannot be loaded as asked; the child ends."""
 
     kind: str
@@ -58,12 +58,12 @@ class NotLoaded(Message):
     message: str
 
 
-class Updated(Message):
+class Updated(Message, frozen=True):
     call: int
     update: StreamUpdate
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """The call is over, or never began."""
 
     call: int
@@ -74,12 +74,12 @@ class Refused(Message):
     """Whether the caller is to blame."""
 
 
-class StatsTold(Message):
+class StatsTold(Message, frozen=True):
     number: int
     stats: dict[str, Any]
 
 
-class Beat(Message):
+class Beat(Message, frozen=True):
     """Sent at intervals, whatever the engine does."""
 
     busy_seconds: float
@@ -90,9 +90,9 @@ Order = Start | Generate | Abort | AskStats
 Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
 
 _encoder = msgspec.msgpack.Encoder()
-_orders = msgspec.msgpack.Decoder(Order)
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
-_reports = msgspec.msgpack.Decoder(Report)
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
 def encode(message: Message) -> bytes:

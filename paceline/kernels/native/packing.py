@@ -147,12 +147,14 @@ def _padded(tensor: torch.Tensor, dimension: int, unit: int) -> torch.Tensor:
 def to_blocks(rows: torch.Tensor, step: int) -> torch.Tensor:
     """[out, in] -> [ceil(out / 16), ceil(in / step), 16, step]."""
     padded = _padded(_padded(rows, 0, WIDTH), 1, step)
-    return padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2).contiguous()
+    blocks: torch.Tensor = padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2)
+    return blocks.contiguous()
 
 
 def from_blocks(blocks: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
     """The inverse of ``to_blocks``."""
-    return blocks.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features, :in_features]
+    rows: torch.Tensor = blocks.transpose(1, 2).flatten(2).flatten(0, 1)
+    return rows[:out_features, :in_features]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +251,15 @@ class Int4Kind:
         joined = from_blocks(packed.weight, packed.out_features, inputs // 2).unflatten(1, (-1, 4))
         nibbles = torch.stack((joined & 15, joined >> 4), 2).flatten(1)  # [out, padded inputs]
         scale = from_blocks(packed.scale[..., None], packed.out_features, groups).float()
-        weight = (nibbles.float() - 8).unflatten(1, (groups, -1)) * scale[:, :, None]
+        weight: torch.Tensor = (nibbles.float() - 8).unflatten(1, (groups, -1)) * scale[:, :, None]
         return weight.flatten(1)[:, : packed.in_features]
 
 
 def _joined(nibbles: torch.Tensor) -> torch.Tensor:
     """uint8[out, in] -> uint8[out, in / 2]: of eight inputs, 0-3 become the low halves of four bytes, 4-7 the high."""
     low, high = nibbles.unflatten(1, (-1, 2, 4)).unbind(2)
-    return (low | high << 4).flatten(1)
+    joined: torch.Tensor = low | high << 4
+    return joined.flatten(1)
 
 
 kinds.add("int8")(Int8Kind())

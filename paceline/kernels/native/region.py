@@ -19,7 +19,7 @@ def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
         MemoryError: there was none for intermediate results.
     """
     chosen = require()
-    operations = (Operation * len(steps))(*((code, ctypes.addressof(arguments)) for code, arguments in steps))
+    operations = (Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps))
     threads = torch.get_num_threads()
     status = chosen.library.handle.paceline_run(chosen.index, operations, len(steps), threads)
     if status == Status.NO_MEMORY:

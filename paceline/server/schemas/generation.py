@@ -127,7 +127,7 @@ class SamplingFields(EngineRequest):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     speculation: bool | None = None
-    """False decodes this call plainly, to the same text."""
+    """False decodes this call plainly, to the same text under the verifier "match"."""
 
     def sampling_params(self, default_max_tokens: int, **more: int | None) -> SamplingParams:
         """Raises InvalidRequestError: a value out of range, by field."""

@@ -24,13 +24,13 @@ inline int64_t num_groups(const paceline_linear &a) {
     return a.kind == PACELINE_INT4 ? padded_inputs(a, 1) / a.group_size : 1;
 }
 
-// Deals out 64-byte aligned pieces of memory; from a null pointer it only counts.
+// Deals out 64-byte aligned pieces of memory; from address 0 it only counts.
 struct Dealer {
-    char *next;
+    uintptr_t next;
     template <class T>
     T *take(int64_t count) {
         T *piece = (T *)next;
-        next += rounded_up(count * (int64_t)sizeof(T), 64);
+        next += (uintptr_t)rounded_up(count * (int64_t)sizeof(T), 64);
         return piece;
     }
 };

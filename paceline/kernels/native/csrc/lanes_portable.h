@@ -6,7 +6,9 @@ typedef int32_t Ints4 __attribute__((vector_size(16)));
 
 #ifdef __aarch64__
 constexpr int register_budget = 6;  // Lanes that a tile may sum into, of 32 registers
-inline Floats4 fma(Floats4 a, Floats4 b, Floats4 c) { return (Floats4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+inline Floats4 fma(Floats4 a, Floats4 b, Floats4 c) {
+    return (Floats4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
 #else
 constexpr int register_budget = 3;  // of 16 registers
 inline Floats4 fma(Floats4 a, Floats4 b, Floats4 c) { return a * b + c; }

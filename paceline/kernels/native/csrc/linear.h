@@ -55,7 +55,7 @@ void multiply_panel(const paceline_linear &a, const Activations<Kind> &x, int64_
 
 template <class Kind>
 void linear(const paceline_linear &a, const Team &team) {
-    Dealer dealer{(char *)team.scratch};
+    Dealer dealer{(uintptr_t)team.scratch};
     const Activations<Kind> x = deal<Kind>(a, dealer, team.index, team.size);
     const int64_t blocks = rounded_up(a.out_features, width) / width;
     for (int64_t first_row = 0; first_row < a.rows; first_row += rows_at_once) {
@@ -73,7 +73,7 @@ void linear(const paceline_linear &a, const Team &team) {
 
 template <class Kind>
 size_t scratch_of_linear(const paceline_linear &a, int64_t team_size) {
-    Dealer dealer{nullptr};
+    Dealer dealer{0};
     deal<Kind>(a, dealer, 0, team_size);
     return (size_t)dealer.next;
 }

@@ -146,7 +146,8 @@ class Pool {
     // How many threads there are, the caller included; fewer than asked for where the system gives no more.
     int64_t grow(int64_t num_threads) {
         try {
-            while (static_cast<int64_t>(workers_.size()) + 1 < num_threads) workers_.push_back(std::make_unique<Worker>());
+            while (static_cast<int64_t>(workers_.size()) + 1 < num_threads)
+                workers_.push_back(std::make_unique<Worker>());
         } catch (const std::system_error &) {
         }
         return std::min<int64_t>(num_threads, workers_.size() + 1);

@@ -11,7 +11,8 @@ inline void rotate_pairs(const paceline_rotary &a, int64_t row, int64_t head, in
     const int64_t from = head * a.head_stride + i, to = head * a.out_head_stride + i;
     const Lanes left = load_as(a.x.dtype, address(a.x, row, from), count);
     const Lanes right = load_as(a.x.dtype, address(a.x, row, from + half), count);
-    const Lanes turned_left = fma(right, rotary_angle(a.sine, row, i, count), left * rotary_angle(a.cosine, row, i, count));
+    const Lanes turned_left = fma(right, rotary_angle(a.sine, row, i, count),
+                                  left * rotary_angle(a.cosine, row, i, count));
     const Lanes turned_right = fma(left, rotary_angle(a.sine, row, i + half, count),
                                    right * rotary_angle(a.cosine, row, i + half, count));
     store_as(a.out.dtype, address(a.out, row, to), turned_left, count);

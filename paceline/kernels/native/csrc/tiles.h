@@ -1,6 +1,13 @@
 // Products of a few rows and blocks of outputs that are summed in registers.
 #pragma once
 
+// Left to itself GCC unrolls these loops too late to see that the sums of a tile are registers, and moves them about.
+#ifdef __clang__
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
+
 // Where a tile lies: from `row` and the panel's `block` on, over the inputs [first, last).
 template <class Kind>
 struct Place {
@@ -32,21 +39,21 @@ void plain_tile(const Place<Kind> &at) {
     const typename Kind::Activation *x[R];
     const char *weights[B];
     typename Kind::Sum sum[R][B];
-    for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
-    for (int r = 0; r < R; ++r) {
+    UNROLLED for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
+    UNROLLED for (int r = 0; r < R; ++r) {
         x[r] = at.activations(r);
-        for (int b = 0; b < B; ++b) sum[r][b] = at.spilled(r)[b];
+        UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = at.spilled(r)[b];
     }
     for (int64_t k = at.first; k < at.last; k += Kind::step) {
         typename Kind::Weight w[B];
-        for (int b = 0; b < B; ++b) w[b] = Kind::weight(weights[b] + k / Kind::step * Kind::step_bytes);
-        for (int r = 0; r < R; ++r) {
+        UNROLLED for (int b = 0; b < B; ++b) w[b] = Kind::weight(weights[b] + k / Kind::step * Kind::step_bytes);
+        UNROLLED for (int r = 0; r < R; ++r) {
             const auto value = Kind::activation(x[r] + k);
-            for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b) at.spilled(r)[b] = sum[r][b];
+    UNROLLED for (int r = 0; r < R; ++r)
+        UNROLLED for (int b = 0; b < B; ++b) at.spilled(r)[b] = sum[r][b];
 }
 
 // The exact products of one group: nibbles stand for numbers 8 less, which the sum of the activations makes good.
@@ -54,19 +61,20 @@ template <class Kind, int R, int B>
 inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], int64_t first, int64_t last,
                            Ints (&sum)[R][B]) {
     const char *weights[B];
-    for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
-    for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b) sum[r][b] = zero<Ints>();
+    UNROLLED for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
+    UNROLLED for (int r = 0; r < R; ++r)
+        UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = zero<Ints>();
     for (int64_t k = first; k < last; k += Kind::step) {
         Quads low[B], high[B];
-        for (int b = 0; b < B; ++b) {
+        UNROLLED for (int b = 0; b < B; ++b) {
             const Quads both = load_quads(weights[b] + k / Kind::step * Kind::step_bytes);
             low[b] = low_nibbles(both);
             high[b] = high_nibbles(both);
         }
-        for (int r = 0; r < R; ++r) {
+        UNROLLED for (int r = 0; r < R; ++r) {
             const Quads value = broadcast_quad(x[r] + k), next = broadcast_quad(x[r] + k + 4);
-            for (int b = 0; b < B; ++b) sum[r][b] = dot_nibbles(dot_nibbles(sum[r][b], value, low[b]), next, high[b]);
+            UNROLLED for (int b = 0; b < B; ++b)
+                sum[r][b] = dot_nibbles(dot_nibbles(sum[r][b], value, low[b]), next, high[b]);
         }
     }
 }
@@ -76,22 +84,22 @@ void grouped_tile(const Place<Kind> &at) {
     const int64_t size = at.a.group_size;
     const int8_t *x[R];
     Lanes total[R][B];
-    for (int r = 0; r < R; ++r) {
+    UNROLLED for (int r = 0; r < R; ++r) {
         x[r] = at.activations(r);
-        for (int b = 0; b < B; ++b) total[r][b] = at.spilled(r)[b];
+        UNROLLED for (int b = 0; b < B; ++b) total[r][b] = at.spilled(r)[b];
     }
     for (int64_t group = at.first / size; group < at.last / size; ++group) {
         Ints sum[R][B];
         group_products<Kind>(at, x, group * size, (group + 1) * size, sum);
         Lanes scale[B];
-        for (int b = 0; b < B; ++b) scale[b] = at.scale(b, group);
-        for (int r = 0; r < R; ++r) {
+        UNROLLED for (int b = 0; b < B; ++b) scale[b] = at.scale(b, group);
+        UNROLLED for (int r = 0; r < R; ++r) {
             const Ints offset = broadcast(8 * at.sum(r, group));
-            for (int b = 0; b < B; ++b) total[r][b] = fma(to_float(sum[r][b] - offset), scale[b], total[r][b]);
+            UNROLLED for (int b = 0; b < B; ++b) total[r][b] = fma(to_float(sum[r][b] - offset), scale[b], total[r][b]);
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int b = 0; b < B; ++b) at.spilled(r)[b] = total[r][b];
+    UNROLLED for (int r = 0; r < R; ++r)
+        UNROLLED for (int b = 0; b < B; ++b) at.spilled(r)[b] = total[r][b];
 }
 
 template <class Kind, int R, int B>

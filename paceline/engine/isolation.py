@@ -1,0 +1,32 @@
+"""Knows how a step that failed is repeated over parts of its requests, until it is known whose fault it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from paceline.core.batch import Works
+from paceline.core.request import Request
+
+
+def isolate(works: Works, attempt: Callable[[Works], bool], fail: Callable[[Request], None]) -> None:
+    """Attempts all of them once more, then halves of what fails; who fails alone is ``fail``'s.
+
+    Of B requests with one culprit this takes at most 1 + 2 log2(B) attempts, and every other request is part of
+    exactly one attempt that succeeds.
+    """
+    parts = [works]
+    while parts:
+        part = parts.pop()
+        if attempt(part):
+            continue
+        if len(part) == 1:
+            fail(part.requests[0])
+        else:
+            middle = len(part) // 2
+            parts += [take(part, slice(middle, None)), take(part, slice(middle))]
+
+
+def take(works: Works, chosen: slice) -> Works:
+    """The works of some of the requests."""
+    return Works(**{item.name: getattr(works, item.name)[chosen] for item in fields(works)})

@@ -1,0 +1,77 @@
+"""The service when its engine's process is killed: clients are told, health tells, and it comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from paceline.cli.loopback import running_service
+from tests.checkpoints import tiny_llama, tiny_tokenizer
+
+BODY = {"message": "Hello", "stream": True, "max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("model")
+    tiny_llama(path, max_positions=2048)
+    tiny_tokenizer(path, max_length=2048)
+    return str(path)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def engine_of(port: int) -> int | None:
+    """The process that a service's parent has started for its engine."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"paceline.engine.process" not in (entry / "cmdline").read_bytes().split(b"\0"):
+                continue
+            if str(port).encode() in Path(f"/proc/{parent_of(int(entry.name))}/cmdline").read_bytes().split(b"\0"):
+                return int(entry.name)
+        except OSError:
+            continue
+    return None
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the engine's process in /proc")
+def test_a_killed_engine_is_told_to_clients_and_comes_back(model):
+    with running_service([model]) as client:
+        port = client.base_url.port
+        before = engine_of(port)
+        assert before is not None
+        with client.stream("POST", "/chat", json=BODY) as stream:
+            lines = stream.iter_lines()
+            next(line for line in lines if line.startswith("data: "))
+            os.kill(before, signal.SIGKILL)
+            last = [line for line in lines if line.startswith("data: {")][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_dead"
+        wait_for(lambda: client.get("/ready").status_code == 200)
+        after = engine_of(port)
+        assert after not in (None, before)
+        answer = client.post("/chat", json=BODY | {"stream": False, "max_tokens": 5})
+        assert answer.json()["usage"]["completion_tokens"] == 5
+        assert client.get("/stats").json()["pages"]["referenced"] == 0
+    wait_for(lambda: engine_of(port) is None and not Path(f"/proc/{after}").exists())
+
+
+def test_in_process_there_is_no_other(model):
+    with running_service([model, "--in-process"]) as client:
+        assert client.get("/ready").status_code == 200
+        assert engine_of(client.base_url.port) is None
+        answer = client.post("/chat", json=BODY | {"stream": False, "max_tokens": 5})
+        assert answer.json()["usage"]["completion_tokens"] == 5
