@@ -90,8 +90,11 @@ class DraftModelProposer:
             good = sampled >= 0
             tokens[alive[good], depth] = sampled[good]
             counts[alive[good]] += 1
+            lost = alive[sampled == NAN]
             if depth == 0:
-                counts[sampled == NAN] = -1
+                counts[lost] = -1
+            else:
+                self._take_back(works.seats[lost], works.end[lost] + np.int32(depth - 1))
             # Goes by the tokens before it whether there is another one, as a ratio test needs it.
             goes_on = good & (works.draft_budget[alive] > depth + 1) & ~_ends(works, alive, sampled)
             alive = alive[goes_on]
@@ -119,6 +122,14 @@ class DraftModelProposer:
         seats, slots = works.seats[alive], works.end[alive] + depth
         self.written[seats] = slots + 1
         return self.runner.forward(assemble_chain_end(seats, slots, tokens, self.tools.seats, self.groups)).logits
+
+    def _take_back(self, seats: Int32, slots: Int32) -> None:
+        """Unmakes the last rows fed, whose logits and hence K/V were NaN: nobody may find them, nor what they leave."""
+        if not len(seats):
+            return
+        self.written[seats] = slots
+        for group in self.groups:
+            group.move(seats, slots - 1, slots)  # anything finite does
 
     def observe(self, works: Works, verdict: Verdict) -> None:
         active = self._active(works)

@@ -1,0 +1,43 @@
+"""A drafter's row of NaN is nobody's: not its request's next round's, not the prefix index's, not a free page's."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from paceline.speculation import DraftModelProposer
+from tests.engine.helpers import begin, finish, greedy, random_prompt
+from tests.invariance.engines import Models
+
+PROMPT = random_prompt(1, 9)
+
+
+@pytest.mark.parametrize("verifier", ["match", "block"])
+@pytest.mark.parametrize("mends", [True, False], ids=["as it is", "planted bug"])
+def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, monkeypatch) -> None:
+    """The token before it stands, but its own K/V are no good: neither the index nor a free page may hold them."""
+    if not mends:
+        monkeypatch.setattr(DraftModelProposer, "_take_back", lambda *_: None)
+    draft = copy.deepcopy(models.target)
+    healthy = draft.embedding.tokens.weight.detach().clone()
+    speculation = {"method": "draft_model", "model": "self", "num_speculative_tokens": 4, "verifier": verifier}
+    engine = Models(models.target, {"self": draft}).engine(speculation, block_size=1)
+    runner, forward, passes = engine.proposer.inner.runner, engine.proposer.inner.runner.forward, itertools.count(1)
+
+    def spoiled(batch: Any) -> Any:
+        with torch.no_grad():  # the last of the first draft's four passes
+            draft.embedding.tokens.weight.copy_(healthy * torch.nan if next(passes) == 4 else healthy)
+        return forward(batch)
+
+    monkeypatch.setattr(runner, "forward", spoiled)
+    params = greedy(max_tokens=5, ignore_eos=True)
+    first, again = (finish(engine, [begin(engine, PROMPT, params)]) for _ in range(2))
+    plain = models.engine()
+    assert first == again == finish(plain, [begin(plain, PROMPT, params)])
+    assert engine.counters.accepted_per_position[2] == 2
+    pages = torch.arange(1, engine.cache.groups[1].pages.num_pages + 1)
+    assert all(bool(cells.isfinite().all()) for cells in engine.cache.groups[1].store.read(0, pages)) == mends
