@@ -77,10 +77,7 @@ class Intake:
         tokens = tokens[admission.num_truncated_tokens :]
         pooled = None if options.pooling is None else self._pooled(tokens, params, options.pooling)
         self._check_pages(len(tokens), admission, options.speculate)
-        if (params.stop or params.bad_words) and self.tokenizer is None:
-            raise InvalidRequestError(
-                "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
-            )
+        self._check_tokenizer(params)
         number = next(self._numbers)
         group = Group(
             id=request_id or f"request-{number}",
@@ -96,13 +93,18 @@ class Intake:
         )
         if self.tokenizer is not None:
             group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words)
-        if params.prompt_logprobs is not None:
-            group.prompt_logprobs = [None] * len(tokens)
+        group.prompt_logprobs = None if params.prompt_logprobs is None else [None] * len(tokens)
         seed = params.seed if params.seed is not None else self._draw_seed(number)
         limit = admission.max_new_tokens
         group.members = [self._member(group, index, seed, limit) for index in range(params.num_samples)]
         group.regimes = self.engine.regimes(group.members[0].longest)
         return group
+
+    def _check_tokenizer(self, params: SamplingParams) -> None:
+        if (params.stop or params.bad_words) and self.tokenizer is None:
+            raise InvalidRequestError(
+                "stop strings and bad_words need a tokenizer, and the model has none", param="stop"
+            )
 
     def _draw_seed(self, number: int) -> int:
         stream = np.random.default_rng((self.config.seed % 2**64, number))

@@ -96,11 +96,8 @@ class LLM:
             InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
         """
         many = _prompt_list(prompts)
-        each = _one_each("params", SamplingParams() if params is None else params, len(many))
+        each = _checked_params(_one_each("params", SamplingParams() if params is None else params, len(many)))
         whose = zip(_one_each("priority", priority, len(many)), _one_each("client", client, len(many)), strict=True)
-        for wanted in each:
-            if not isinstance(wanted, SamplingParams):
-                raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
         groups = []
         for prompt, wanted, (number, name) in zip(many, each, whose, strict=True):
             options = CallOptions(
@@ -110,10 +107,8 @@ class LLM:
                 cache_salt=cache_salt,
                 context_overflow=context_overflow,
             )
-            group = self.intake.group(self.intake.encode(prompt), wanted, options=options)
-            text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
-            group.prompt = text if isinstance(text, str) else None
-            groups.append(group)
+            groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=options))
+            groups[-1].prompt = _text_of(prompt)
         return self._run(groups)
 
     def chat(
@@ -177,6 +172,19 @@ class LLM:
                 self.engine.abort(group)
             raise
         return [output_of(group, self.engine.selector) for group in groups]
+
+
+def _checked_params(each: Sequence[Any]) -> Sequence[SamplingParams]:
+    for wanted in each:
+        if not isinstance(wanted, SamplingParams):
+            raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
+    return each
+
+
+def _text_of(prompt: Any) -> str | None:
+    """What a prompt says, where it is text."""
+    text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+    return text if isinstance(text, str) else None
 
 
 def _one_each(name: str, value: Any, count: int) -> list[Any]:

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 
+import httpx
 import pytest
 
 from paceline import LLM
@@ -104,13 +105,29 @@ def test_a_client_that_leaves(service, kind, stage, stream):
     service.good()
 
 
+def test_figures_tell_of_those_who_left(service):
+    def aborted():
+        lines = httpx.get(f"{service.url}/metrics", trust_env=False).text.splitlines()
+        return sum(
+            float(line.split()[-1])
+            for line in lines
+            if line.startswith("paceline:request_success_total") and "abort" in line
+        )
+
+    before = aborted()
+    connection = begin(service, "/v1/completions", {"prompt": "hello", "stream": True} | ENDLESS)
+    steps_at(service, "between chunks", connection, 0)
+    leave(connection, "close")
+    eventually(lambda: aborted() == before + 1)
+
+
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 def test_a_client_that_leaves_at_the_last_token(service, how):
     """Whether its call is over by then or not, nothing of it stays."""
     for count in range(4):
         connection = begin(service, "/v1/chat/completions", {"messages": HELLO, "max_tokens": 3, "stream": True})
         data = b""
-        while data.count(b"data: ") < count + 1:
+        while data.count(b"data: ") < count + 1 and b"[DONE]" not in data:  # a step may give several tokens
             data += connection.recv(4096)
         leave(connection, how)
     service.good()
