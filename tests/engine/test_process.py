@@ -179,7 +179,7 @@ def test_an_abort_at_any_stage_gives_back_everything(stage, how, client):
 
     async def main() -> None:
         others = [
-            asyncio.create_task(collect(begin(client, faults.SLOW, params=greedy(max_tokens=15), name=f"o{number}")))
+            asyncio.create_task(collect(begin(client, faults.SLOW, params=greedy(max_tokens=40), name=f"o{number}")))
             for number in range(8 if stage == "queued" else 1)
         ]
         wanted = {"queued": "num_requests_waiting", "prompt": "num_requests_running", "decode": "num_requests_running"}

@@ -96,8 +96,9 @@ def test_a_client_that_leaves(service, kind, stage, stream):
     connection = begin(service, path, fields | ENDLESS | {"stream": stream})
     steps_at(service, stage, connection, others)
     leave(connection, ("close", "reset", "half")[len(kind + stage) % 3])
-    for other in ahead:
+    if ahead:
         assert service.engine.stats()["num_requests_running"] == 2
+    for other in ahead:
         leave(other, "close")
     service.idle()
     after = finished(service)

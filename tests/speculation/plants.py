@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paceline.core.batch import Drafts, SampleRows
-from paceline.engine import engine as engine_module
+from paceline.engine import outcome as outcome_module
 from paceline.kernels import philox
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, SamplingState, pipeline
@@ -174,7 +174,7 @@ def seeds_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rejected_tokens_stay_in_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a round's first row writes goes astray, so that its slot keeps what an earlier draft left there."""
-    true = engine_module.assemble
+    true = outcome_module.assemble
 
     def assemble(works: Any, drafts: Drafts, *rest: Any) -> Any:
         batch = true(works, drafts, *rest)
@@ -182,7 +182,7 @@ def rejected_tokens_stay_in_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -
         slots[:, batch.row_start[:-1][(works.num_known == 1) & (works.start > 0)]] = 0
         return replace(batch, slots=slots)
 
-    monkeypatch.setattr(engine_module, "assemble", assemble)
+    monkeypatch.setattr(outcome_module, "assemble", assemble)
 
 
 def ties_go_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
