@@ -14,7 +14,7 @@ def double(value: torch.Tensor) -> torch.Tensor:
     return value * 2
 
 
-def broken(function):
+def broken(function, **options):
     def fails(*_):
         raise RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found\nmore")
 
