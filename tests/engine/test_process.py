@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from paceline.engine.process.restarts import RestartPolicy
 from paceline.engine.warm_up import warm_up
 from tests.engine import faulty_child as faults
 from tests.engine.helpers import greedy, make, random_prompt, seeded, tokens_of
+from tests.waiting import gone, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = greedy(max_tokens=None, ignore_eos=True)
@@ -62,21 +62,6 @@ def idle(stats: dict[str, Any]) -> bool:
     pages = stats["pages"]
     assert pages["free"] + pages["cached"] + pages["referenced"] == pages["total"]
     return pages["referenced"] == stats["num_requests_running"] == stats["num_requests_waiting"] == 0
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
 
 
 async def collect(stream: AsyncIterator[StreamUpdate]) -> list[StreamUpdate]:

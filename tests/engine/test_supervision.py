@@ -7,8 +7,7 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from paceline.engine.process.client import EngineProcess
 from paceline.engine.process.link import Link, LinkError, framed
 from paceline.engine.process.restarts import RestartPolicy, Restarts
 from tests.engine import light_child
+from tests.waiting import gone, wait_for
 
 QUICK = RestartPolicy(max_restarts=3, first_delay=0.01)
 PARAMS = SamplingParams()
@@ -40,21 +40,6 @@ def light(monkeypatch: pytest.MonkeyPatch, directory: Path, **options: Any) -> I
         client.close()
         assert not client.alive
         assert gone(client.pid)
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
 
 
 def ask(client: EngineProcess, *tokens: int, name: str = "mine") -> list[int]:

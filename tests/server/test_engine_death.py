@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from paceline.cli.loopback import running_service
 from tests.checkpoints import tiny_llama, tiny_tokenizer
+from tests.waiting import wait_for
 
 BODY = {"message": "Hello", "stream": True, "max_tokens": 1500, "ignore_eos": True}
 
@@ -39,13 +39,6 @@ def engine_of(port: int) -> int | None:
         except OSError:
             continue
     return None
-
-
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.02)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the engine's process in /proc")
