@@ -39,6 +39,7 @@ def _a_good_request_still_works():
         ("stop", ["a", None]), ("stop", {"a": 1}),
         ("logit_bias", {"-1": 1}), ("logit_bias", {"x": 1}), ("logit_bias", {"1": "1"}), ("logit_bias", {"1": 101}),
         ("logit_bias", [1]), ("logit_bias", {str(token): 1 for token in range(4097)}), ("logit_bias", {"9" * 30: 1}),
+        ("logit_bias", {"5": 1, "05": 2}), ("logit_bias", {"00": 1}),
         ("stop_token_ids", [-1]), ("stop_token_ids", [True]), ("stop_token_ids", [[1]]), ("stop_token_ids", 3),
         ("allowed_token_ids", []), ("bad_words", [""]), ("ignore_eos", 1), ("stream", "yes"), ("speculation", "off"),
         ("stream_options", {"include_usage": True}), ("stream_options", 1), ("skip_special_tokens", 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -33,7 +34,7 @@ class PromptEncoder(Protocol):
     def prompt(self, prompt: str | list[int], param: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
 
-class EngineRequest(Body):
+class EngineRequest(Body, ABC):
     """A body that becomes calls of the engine, one per prompt."""
 
     stream: bool | None = None
@@ -42,13 +43,13 @@ class EngineRequest(Body):
     context_overflow: Literal["error", "truncate", "slide"] | None = None
     """What becomes of a call that the context cannot hold; null is the server's option."""
 
+    @abstractmethod
     def prompts(self, encoder: PromptEncoder) -> list[list[int]]:
         """Token ids of each prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def params(self, default_max_tokens: int) -> SamplingParams:
         """Raises InvalidRequestError: a value out of range, by field."""
-        raise NotImplementedError
 
     def options(self, client: str) -> CallOptions:
         """The salt keeps clients from learning, by timing, which prompts others have sent."""
@@ -57,19 +58,23 @@ class EngineRequest(Body):
         )
 
 
+_BIASED = "0|[1-9][0-9]{0,8}"
+"""One spelling each, so that no token is named twice."""
+
+
 def _token_map(bias: object) -> object:
     """JSON has only strings for keys; OpenAI writes token ids so."""
     if not isinstance(bias, dict):
         return bias
-    if not all(isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key) for key in bias):
-        raise ValueError("keys must be token ids")
+    if not all(isinstance(key, str) and re.fullmatch(_BIASED, key) for key in bias):
+        raise ValueError("keys must be token ids without leading zeros")
     return {int(key): value for key, value in bias.items()}
 
 
 _BIAS = WithJsonSchema(
     {
         "type": "object",
-        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "propertyNames": {"pattern": f"^({_BIASED})$"},
         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         "maxProperties": MAX_LIST_LENGTH,
     }
