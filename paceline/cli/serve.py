@@ -37,7 +37,7 @@ def serve(
     # Before the model is read, which can take long.
     run.check(service)
     note(f"loading {engine.model or 'the embedded pair'} ...")
-    client = _in_process(engine) if service.in_process else _in_child(engine)
+    client = _in_process(engine) if service.in_process else _in_child(engine, service)
     try:
         said = partial(announce, client.facts, served_name(client.model_name), service, resolution)
         run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
@@ -45,11 +45,16 @@ def serve(
         client.close()
 
 
-def _in_child(engine: EngineChoice) -> EngineProcess:
+def _in_child(engine: EngineChoice, service: ServiceConfig) -> EngineProcess:
     from paceline.engine.process.client import EngineProcess
 
     try:
-        return EngineProcess(engine.model, speculative_config=engine.speculative, **engine.options)
+        return EngineProcess(
+            engine.model,
+            speculative_config=engine.speculative,
+            kill_seconds=service.kill_seconds or None,
+            **engine.options,
+        )
     except ConfigError:
         from paceline.cli.parts import check_parts
 

@@ -35,6 +35,10 @@ class ServiceConfig:
     in_process: Annotated[
         bool, About("Run the engine in the service's own process, where a crash ends both and is not recovered.")
     ] = False
+    kill_seconds: Annotated[
+        float,
+        About("Seconds without progress after which a stuck engine is killed and started again; 0 never does.", low=0),
+    ] = 600.0
     log_level: Annotated[str, About("Least level that is logged; info has a line per request.", choices=LOG_LEVELS)] = (
         "info"
     )

@@ -42,15 +42,16 @@ def engine_of(port: int) -> int | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the engine's process in /proc")
-def test_a_killed_engine_is_told_to_clients_and_comes_back(model):
-    with running_service([model]) as client:
+@pytest.mark.parametrize(("fault", "options"), [("SIGKILL", []), ("SIGSTOP", ["--kill-seconds", "3"])])
+def test_an_engine_that_dies_or_is_stuck_is_told_to_clients_and_comes_back(fault, options, model):
+    with running_service([model, *options]) as client:
         port = client.base_url.port
         before = engine_of(port)
         assert before is not None
         with client.stream("POST", "/chat", json=BODY) as stream:
             lines = stream.iter_lines()
             next(line for line in lines if line.startswith("data: "))
-            os.kill(before, signal.SIGKILL)
+            os.kill(before, signal.Signals[fault])
             last = [line for line in lines if line.startswith("data: {")][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_dead"
         wait_for(lambda: client.get("/ready").status_code == 200)

@@ -46,7 +46,7 @@ class EngineProcess:
     Args:
         model, speculative_config, options: as ``LLM`` takes them.
         stall_seconds: a step that takes longer is taken for stuck.
-        kill_seconds: a child that is stuck for longer is killed and restarted; None never does that.
+        kill_seconds: a child whose step, or silence, takes longer is killed and restarted; None never does that.
         restart_policy: how often a child that died is started again.
 
     Raises:
@@ -64,13 +64,15 @@ class EngineProcess:
         restart_policy: RestartPolicy | None = None,
         **options: Any,
     ) -> None:
+        soonest = stall_seconds if kill_seconds is None else min(stall_seconds, kill_seconds)
+        beat_seconds = min(BEAT_SECONDS, soonest / 4)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._streams: dict[int, UpdateStream] = {}
         self._running: set[str] = set()
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._supervisor = Supervisor(
-            _start(model, speculative_config, options, beat_seconds=min(BEAT_SECONDS, stall_seconds / 4)),
+            _start(model, speculative_config, options, beat_seconds=beat_seconds),
             stall_seconds=stall_seconds,
             kill_seconds=kill_seconds,
             restarts=restart_policy or RestartPolicy(),
