@@ -10,7 +10,7 @@ from typing import Any
 
 from paceline.core.errors import ConfigError, shown
 
-FORMAT = 1
+FORMAT = 2
 IDENTITY = ("kind", "parameters", "plan", "environment")
 """What must be the same for a run to go on from a file."""
 

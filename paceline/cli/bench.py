@@ -68,7 +68,7 @@ def _in_process(
         for shape in shapes(Model.of(llm, at_once=at_once), what)
     ]
     parameters = engine_parameters(engine) | {"control": measuring.control, "asked": what.parameters()}
-    run_and_show(kind, points, plan, parameters, output, probes=probes_of(llm))
+    run_and_show(kind, points, plan, parameters, output, probes=probes_of(llm, measuring.probe_pages))
 
 
 for command in (latency, throughput, serve, accuracy, peers):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paceline.benchmark.shapes import Asked
 
 RANDOM_INPUT = "128"
+AUTO_PAGES = "auto"
 MEASURING, ASKING, OUTPUT = "Measuring", "What is asked", "Output"
 
 
@@ -36,6 +37,9 @@ class Measuring:
     warmup: Annotated[int, _option("Trials of either side that do not count.", MEASURING)] = 1
     max_drift: Annotated[float, _option("Warn where the probes drift by more than this share.", MEASURING)] = 0.1
     seed: Annotated[int, _option("Of prompts, sampling, order and intervals.", MEASURING)] = 0
+    probe_pages: Annotated[
+        str, _option("Memory that the bandwidth probe reads: default, huge, small or auto (as the weights).", MEASURING)
+    ] = AUTO_PAGES
     threads: Annotated[int | None, _option("Threads that compute; by default torch's choice.", MEASURING)] = None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from paceline.cli.bench_options import Measuring, Output
+from paceline.cli.bench_options import AUTO_PAGES, Measuring, Output
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.terminal import FAINT, console
 from paceline.core.errors import ConfigError
@@ -75,11 +75,14 @@ def engine_parameters(engine: EngineChoice) -> dict[str, Any]:
     return {"model": engine.model, "speculative": engine.speculative, "engine_options": dict(engine.options)}
 
 
-def probes_of(llm: LLM) -> Probes:
+def probes_of(llm: LLM, pages: str = AUTO_PAGES) -> Probes:
+    """Probes that read and multiply as the model does: pages like its weights', products of their kind."""
     from paceline.benchmark.probes import MachineProbes
+    from paceline.benchmark.weights import main_kind, main_pages
 
     model = llm.engine.runner.model
-    return MachineProbes(llm.engine.runner.device, model.dtype)
+    pages = main_pages(model) if pages == AUTO_PAGES else pages
+    return MachineProbes(llm.engine.runner.device, main_kind(model), pages=pages)
 
 
 def check_output(output: Output) -> None:

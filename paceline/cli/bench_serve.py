@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.bench_options import Asking, Measuring, Output, asked, numbers, takes
+from paceline.cli.bench_options import AUTO_PAGES, Asking, Measuring, Output, asked, numbers, takes
 from paceline.cli.bench_output import check_output, engine_parameters, note, plan_of, run_and_show, set_threads
 from paceline.cli.engine_options import EngineChoice
 from paceline.core.errors import ConfigError
@@ -66,7 +66,7 @@ def serve(
             for load in loads
             for shape in shapes(model, what)
         ]
-        run_and_show("serve", points, plan, parameters, output, probes=_probes())
+        run_and_show("serve", points, plan, parameters, output, probes=_probes(measuring))
 
 
 def _at_least_one(count: int) -> int:
@@ -124,10 +124,11 @@ def _model(engine: EngineChoice, context: int) -> Model:
     return Model(Tokenizer.try_load(directory), fields.integer("vocab_size"), ends, context)
 
 
-def _probes() -> Any:
+def _probes(measuring: Measuring) -> Any:
     """Of this process, while the service is idle: on a CPU the machine is the same."""
     import torch
 
     from paceline.benchmark.probes import MachineProbes
 
-    return MachineProbes(torch.device("cpu"), torch.float32)
+    pages = "default" if measuring.probe_pages == AUTO_PAGES else measuring.probe_pages
+    return MachineProbes(torch.device("cpu"), "fp32", pages=pages)

@@ -44,7 +44,7 @@ class FakeProbes:
     def read(self, num_bytes: int | None) -> Reading:
         self.asked.append(num_bytes)
         bandwidth = self.bandwidths.pop(0) if len(self.bandwidths) > 1 else self.bandwidths[0]
-        return Reading(bandwidth, 200e9, num_bytes or 0, 1, "float32")
+        return Reading(bandwidth, 200e9, num_bytes or 0, 1, "fp32")
 
 
 def experiment(subject: Side, control: Side, name: str = "point", **more) -> Experiment:

@@ -21,6 +21,7 @@ class Code(IntEnum):
     LAYER_NORM = 2
     ROTARY = 3
     GATE = 4
+    READ = 5
 
 
 class Status(IntEnum):
@@ -79,6 +80,10 @@ class Gate(ctypes.Structure):
         *((name, Matrix) for name in ("gate", "up", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "size", "activation")),
     )
+
+
+class Read(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64), ("sum", ctypes.c_void_p))
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

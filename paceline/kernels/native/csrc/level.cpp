@@ -27,6 +27,8 @@ namespace {
 
 #include "gate.h"
 
+#include "read.h"
+
 }  // namespace
 
 #define PACELINE_NAMED(name) level_##name
@@ -43,6 +45,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_layer_norm, no_scratch},
         {run_rotary, no_scratch},
         {run_gate, no_scratch},
+        {run_read, read_scratch},
     },
 };
 

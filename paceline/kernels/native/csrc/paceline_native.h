@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 1
+#define PACELINE_INTERFACE_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,6 +22,7 @@ enum paceline_code {
     PACELINE_LAYER_NORM,
     PACELINE_ROTARY,
     PACELINE_GATE,
+    PACELINE_READ,
     PACELINE_NUM_CODES
 };
 enum paceline_status { PACELINE_OK, PACELINE_NO_SUCH_LEVEL, PACELINE_NO_SUCH_CODE, PACELINE_NO_MEMORY };
@@ -69,6 +70,13 @@ typedef struct {
     paceline_matrix gate, up, out;
     int64_t rows, size, activation;
 } paceline_gate;
+
+// *sum = the int32 words of `data`, added up modulo 2^32; a probe of how fast memory is read.
+typedef struct {
+    const void *data;
+    int64_t size;  // bytes, a multiple of 128
+    int32_t *sum;
+} paceline_read;
 
 typedef struct {
     int64_t code;
