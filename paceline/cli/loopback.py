@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +11,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, ModuleType
-from typing import IO, TYPE_CHECKING, NoReturn
+from types import ModuleType
+from typing import IO, TYPE_CHECKING
 
+from paceline.cli.signals import terminable
 from paceline.core.errors import ConfigError, PacelineError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def running_service(arguments: Sequence[str]) -> Iterator[httpx.Client]:
     httpx = _httpx()
     port, key = free_port(), secrets.token_urlsafe()
     command = [sys.executable, "-m", "paceline.cli.main", "serve", *arguments, "--host", HOST, "--port", str(port)]
-    with tempfile.TemporaryFile() as log, _terminable():
+    with tempfile.TemporaryFile() as log, terminable():
         # In a session of its own, Ctrl-C reaches this process only, which then stops the service in order.
         process = subprocess.Popen(  # noqa: S603 (our own interpreter and arguments)
             command,
@@ -105,17 +105,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C, so that the service is stopped then too."""
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

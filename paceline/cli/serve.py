@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.cli.announcement import announce
 from paceline.cli.engine_options import EngineChoice
+from paceline.cli.signals import terminable
 from paceline.cli.terminal import is_quiet, note
 from paceline.core.errors import ConfigError
 from paceline.core.resolution import Resolution
@@ -37,12 +38,13 @@ def serve(
     # Before the model is read, which can take long.
     run.check(service)
     note(f"loading {engine.model or 'the embedded pair'} ...")
-    client = _in_process(engine) if service.in_process else _in_child(engine, service)
-    try:
-        said = partial(announce, client.facts, served_name(client.model_name), service, resolution)
-        run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
-    finally:
-        client.close()
+    with terminable():  # while the model is read; then the service's own end takes over
+        client = _in_process(engine) if service.in_process else _in_child(engine, service)
+        try:
+            said = partial(announce, client.facts, served_name(client.model_name), service, resolution)
+            run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
+        finally:
+            client.close()
 
 
 def _in_child(engine: EngineChoice, service: ServiceConfig) -> EngineProcess:

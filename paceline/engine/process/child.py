@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -39,7 +37,6 @@ log = logging.getLogger(__name__)
 
 DONE, STOPPED, NOT_LOADED, MISUNDERSTOOD = 0, 1, 2, 3
 """Exit codes: the parent hung up; a step raised; the model cannot be loaded; the parent sent no order."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -102,12 +99,6 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _die_with_parent() -> None:
-    """Where the system can, also if this process is stuck when its parent is killed and does not see the link end."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _load(link: Link, start: Start) -> LLM:
     try:
         return LLM(start.model, speculative_config=start.speculative_config, **start.options)
@@ -124,7 +115,6 @@ def main(descriptor: int) -> NoReturn:
     """Runs until the parent hangs up; ``descriptor`` is this end of the link."""
     faulthandler.enable()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    _die_with_parent()
     outbox = Outbox()
     link = outbox.link = Link(socket.socket(fileno=descriptor), drained=outbox.flush)
     try:
