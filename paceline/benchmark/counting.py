@@ -1,4 +1,4 @@
-"""Knows how many bytes and operations each torch kernel call takes, from the tensors it is called with.
+"""Knows how many bytes and operations each kernel call takes: of torch from its tensors, of native ops from structs.
 
 Nothing is derived from a model's shape: what a pass really touches is counted, call by call. A multiplication and an
 addition are two operations; additions of a bias, norms and activations count no operations, only bytes.
@@ -6,31 +6,17 @@ addition are two operations; additions of a bias, norms and activations count no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LINEAR, ATTENTION, EMBEDDING, OTHER = "linear", "attention", "embedding", "other"
-KERNELS = (LINEAR, ATTENTION, EMBEDDING)
-"""What a roofline is drawn for: the traffic that the model itself needs."""
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What some calls took."""
-
-    num_calls: int = 0
-    num_bytes: int = 0
-    num_flops: int = 0
-
-    def add(self, num_bytes: int, num_flops: int) -> None:
-        self.num_calls += 1
-        self.num_bytes += num_bytes
-        self.num_flops += num_flops
-
+from paceline.benchmark.native_counting import count_operations
+from paceline.benchmark.traffic import ATTENTION, EMBEDDING, LINEAR, OTHER, Traffic
+from paceline.kernels.native import region
 
 Arguments = tuple[Any, ...]
 Count = Callable[[Arguments, Any], tuple[int, int]]
@@ -134,13 +120,32 @@ def _anything(function: Any, arguments: Arguments, options: Mapping[str, Any], r
 
 
 class KernelCounter(TorchDispatchMode):
-    """While it is entered, counts every torch call of this thread, by phase and kind."""
+    """While it is entered, counts every call of torch and of the native kernels by this thread, by phase and kind."""
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = ""
         """Under which name calls are counted from now on."""
         self.by_phase: dict[str, dict[str, Traffic]] = {}
+        self._thread: int | None = None
+
+    def __enter__(self) -> Any:
+        self._thread = threading.get_ident()
+        region.observers.append(self._count_native)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        region.observers.remove(self._count_native)
+        super().__exit__(*error)
+
+    def _count_native(self, operations: Sequence[tuple[int, int]]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        for kind, one in count_operations(operations).items():
+            self._of(kind).add(one.num_bytes, one.num_flops, one.num_calls)
+
+    def _of(self, kind: str) -> Traffic:
+        return self.by_phase.setdefault(self.phase, {}).setdefault(kind, Traffic())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Arguments = (), kwargs: Mapping[str, Any] | None = None
@@ -159,15 +164,9 @@ class KernelCounter(TorchDispatchMode):
             num_bytes, num_flops = count(args, result)
         else:
             num_bytes = _anything(func, args, options, result)
-        self.by_phase.setdefault(self.phase, {}).setdefault(kind, Traffic()).add(num_bytes, num_flops)
+        self._of(kind).add(num_bytes, num_flops)
         return result
 
     def report(self) -> dict[str, dict[str, dict[str, int]]]:
         """phase -> kind -> numbers, as plain JSON."""
         return {phase: {kind: asdict(one) for kind, one in kinds.items()} for phase, kinds in self.by_phase.items()}
-
-
-def kernel_traffic(kinds: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
-    """(bytes, operations) of linears, attention and embeddings together."""
-    found = [kinds[kind] for kind in KERNELS if kind in kinds]
-    return sum(one["num_bytes"] for one in found), sum(one["num_flops"] for one in found)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from paceline.benchmark.cost import Price, cost_per_million_tokens
-from paceline.benchmark.counting import kernel_traffic
 from paceline.benchmark.roofline import roofline
 from paceline.benchmark.statistics import paired_ratio
+from paceline.benchmark.traffic import UNCOUNTED, kernel_traffic
 from paceline.benchmark.trial import CONTROL, SUBJECT
 
 Record = Mapping[str, Any]
@@ -130,12 +130,18 @@ NOTES = {
     "num_failed": "{} requests failed, and count in no figure: see errors in the raw file",
 }
 """Figures that should be 0, and what it means when they are not."""
+NOT_COUNTED = "some native kernels are not counted: shares of bandwidth and compute are too low"
 
 
 def _notes(point: Record) -> list[str]:
     every = [one["figures"] for side in SIDES for one in trials(point, side)]
     sums = {name: sum(int(figures.get(name, 0)) for figures in every) for name in NOTES}
-    return [NOTES[name].format(total) for name, total in sums.items() if total]
+    found = [NOTES[name].format(total) for name, total in sums.items() if total]
+    return [*found, NOT_COUNTED] if _has_uncounted(point) else found
+
+
+def _has_uncounted(point: Record) -> bool:
+    return any(UNCOUNTED in kinds for side in point["counted"].values() for kinds in side.get("traffic", {}).values())
 
 
 COLUMNS = (

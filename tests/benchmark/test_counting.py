@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from paceline.benchmark.counting import ATTENTION, EMBEDDING, LINEAR, OTHER, KernelCounter, kernel_traffic, touched
+from paceline.benchmark.counting import KernelCounter, touched
 from paceline.benchmark.drive import DECODE, PREFILL, drive
 from paceline.benchmark.in_process import EngineSide, Shape
+from paceline.benchmark.traffic import ATTENTION, EMBEDDING, LINEAR, OTHER, kernel_traffic
 from paceline.benchmark.workloads import synthetic
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams

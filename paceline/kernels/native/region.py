@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from paceline.kernels.native.library import require
 from paceline.kernels.native.structures import Code, Operation, Status
+
+observers: list[Callable[[Sequence[tuple[int, int]]], None]] = []
+"""Each is called after every native call, on its thread, with the code of each op and the address of its struct."""
 
 
 def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
@@ -18,10 +21,15 @@ def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
         NativeUnavailableError: there are no native kernels.
         MemoryError: there was none for intermediate results.
     """
+    submit((Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps)))
+
+
+def submit(operations: ctypes.Array[Operation]) -> None:
+    """As ``run``, for ops that exist already."""
     chosen = require()
-    operations = (Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps))
-    threads = torch.get_num_threads()
-    status = chosen.library.handle.paceline_run(chosen.index, operations, len(steps), threads)
+    status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), torch.get_num_threads())
     if status == Status.NO_MEMORY:
         raise MemoryError("no memory for the intermediate results of native kernels")
     assert status == Status.OK, Status(status)
+    for observer in observers:
+        observer([(operation.code, operation.arguments) for operation in operations])
