@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -27,7 +26,8 @@ def routes(service: Service) -> APIRouter:
         call = await service.call(request, ChatRequest)
         if call.body.stream:
             updates = await service.begun(request, call)
-            return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
+            events = _events(service, call, updates)
+            return EventStream(events, source=updates, write_seconds=service.limits.write_seconds)
         (outcome,) = await service.outcomes(request, call)
         (answer,) = outcome.answers
         tokens = token_dict(service.tokenizer(), answer.token_ids, answer.drafted)
@@ -52,11 +52,10 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """``{"delta", "tokens", "drafted"}`` per step, then the metrics."""
     answer, metrics = Answer(), RequestMetrics()
-    async with aclosing(updates):
-        async for _, update in updates:
-            for delta in update.deltas:
-                answer.add(delta)
-                tokens = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
-                yield event({"delta": delta.text} | tokens)
-            metrics = update.metrics or metrics
+    async for _, update in updates:
+        for delta in update.deltas:
+            answer.add(delta)
+            tokens = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
+            yield event({"delta": delta.text} | tokens)
+        metrics = update.metrics or metrics
     yield event({"delta": "", "tokens": [], "drafted": []} | _ending(service, call, answer, metrics))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -31,7 +30,8 @@ def routes(service: Service) -> APIRouter:
         call = await service.call(request, ChatCompletionRequest)
         if call.body.stream:
             updates = await service.begun(request, call)
-            return EventStream(_events(service, call, updates), write_seconds=service.limits.write_seconds)
+            events = _events(service, call, updates)
+            return EventStream(events, source=updates, write_seconds=service.limits.write_seconds)
         (outcome,) = await service.outcomes(request, call)
         # Off the event loop: many answers with the alternatives of each token make megabytes.
         return await asyncio.to_thread(lambda: JSONResponse(_whole(service, call, outcome)))
@@ -78,15 +78,14 @@ async def _events(
             "finish_reason": None,
         }
         yield event(envelope | {"choices": [opening]} | nothing)
-    async with aclosing(updates):
-        async for _, update in updates:
-            for place, delta in enumerate(update.deltas, 1):
-                usage.completion += len(delta.token_ids)
-                extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
-                if update.metrics is not None and place == len(update.deltas):
-                    usage.cached = update.metrics.num_cached_tokens
-                    extra |= metrics_dict(update.metrics)
-                yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | nothing)
+    async for _, update in updates:
+        for place, delta in enumerate(update.deltas, 1):
+            usage.completion += len(delta.token_ids)
+            extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
+            if update.metrics is not None and place == len(update.deltas):
+                usage.cached = update.metrics.num_cached_tokens
+                extra |= metrics_dict(update.metrics)
+            yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | nothing)
     if counts_usage:
         yield event(envelope | {"choices": [], "usage": usage.as_dict()})
     yield DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -37,7 +36,8 @@ def routes(service: Service) -> APIRouter:
                 service.tokenizer(name, "its tokens have no text")
         if call.body.stream:
             updates = await service.begun(request, call)
-            return EventStream(Stream(service, call).events(updates), write_seconds=service.limits.write_seconds)
+            events = Stream(service, call).events(updates)
+            return EventStream(events, source=updates, write_seconds=service.limits.write_seconds)
         outcomes = await service.outcomes(request, call)
         # Off the event loop: an echoed prompt can have thousands of tokens with their alternatives.
         return await asyncio.to_thread(lambda: JSONResponse(_whole(service, call, outcomes)))
@@ -127,18 +127,17 @@ class Stream:
         envelope = _envelope(self.service, self.call)
         counts_usage = wants_usage(self.call.body.stream_options)
         nothing: dict[str, Any] = {"usage": None} if counts_usage else {}
-        async with aclosing(updates):
-            async for place, update in updates:
-                if self.call.body.echo and place not in self._begun:
-                    for choice in await asyncio.to_thread(self._echoes, place, update.prompt_logprobs or []):
-                        yield event(envelope | {"choices": [choice]} | nothing)
-                self._begun.add(place)
-                for number, delta in enumerate(update.deltas, 1):
-                    extra = token_dict(self.service.engine.tokenizer, delta.token_ids, delta.token_drafted)
-                    if update.metrics is not None and number == len(update.deltas):
-                        self.usage.cached += update.metrics.num_cached_tokens
-                        extra |= metrics_dict(update.metrics)
-                    yield event(envelope | {"choices": [self._choice(place, delta)], "paceline": extra} | nothing)
+        async for place, update in updates:
+            if self.call.body.echo and place not in self._begun:
+                for choice in await asyncio.to_thread(self._echoes, place, update.prompt_logprobs or []):
+                    yield event(envelope | {"choices": [choice]} | nothing)
+            self._begun.add(place)
+            for number, delta in enumerate(update.deltas, 1):
+                extra = token_dict(self.service.engine.tokenizer, delta.token_ids, delta.token_drafted)
+                if update.metrics is not None and number == len(update.deltas):
+                    self.usage.cached += update.metrics.num_cached_tokens
+                    extra |= metrics_dict(update.metrics)
+                yield event(envelope | {"choices": [self._choice(place, delta)], "paceline": extra} | nothing)
         if counts_usage:
             yield event(envelope | {"choices": [], "usage": self.usage.as_dict()})
         yield DONE

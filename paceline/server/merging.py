@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Arrivals = asyncio.Queue[tuple[int, Item | Exception | None]]
@@ -56,11 +56,22 @@ async def begin(stream: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
     except BaseException:
         await stream.aclose()
         raise
-    return _chain(first, stream)
+    return _Begun(first, stream)
 
 
-async def _chain(first: Item, rest: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
-    async with aclosing(rest):
-        yield first
-        async for item in rest:
-            yield item
+class _Begun(AsyncGenerator[Item]):
+    """A stream with its first item put back. Closing it closes the stream even if nothing was taken: a generator
+    function's body would not have begun then, and hence not end."""
+
+    def __init__(self, first: Item, rest: AsyncGenerator[Item]) -> None:
+        self._first, self._rest = [first], rest
+
+    async def asend(self, value: None) -> Item:
+        return self._first.pop() if self._first else await self._rest.asend(value)
+
+    async def athrow(self, *error: Any) -> Item:
+        return await self._rest.athrow(*error)
+
+    async def aclose(self) -> None:
+        self._first.clear()
+        await self._rest.aclose()

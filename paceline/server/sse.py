@@ -23,15 +23,16 @@ def event(data: Mapping[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come. Closes their generator whatever happens: its end, an error, a client that left.
+    """Sends events as they come. Closes their generator and what they are made of, whatever happens: the end, an error,
+    a client that left before the first of them.
 
     An error becomes a last event ``{"error": ...}``, so that a client does not take it for a clean end.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], *, write_seconds: float) -> None:
-        self._events, self._write_seconds = events, write_seconds
+    def __init__(self, events: AsyncGenerator[bytes], *, source: AsyncGenerator[Any], write_seconds: float) -> None:
+        self._events, self._source, self._write_seconds = events, source, write_seconds
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -43,6 +44,7 @@ class EventStream(Response):
             return
         finally:
             await self._events.aclose()
+            await self._source.aclose()
 
     async def _send_all(self, send: Send, request_id: str) -> None:
         await self._write(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -52,6 +54,7 @@ class EventStream(Response):
         except ClientDisconnect:
             raise
         except Exception as error:
+            await self._source.aclose()  # no work goes on while its client hears of the end
             last = event(payload(as_api_error(error, request_id)))
             await self._write(send, {"type": "http.response.body", "body": last, "more_body": True})
         await self._write(send, {"type": "http.response.body", "body": b"", "more_body": False})
