@@ -26,6 +26,10 @@ class KVStore(Protocol):
         """K and V of pages i64[..., P], as [..., P, kv_head, page_size, dim] in the compute dtype."""
         ...
 
+    def pools(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory of K and V itself, [page, kv_head, slot, dim], for kernels that read it in place."""
+        ...
+
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copies cells (i64[n] flat addresses) in every layer; all are read before any is written."""
         ...
@@ -71,6 +75,9 @@ class DenseStore:
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._k[layer][pages], self._v[layer][pages]
+
+    def pools(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._k[layer], self._v[layer]
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         from_page, from_offset = source // self.page_size, source % self.page_size

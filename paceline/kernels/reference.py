@@ -8,7 +8,10 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from paceline.kernels.native.heads import Angles, HeadNorms
 from paceline.kernels.native.packing import PackedLinear, kinds, unpack
+from paceline.kernels.native.pools import Pools
+from paceline.kernels.native.visibility import Visibility
 
 
 def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +70,58 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
     turned, kept = x.double().split((size, x.shape[2] - size), dim=2)
     y = turned * cosine[:, None].double() + turned.roll(size // 2, dims=2) * sine[:, None].double()
     return torch.cat((y, kept), dim=2).to(x.dtype)
+
+
+def write_heads(
+    qkv: torch.Tensor,
+    pools: Pools,
+    cells: torch.Tensor,
+    *,
+    angles: Angles | None = None,
+    norms: HeadNorms | None = None,
+) -> torch.Tensor:
+    """[T, (H + 2 KV) * head_dim] -> queries [T, H * head_dim] of its type; writes keys and values. Rounds once."""
+    _, kv_heads, page_size, head_dim = pools[0].shape
+    heads = qkv.double().unflatten(1, (-1, head_dim))
+    q, k, v = heads.split((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), 1)
+    if norms is not None:
+        q, k = (
+            x * (x.square().mean(2, keepdim=True) + norms.epsilon).rsqrt() * weight.double()
+            for x, weight in ((q, norms.query), (k, norms.key))
+        )
+    if angles is not None:
+        rows = torch.arange(len(qkv)) if angles.rows is None else angles.rows
+        q, k = (rotate(x, angles.cosine[rows], angles.sine[rows]) for x in (q, k))
+    for pool, values in zip(pools, (k, v), strict=True):
+        pool[cells // page_size, :, cells % page_size] = values.to(pool.dtype)
+    queries: torch.Tensor = q.flatten(1)
+    return queries.to(qkv.dtype)
+
+
+def seen_slots(seen: Visibility, row: int, request: int) -> list[int]:
+    """Slots that a row sees, in order of position."""
+    bits = "".join(f"{word % 2**64:064b}"[::-1] for word in seen.tree_bits[row].tolist())
+    behind = [int(seen.context[request]) + i for i, bit in enumerate(bits) if bit == "1"]
+    first = 0 if seen.first_visible is None else int(seen.first_visible[row])
+    return [*range(int(seen.visible[row])), *behind][first:]
+
+
+def attend(
+    q: torch.Tensor, pools: Pools, seen: Visibility, *, scale: float, softcap: float | None = None
+) -> torch.Tensor:
+    """[T, H, head_dim] -> the same of its type, computed in float64, a row at a time."""
+    page_size, outputs = pools[0].shape[2], torch.empty_like(q)
+    for request in range(len(seen.context)):
+        for row in range(int(seen.row_start[request]), int(seen.row_start[request + 1])):
+            slots = torch.tensor(seen_slots(seen, row, request))
+            pages = torch.from_numpy(seen.page_table[request]).long()[slots // page_size]
+            k, v = (pool[pages, :, slots % page_size].double() for pool in pools)  # [S, KV, head_dim]
+            grouped = q[row].double().unflatten(0, (k.shape[1], -1))
+            scores = torch.einsum("kgd,skd->kgs", grouped, k) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            outputs[row] = torch.einsum("kgs,skd->kgd", scores.softmax(-1), v).flatten(0, 1).to(q.dtype)
+    return outputs
 
 
 def activate(x: torch.Tensor, activation: str, *, up: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,6 +22,8 @@ class Code(IntEnum):
     ROTARY = 3
     GATE = 4
     READ = 5
+    HEADS = 6
+    ATTENTION = 7
 
 
 class Status(IntEnum):
@@ -84,6 +86,45 @@ class Gate(ctypes.Structure):
 
 class Read(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64), ("sum", ctypes.c_void_p))
+
+
+class Pool(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("k", "v")),
+        *((name, ctypes.c_int64) for name in ("dtype", "page_size")),
+    )
+
+
+class Heads(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("qkv", "q")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "head_dim", "rotary_dim")),
+        *((name, Matrix) for name in ("cosine", "sine")),
+        *((name, ctypes.c_void_p) for name in ("angle_rows", "q_norm", "k_norm")),
+        ("epsilon", ctypes.c_double),
+        ("pool", Pool),
+        ("cells", ctypes.c_void_p),
+    )
+
+
+class Visibility(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("requests", "rows")),
+        *((name, ctypes.c_void_p) for name in ("row_start", "visible", "first_visible", "context", "tree_bits")),
+        ("words", ctypes.c_int64),
+        ("page_table", ctypes.c_void_p),
+        ("page_table_stride", ctypes.c_int64),
+    )
+
+
+class Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("q", "out")),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap")),
+        ("pool", Pool),
+        ("visibility", ctypes.c_void_p),
+    )
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

@@ -24,17 +24,6 @@ inline int64_t num_groups(const paceline_linear &a) {
     return a.kind == PACELINE_INT4 ? padded_inputs(a, 1) / a.group_size : 1;
 }
 
-// Deals out 64-byte aligned pieces of memory; from address 0 it only counts.
-struct Dealer {
-    uintptr_t next;
-    template <class T>
-    T *take(int64_t count) {
-        T *piece = (T *)next;
-        next += (uintptr_t)rounded_up(count * (int64_t)sizeof(T), 64);
-        return piece;
-    }
-};
-
 template <class Kind>
 Activations<Kind> deal(const paceline_linear &a, Dealer &dealer, int64_t index, int64_t team_size) {
     Activations<Kind> found;

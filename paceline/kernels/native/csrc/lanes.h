@@ -17,6 +17,7 @@ inline T load_bytes(const void *p) {
 inline uint32_t to_bits(float x) { return load_bytes<uint32_t>(&x); }
 inline float from_bits(uint32_t bits) { return load_bytes<float>(&bits); }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 #if defined(__AVX512F__)
@@ -70,7 +71,15 @@ inline Lanes first_lanes(Lanes x, int64_t count) {
     return load(all, count);
 }
 
-// In one order, whatever the processor: halves are added to halves.
+inline float max_of(Lanes x) {
+    float all[width];
+    store(all, x);
+    for (int64_t half = width / 2; half > 0; half /= 2)
+        for (int64_t i = 0; i < half; ++i) all[i] = all[i] > all[i + half] ? all[i] : all[i + half];
+    return all[0];
+}
+
+// In one order, whatever the processor: halves are added to halves. `sums_of` does so too.
 inline float sum_of(Lanes x) {
     float all[width];
     store(all, x);
@@ -94,4 +103,5 @@ inline Lanes exp(Lanes x) {
     return times_power(fma(p, r * r, r + broadcast(1.0f)), biased);
 }
 
-inline size_t no_scratch(const void *, int64_t) { return 0; }
+// Absolutely, not relatively, as exact as float32 is: near zero it cancels.
+inline Lanes tanh(Lanes x) { return broadcast(1.0f) - broadcast(2.0f) / (exp(x + x) + broadcast(1.0f)); }

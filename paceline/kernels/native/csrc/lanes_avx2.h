@@ -55,6 +55,26 @@ inline void store(Bf16 *p, Lanes x) {
     for (int half = 0; half < 2; ++half) _mm_storeu_si128((__m128i *)p + half, rounded_to_bf16(x.v[half]));
 }
 
+// Lane i is the sum of the lanes of x[i], for eight of them.
+inline __m256 eight_sums_of(const Lanes *x) {
+    __m256 quarters[4];
+    for (int k = 0; k < 4; ++k) {
+        const __m256 left = _mm256_add_ps(x[k].v[0], x[k].v[1]), right = _mm256_add_ps(x[k + 4].v[0], x[k + 4].v[1]);
+        quarters[k] = _mm256_add_ps(_mm256_permute2f128_ps(left, right, 0x20),
+                                    _mm256_permute2f128_ps(left, right, 0x31));
+    }
+    __m256 pairs[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m256d left = _mm256_castps_pd(quarters[2 * i]), right = _mm256_castps_pd(quarters[2 * i + 1]);
+        pairs[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(left, right)),
+                                 _mm256_castpd_ps(_mm256_unpackhi_pd(left, right)));
+    }
+    return _mm256_add_ps(_mm256_shuffle_ps(pairs[0], pairs[1], 0x88), _mm256_shuffle_ps(pairs[0], pairs[1], 0xdd));
+}
+
+// Lane i is the sum of the lanes of x[i].
+inline Lanes sums_of(const Lanes (&x)[16]) { return {{eight_sums_of(x), eight_sums_of(x + 8)}}; }
+
 // x * 2^n, where n is the integer in the low bits of `biased`.
 inline __m256 times_power(__m256 x, __m256 biased) {
     const __m256i shift = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);

@@ -42,6 +42,27 @@ inline void store(Bf16 *p, Lanes x) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(whole, 16)));
 }
 
+// Lane i is the sum of the lanes of x[i].
+inline Lanes sums_of(const Lanes (&x)[16]) {
+    __m512 eighths[4];
+    for (int k = 0; k < 4; ++k) {
+        __m512 quarters[2];
+        for (int i = 0; i < 2; ++i) {
+            const __m512 left = x[k + 8 * i].v, right = x[k + 8 * i + 4].v;
+            quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x44), _mm512_shuffle_f32x4(left, right, 0xee));
+        }
+        eighths[k] = _mm512_add_ps(_mm512_shuffle_f32x4(quarters[0], quarters[1], 0x88),
+                                   _mm512_shuffle_f32x4(quarters[0], quarters[1], 0xdd));
+    }
+    __m512 pairs[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m512d left = _mm512_castps_pd(eighths[2 * i]), right = _mm512_castps_pd(eighths[2 * i + 1]);
+        pairs[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(left, right)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(left, right)));
+    }
+    return {_mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd))};
+}
+
 // x * 2^n, where n is the integer in the low bits of `biased`.
 inline Lanes times_power(Lanes x, Lanes biased) {
     const __m512i shift = _mm512_slli_epi32(_mm512_castps_si512(biased.v), 23);

@@ -86,6 +86,16 @@ inline void store(Half *p, Lanes x) {
     for (int i = 0; i < 16; ++i) narrow(p + i, wide[i]);
 }
 
+// Lane i is the sum of the lanes of x[i].
+inline Lanes sums_of(const Lanes (&x)[16]) {
+    float sums[16];
+    for (int i = 0; i < 16; ++i) {
+        const Floats4 quarter = (x[i].v[0] + x[i].v[2]) + (x[i].v[1] + x[i].v[3]);
+        sums[i] = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+    }
+    return load(sums);
+}
+
 // x * 2^n, where n is the integer in the low bits of `biased`. Shifted as unsigned: the high bits are to be lost.
 inline Lanes times_power(Lanes x, Lanes biased) {
     typedef uint32_t Unsigned4 __attribute__((vector_size(16)));

@@ -19,6 +19,8 @@ namespace {
 
 #include "lanes.h"
 
+#include "scratch.h"
+
 #include "linear.h"
 
 #include "norm.h"
@@ -28,6 +30,10 @@ namespace {
 #include "gate.h"
 
 #include "read.h"
+
+#include "heads.h"
+
+#include "attention.h"
 
 }  // namespace
 
@@ -46,6 +52,8 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_rotary, no_scratch},
         {run_gate, no_scratch},
         {run_read, read_scratch},
+        {run_heads, no_scratch},
+        {run_attention, attention_scratch},
     },
 };
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 2
+#define PACELINE_INTERFACE_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -23,6 +23,8 @@ enum paceline_code {
     PACELINE_ROTARY,
     PACELINE_GATE,
     PACELINE_READ,
+    PACELINE_HEADS,
+    PACELINE_ATTENTION,
     PACELINE_NUM_CODES
 };
 enum paceline_status { PACELINE_OK, PACELINE_NO_SUCH_LEVEL, PACELINE_NO_SUCH_CODE, PACELINE_NO_MEMORY };
@@ -77,6 +79,51 @@ typedef struct {
     int64_t size;  // bytes, a multiple of 128
     int32_t *sum;
 } paceline_read;
+
+// K/V of one layer: cells [page, kv_head, offset, head_dim]; a cell is named by page * page_size + offset.
+typedef struct {
+    void *k, *v;
+    int64_t dtype, page_size;
+} paceline_pool;
+
+// Splits packed rows [query heads, key heads, value heads]: norms and rotates queries and keys, writes keys and values
+// to their cells.
+typedef struct {
+    paceline_matrix qkv;  // [rows, (heads + 2 kv_heads) * head_dim]
+    paceline_matrix q;    // [rows, heads * head_dim]; may lie in qkv itself
+    int64_t rows, heads, kv_heads, head_dim;
+    int64_t rotary_dim;            // 0: nothing is rotated
+    paceline_matrix cosine, sine;  // [any, rotary_dim]; the first half of the sines is negated
+    const int64_t *angle_rows;     // [rows] of cosine and sine; NULL: a row's own number
+    const float *q_norm, *k_norm;  // RMSNorm of each head: [head_dim] or NULL
+    double epsilon;
+    paceline_pool pool;
+    const int64_t *cells;  // [rows]
+} paceline_heads;
+
+// What rows see of their requests: slots [first_visible, visible), and the slots context + i of the bits i that are
+// set. Position p < visible is slot p; position visible + k is the slot of the k-th set bit, counted from 0.
+typedef struct {
+    int64_t requests, rows;
+    const int32_t *row_start;      // [requests + 1]
+    const int32_t *visible;        // [rows]
+    const int32_t *first_visible;  // [rows] positions, or NULL: all from 0 on
+    const int32_t *context;        // [requests]
+    const int64_t *tree_bits;      // [rows, words]; bit i % 64 of word i / 64
+    int64_t words;
+    const int32_t *page_table;  // [requests, pages]
+    int64_t page_table_stride;
+} paceline_visibility;
+
+// out = softmax(q K^T * scale) V over what each row sees; consecutive query heads share a K/V head. out may be q.
+typedef struct {
+    paceline_matrix q, out;  // [rows, heads * head_dim]
+    int64_t heads, kv_heads, head_dim;
+    double scale;
+    double softcap;  // scores become softcap * tanh(score / softcap); 0: they stay
+    paceline_pool pool;
+    const paceline_visibility *visibility;
+} paceline_attention;
 
 typedef struct {
     int64_t code;

@@ -5,18 +5,26 @@ inline Lanes rotary_angle(const paceline_matrix &angles, int64_t row, int64_t i,
     return load_as(angles.dtype, address(angles, row, i), count);
 }
 
+struct Turned {
+    Lanes left, right;
+};
+
+// Channels from `i` on and from `i + half` on, by the angles of a row, `count` of each.
+inline Turned turn(Lanes left, Lanes right, const paceline_matrix &cosine, const paceline_matrix &sine, int64_t row,
+                   int64_t i, int64_t half, int64_t count) {
+    return {fma(right, rotary_angle(sine, row, i, count), left * rotary_angle(cosine, row, i, count)),
+            fma(left, rotary_angle(sine, row, i + half, count), right * rotary_angle(cosine, row, i + half, count))};
+}
+
 // Channels `i` and `i + half` of one head, `count` of each.
 inline void rotate_pairs(const paceline_rotary &a, int64_t row, int64_t head, int64_t i) {
     const int64_t half = a.rotary_dim / 2, count = smaller(width, half - i);
     const int64_t from = head * a.head_stride + i, to = head * a.out_head_stride + i;
     const Lanes left = load_as(a.x.dtype, address(a.x, row, from), count);
     const Lanes right = load_as(a.x.dtype, address(a.x, row, from + half), count);
-    const Lanes turned_left = fma(right, rotary_angle(a.sine, row, i, count),
-                                  left * rotary_angle(a.cosine, row, i, count));
-    const Lanes turned_right = fma(left, rotary_angle(a.sine, row, i + half, count),
-                                   right * rotary_angle(a.cosine, row, i + half, count));
-    store_as(a.out.dtype, address(a.out, row, to), turned_left, count);
-    store_as(a.out.dtype, address(a.out, row, to + half), turned_right, count);
+    const Turned turned = turn(left, right, a.cosine, a.sine, row, i, half, count);
+    store_as(a.out.dtype, address(a.out, row, to), turned.left, count);
+    store_as(a.out.dtype, address(a.out, row, to + half), turned.right, count);
 }
 
 inline void copy_channels(const paceline_rotary &a, int64_t row, int64_t head) {
