@@ -118,6 +118,13 @@ class CacheManager:
         for group in self.groups:
             group.clear(seat)
 
+    def discard(self, seat: int, groups: Sequence[int]) -> None:
+        """As ``clear``, in the given groups, and of what the prefix index has of theirs: nobody is to find it again."""
+        for index in groups:
+            group = self.groups[index]
+            self.prefix.discard(index, group.held_pages(seat))
+            group.clear(seat)
+
     def counts(self) -> PageCounts:
         pages = [group.pages for group in self.groups]
         return PageCounts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
@@ -38,6 +38,10 @@ class PrefixIndex(Protocol):
         """Lets go of the pages of one stretch of tokens that nobody references; False if there is none."""
         ...
 
+    def discard(self, group: int, pages: Iterable[int]) -> None:
+        """Lets go of a layer group's pages, as far as it holds them: what is in them turned out to be no good."""
+        ...
+
 
 PrefixIndexBuilder = Callable[[Sequence[PageAllocator], int, int], PrefixIndex]
 """(allocator of each layer group, page size, most entries) -> index"""
@@ -56,6 +60,9 @@ class NoPrefixIndex:
 
     def evict(self) -> bool:
         return False
+
+    def discard(self, group: int, pages: Iterable[int]) -> None:
+        pass
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +141,14 @@ class LruPrefixIndex:
                 self._drop(entry)
                 return True
         return False
+
+    def discard(self, group: int, pages: Iterable[int]) -> None:
+        for page in pages:
+            entry = self._holder[group].pop(page, None)
+            if entry is not None:
+                entry.row[group] = 0
+                self.allocators[group].drop(page)
+                self._enqueue(entry)
 
     def _key(self, parent: Entry | None, salt: str, tokens: Tokens, start: int) -> Key:
         return (parent if parent is not None else salt, tokens[start : start + self.page_size].tobytes())

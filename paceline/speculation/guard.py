@@ -93,11 +93,10 @@ class GuardedProposer:
         log.warning("the drafter failed in %s (%s: %s); %s", call, type(error).__name__, error, then)
 
     def _reset(self, seats: list[int]) -> None:
-        """What a failed drafter has cached may be NaN or half written: it starts over."""
+        """What a failed drafter has cached, or found in the index, may be NaN or half written: it starts over."""
         for seat in seats:
             self._drop(seat)
-            for index in self.tools.groups:
-                self.tools.cache.groups[index].clear(seat)
+            self.tools.cache.discard(seat, self.tools.groups)
 
     def _copied(self, works: Works) -> Works:
         """Copies: what a drafter writes into its arguments must not reach the step."""

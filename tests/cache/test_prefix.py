@@ -116,6 +116,22 @@ def test_an_entry_gains_the_pages_it_lacked() -> None:
     assert index.lookup(tokens(1, 2, 3, 4), "") == [[4, 4]]
 
 
+def test_what_is_discarded_is_found_by_nobody() -> None:
+    """One group's page goes, the other's stays, and may be evicted though a sequence still has the first."""
+    allocators = [PageAllocator(4), PageAllocator(4)]
+    index = LruPrefixIndex(allocators, PAGE, 9)
+    pages = [allocator.allocate(1) for allocator in allocators]
+    index.insert(tokens(1, 2, 3, 4), [[page for (page,) in pages]], "")
+    allocators[0].release(pages[0])
+    assert not index.evict()  # the second group's is still referenced
+    index.discard(1, [*pages[1], 3])
+    assert index.lookup(tokens(1, 2, 3, 4), "") == [[*pages[0], 0]]
+    assert allocators[1].writable(pages[1][0])
+    assert index.evict()
+    allocators[1].release(pages[1])
+    assert [allocator.num_free for allocator in allocators] == [4, 4]
+
+
 @pytest.mark.parametrize("name", list(prefix_indexes))
 def test_every_index_keeps_the_protocol(name: str) -> None:
     index = prefix_indexes[name]([PageAllocator(4)], PAGE, 4)
@@ -193,13 +209,21 @@ def _oldest_leaf(index: LruPrefixIndex) -> object:
     return min(able, key=lambda entry: entry.last_used, default=None)
 
 
+def pages_of(index: LruPrefixIndex, values: np.ndarray) -> list[int]:
+    return [page for (page,) in index.lookup(values, "") if page]
+
+
 Call = tuple[str, int, int]
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["insert", "hold", "drop", "lookup", "evict"]), st.integers(0, 5), st.integers(1, 4)),
+        st.tuples(
+            st.sampled_from(["insert", "hold", "drop", "lookup", "evict", "discard"]),
+            st.integers(0, 5),
+            st.integers(1, 4),
+        ),
         max_size=40,
     )
 )
@@ -211,12 +235,14 @@ def test_the_oldest_leaf_goes_whatever_was_done_before(calls: list[Call]) -> Non
         if call == "insert":
             insert(index, allocator, values)
         elif call == "hold":
-            held.append([row[0] for row in index.lookup(values, "")])
+            held.append(pages_of(index, values))
             allocator.share(held[-1])
         elif call == "drop" and held:
             allocator.release(held.pop(branch % len(held)))
         elif call == "lookup":
             index.lookup(values, "")
+        elif call == "discard":
+            index.discard(0, pages_of(index, values)[-1:])
         elif call == "evict":
             expected = _oldest_leaf(index)
             assert index.evict() is (expected is not None)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from paceline import SamplingParams
+from paceline.cache.prefix import LruPrefixIndex
 from paceline.speculation import DraftModelProposer
 from tests.engine.helpers import begin, finish, greedy, random_prompt
 from tests.invariance.engines import Models
@@ -41,3 +43,31 @@ def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, mon
     assert engine.counters.accepted_per_position[2] == 2
     pages = torch.arange(1, engine.cache.groups[1].pages.num_pages + 1)
     assert all(bool(cells.isfinite().all()) for cells in engine.cache.groups[1].store.read(0, pages)) == mends
+
+
+@pytest.mark.parametrize("mends", [True, False], ids=["as it is", "planted bug"])
+def test_a_prompt_that_spoils_the_drafters_cache_spoils_one_draft(mends, models: Models, monkeypatch) -> None:
+    """A call without room for a draft shares K/V that no logits have proved finite: only the next call finds out."""
+    if not mends:
+        monkeypatch.setattr(LruPrefixIndex, "discard", lambda *_: None)
+    draft = copy.deepcopy(models.target)
+    healthy = draft.embedding.tokens.weight.detach().clone()
+    speculation = {"method": "draft_model", "model": "self", "num_speculative_tokens": 4}
+    engine = Models(models.target, {"self": draft}).engine(speculation, block_size=1)
+    plain = models.engine()
+
+    def finished(params: SamplingParams) -> list[list[list[int]]]:
+        return finish(engine, [begin(engine, PROMPT, params)])
+
+    with torch.no_grad():
+        draft.embedding.tokens.weight.fill_(torch.nan)
+        finished(greedy(max_tokens=1))
+        draft.embedding.tokens.weight.copy_(healthy)
+    params = greedy(max_tokens=5, ignore_eos=True)
+    expected = finish(plain, [begin(plain, PROMPT, params)])
+    rejected = []
+    for _ in range(3):
+        assert finished(params) == expected
+        rejected.append(engine.proposer.counters.num_rejected_drafts)
+    assert rejected == ([1, 1, 1] if mends else [1, 2, 3])
+    assert not mends or engine.cache.num_prefix_hits == 3 * (len(PROMPT) - 1)
