@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from paceline.benchmark.traffic import LINEAR, OTHER, UNCOUNTED, Traffic
+from paceline.benchmark.traffic import ATTENTION, LINEAR, OTHER, UNCOUNTED, Traffic
 from paceline.kernels.native import structures
 from paceline.kernels.native.packing import WIDTH, kinds
 from paceline.kernels.native.structures import Code, Matrix
@@ -105,3 +107,48 @@ def _rotary(a: structures.Rotary) -> tuple[int, int]:
 
 counts(Code.GATE, OTHER, structures.Gate)(lambda a: (sum(moved(m, a.rows, a.size) for m in (a.gate, a.up, a.out)), 0))
 counts(Code.READ, OTHER, structures.Read)(lambda a: (a.size + WORD, 0))
+
+
+@counts(Code.HEADS, OTHER, structures.Heads)
+def _heads(a: structures.Heads) -> tuple[int, int]:
+    columns, kept = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    rows = moved(a.qkv, a.rows, columns + 2 * kept) + moved(a.q, a.rows, columns)
+    angles = sum(moved(m, a.rows, a.rotary_dim) for m in (a.cosine, a.sine))
+    indices = 2 * WORD * a.rows * (bool(a.cells) + bool(a.angle_rows))
+    norms = WORD * a.head_dim * (bool(a.q_norm) + bool(a.k_norm))
+    return rows + angles + indices + norms + 2 * a.rows * kept * _cell_bytes(a.pool), 0
+
+
+@counts(Code.ATTENTION, ATTENTION, structures.Attention)
+def _attention(a: structures.Attention) -> tuple[int, int]:
+    """A request's K/V count once, however many of its rows see them."""
+    seen = structures.Visibility.from_address(a.visibility)
+    starts = _array(seen.row_start, ctypes.c_int32, seen.requests + 1)
+    visible = _array(seen.visible, ctypes.c_int32, seen.rows).astype(np.int64)
+    first = _array(seen.first_visible, ctypes.c_int32, seen.rows) if seen.first_visible else np.zeros_like(visible)
+    bits = _array(seen.tree_bits, ctypes.c_int64, seen.rows * seen.words).reshape(seen.rows, seen.words)
+    pairs = int((visible + _num_set(bits) - first).sum())
+    cells = 0
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        if start < end:
+            drafted = _num_set(np.bitwise_or.reduce(bits[start:end], axis=0, keepdims=True))
+            cells += int(visible[start:end].max() - first[start:end].min() + drafted[0])
+    rows = sum(moved(m, seen.rows, a.heads * a.head_dim) for m in (a.q, a.out))
+    return rows + 2 * cells * a.kv_heads * a.head_dim * _cell_bytes(a.pool), 4 * pairs * a.heads * a.head_dim
+
+
+def _cell_bytes(pool: structures.Pool) -> int:
+    size: int = getattr(torch, structures.NAMES[pool.dtype]).itemsize
+    return size
+
+
+def _array(address: int, kind: type[ctypes._SimpleCData[int]], count: int) -> npt.NDArray[Any]:
+    return np.ctypeslib.as_array((kind * count).from_address(address or 0)) if count else np.zeros(0, dtype=np.int64)
+
+
+def _num_set(words: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Bits of each row of words."""
+    counts: npt.NDArray[np.int64] = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1).sum(
+        1, dtype=np.int64
+    )
+    return counts

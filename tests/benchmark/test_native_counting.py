@@ -12,11 +12,14 @@ from paceline.benchmark import native_counting
 from paceline.benchmark.counting import KernelCounter, touched
 from paceline.benchmark.native_counting import count_operations, native_counts
 from paceline.benchmark.report import NOT_COUNTED, _notes
-from paceline.benchmark.traffic import LINEAR, OTHER, UNCOUNTED, Traffic
-from paceline.kernels.native import gate, norm, read, rotary, structures
+from paceline.benchmark.traffic import ATTENTION, LINEAR, OTHER, UNCOUNTED, Traffic
+from paceline.kernels.native import gate, heads, norm, read, rotary, structures
+from paceline.kernels.native.attention import attend
+from paceline.kernels.native.heads import Angles, HeadNorms
 from paceline.kernels.native.linear import arguments, linear
 from paceline.kernels.native.packing import kinds, pack
 from paceline.kernels.native.structures import Code
+from tests.kernels.layouts import chunk, decoded, lay_out, tree
 from tests.kernels.native import needs_library
 
 
@@ -59,11 +62,32 @@ def test_calls_are_counted_where_they_happen():
     for expected, call in calls.items():
         assert counted(call)[OTHER].num_bytes == expected
         assert counted(call)[OTHER].num_flops == 0
-    heads, turned, angles = torch.randn(3, 4, 8), torch.empty(3, 4, 8), torch.randn(3, 6)
-    found = counted(lambda: rotary.rotate(heads, angles, angles, out=turned))[OTHER]
-    assert found.num_bytes >= touched([heads, turned, angles, angles])
+    x, turned, angles = torch.randn(3, 4, 8), torch.empty(3, 4, 8), torch.randn(3, 6)
+    found = counted(lambda: rotary.rotate(x, angles, angles, out=turned))[OTHER]
+    assert found.num_bytes >= touched([x, turned, angles, angles])
     words = torch.ones(8 * read.UNIT, dtype=torch.int32)
     assert counted(lambda: read.read_sum(words, out=torch.empty(1, dtype=torch.int32)))[OTHER].num_bytes >= words.nbytes
+
+
+@needs_library
+def test_attention_reads_the_cells_that_its_rows_see():
+    q, kv = torch.randn(4, 8), torch.randn(50, 2, 2, 8)
+    requests = [decoded(q, kv[:30]), chunk(q, kv, rows=5, behind=0, window=20), tree(q, kv[:9], [-1, 0, 0], 2, None)]
+    rows, pools, seen = lay_out(requests, page_size=16)
+    found = counted(lambda: attend(rows, pools, seen, scale=1.0))[ATTENTION]
+    cells, pairs = 30 + 24 + 10, 30 + 5 * 20 + 8 + 9 + 9
+    assert found.num_bytes == 2 * rows.nbytes + 2 * cells * 2 * 8 * 4
+    assert found.num_flops == 4 * pairs * 4 * 8
+
+
+def test_heads_are_read_and_written_once():
+    pools, cells, angles = (torch.zeros(4, 2, 4, 8), torch.zeros(4, 2, 4, 8)), torch.arange(3), torch.randn(3, 6)
+    qkv, out, norm = torch.randn(3, 64), torch.empty(3, 32), torch.randn(8)
+    written = [torch.empty(3, 2, 8)] * 2
+    norms = HeadNorms(norm, norm, 1e-6)
+    one = heads.arguments(qkv, out, pools, cells, angles=Angles(angles, angles), norms=norms)
+    found = count_operations([(Code.HEADS, ctypes.addressof(one))])[OTHER]
+    assert found.num_bytes == sum(one.nbytes for one in (qkv, out, cells, angles, angles, norm, norm, *written))
 
 
 @needs_library
