@@ -80,7 +80,7 @@ class EngineConfig:
         About("Most pages kept for shared prompt beginnings; by default all that fit.", low=1, high=MAX_INT32),
     ] = None
     scheduling_policy: Annotated[str, About("Who is served first: fcfs, priority or fair.")] = "fcfs"
-    attention_backend: Annotated[str, About("auto, sdpa or reference.")] = "auto"
+    attention_backend: Annotated[str, About("auto, sdpa, native or reference.")] = "auto"
     seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0
     speculative: SpeculativeConfig | None = None
 

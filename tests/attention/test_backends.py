@@ -11,11 +11,14 @@ import torch
 from paceline.attention import LayerMap, attention_backends
 from paceline.cache import DenseStore, LayerGroup, PageAllocator
 from paceline.core.batch import Drafts, Works
+from paceline.core.errors import ConfigError
 from paceline.core.layer import LayerSpec
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.core.seats import Seats
+from paceline.kernels.native import library
 from paceline.runner import assemble
+from tests.kernels.native import needs_library
 
 SPECS = {
     "mha": LayerSpec(num_heads=4, num_kv_heads=4, head_dim=8, scale=0.3),
@@ -23,6 +26,11 @@ SPECS = {
     "mqa_window": LayerSpec(num_heads=4, num_kv_heads=1, head_dim=8, scale=0.3, window=6),
     "softcap": LayerSpec(num_heads=4, num_kv_heads=2, head_dim=8, scale=1.0, softcap=2.0),
 }
+
+NATIVE = pytest.param("native", marks=needs_library)
+BACKENDS = [NATIVE if name == "native" else name for name in attention_backends if name != "reference"]
+WIDEST = {"native": torch.float32}
+"""What a backend computes in, where that is not float64."""
 
 
 def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape: str):
@@ -50,28 +58,53 @@ def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape
 
 @pytest.mark.parametrize("shape", ["decode", "tree", "chunks", "mixed"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("backend", [name for name in attention_backends if name != "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_backend_equals_the_reference(backend: str, spec: LayerSpec, shape: str) -> None:
-    outputs = []
+    outputs, dtype = [], WIDEST.get(backend, torch.float64)
     for name in ("reference", backend):
         random = np.random.default_rng(0)
         torch.manual_seed(0)
-        store = DenseStore([spec], num_pages=80, page_size=4, dtype=torch.float64, device="cpu")
+        store = DenseStore([spec], num_pages=80, page_size=4, dtype=dtype, device="cpu")
         group = LayerGroup("g", store, PageAllocator(79), num_seats=4, max_slots=128, window=spec.window)
-        store.write(0, *torch.randn(2, 79 * 4, spec.num_kv_heads, 8).double(), *_all_cells(79, 4))
+        store.write(0, *torch.randn(2, 79 * 4, spec.num_kv_heads, 8).to(dtype), *_all_cells(79, 4))
         batch = batch_of(group, Seats(4, 128), random, shape)
-        layers = LayerMap(specs=[spec], stores=[store], group_of=[0], index_in_group=[0])
-        attention = attention_backends[name](layers, torch.device("cpu"))
+        attention = attention_backends[name](layers_of(spec, store), torch.device("cpu"))
         attention.plan(batch)
         rows = len(batch.token_ids)
-        q, k, v = (torch.randn(rows, heads, 8).double() for heads in (spec.num_heads, *[spec.num_kv_heads] * 2))
+        q, k, v = (torch.randn(rows, heads, 8).to(dtype) for heads in (spec.num_heads, *[spec.num_kv_heads] * 2))
         outputs.append(attention.attend(0, q, k, v))
-    assert torch.allclose(*outputs, atol=1e-12)
+    assert torch.allclose(*outputs, atol=1e-12 if dtype is torch.float64 else 2e-6)
+
+
+def layers_of(spec: LayerSpec, store: DenseStore) -> LayerMap:
+    return LayerMap(specs=[spec], stores=[store], group_of=[0], index_in_group=[0])
 
 
 def _all_cells(num_pages: int, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     cells = torch.arange(page_size, (num_pages + 1) * page_size)
     return cells // page_size, cells % page_size
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "message"),
+    [
+        ("cuda", torch.float32, 8, "cuda"),
+        ("cpu", torch.float64, 8, "float64"),
+        ("cpu", torch.float32, 264, "1 to 256 channels"),
+    ],
+)
+def test_native_refuses_what_it_cannot_run(device, dtype, head_dim, message) -> None:
+    spec = replace(SPECS["gqa"], head_dim=head_dim)
+    layers = layers_of(spec, DenseStore([spec], num_pages=3, page_size=4, dtype=dtype, device="cpu"))
+    with pytest.raises(ConfigError, match=rf"{message}(.|\n)*sdpa"):
+        attention_backends["native"](layers, torch.device(device))
+
+
+def test_native_says_why_there_are_no_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(library, "reason", lambda: library.Absence("they were not built", "Build them."))
+    with pytest.raises(ConfigError, match=r"not built\nBuild them. Or: .*sdpa"):
+        attention_backends["native"](LayerMap([], [], [], []), torch.device("cpu"))
 
 
 def test_the_comparison_can_fail() -> None:

@@ -26,7 +26,9 @@ def check_pools(pools: Pools) -> tuple[int, int, int, int]:
     if k.dtype is not v.dtype:
         raise TypeError(f"the k pool is {k.dtype}, the v pool {v.dtype}\nKeep both in one type.")
     if not (pages and kv_heads and page_size and 0 < head_dim <= MOST_CHANNELS):
-        raise ValueError(f"a pool of shape {list(k.shape)} cannot be used\nHeads have 1 to {MOST_CHANNELS} channels.")
+        raise ValueError(
+            f"a pool of shape {list(k.shape)} holds nothing, or heads of other than 1 to {MOST_CHANNELS} channels"
+        )
     return pages, kv_heads, page_size, head_dim
 
 
