@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from paceline import LLM, SamplingParams
+from paceline.core import machine
 from paceline.core.batch import Drafts
 from paceline.runner import assemble
 
@@ -56,19 +57,17 @@ def main() -> None:
         cost = statistics.median(seconds[rows]) * 1e3
         print(f"{rows} rows: {cost:.2f} ms, {middle:.2f} times one row (quartiles {low:.2f} to {high:.2f})")
     record = {
-        "machine": {"processor": _processor(), "threads": arguments.threads, "python": platform.python_version()},
+        "machine": {
+            "processor": machine.cpu_model(),
+            "threads": arguments.threads,
+            "python": platform.python_version(),
+        },
         "torch": torch.__version__,
         "dtype": "float32",
         "context": arguments.context,
         "seconds": seconds,
     }
     arguments.out.write_text(json.dumps(record) + "\n")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

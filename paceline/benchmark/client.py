@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,17 @@ from paceline.benchmark.arrivals import Load
 from paceline.benchmark.tokens import TokenTimes
 
 Body = Mapping[str, Any]
+Answers = Sequence[Sequence[int]]
 ANSWER_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Requests of which each can only be made once the one before is answered."""
+
+    body: Callable[[Answers], Body]
+    """Given the token ids of the answers so far."""
+    num_turns: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +37,12 @@ class Served:
     """From when it was due; the tokens of a chunk share the time at which the chunk came."""
     num_prompt_tokens: int = 0
     """As the service counts them."""
+    num_cached_tokens: int = 0
+    """Of these, what the service had in its prefix cache."""
     error: str | None = None
-    drafted: int = 0
-    accepted: int = 0
+    token_ids: Sequence[int] = ()
+    turn: int = 0
+    conversation: int = 0
 
 
 @dataclass(slots=True)
@@ -38,11 +51,11 @@ class _Reading:
 
     due: float
     times: list[float] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     error: str | None = None
     done: bool = False
-    drafted: int = 0
-    accepted: int = 0
 
     def take(self, data: str, now: float) -> None:
         if data == "[DONE]":
@@ -55,15 +68,16 @@ class _Reading:
         extra = chunk.get("paceline") or {}
         if chunk.get("choices"):
             self.times += [now] * len(extra.get("drafted", ()))
-        self.drafted = extra.get("drafted_tokens", self.drafted)
-        self.accepted = extra.get("accepted_tokens", self.accepted)
+            self.token_ids += extra.get("token_ids", ())
         if chunk.get("usage"):
             self.num_prompt_tokens = chunk["usage"]["prompt_tokens"]
+            self.num_cached_tokens = (chunk["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
 
-    def served(self) -> Served:
+    def served(self, conversation: int, turn: int) -> Served:
         error = self.error or (None if self.done else "the stream ended without its last event")
         times = TokenTimes(self.due, self.times)
-        return Served(times, self.num_prompt_tokens, error, self.drafted, self.accepted)
+        counts = self.num_prompt_tokens, self.num_cached_tokens
+        return Served(times, *counts, error, self.token_ids, turn, conversation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,50 +101,67 @@ class Service:
             yield client
 
 
-async def send_load(service: Service, bodies: Sequence[Body], load: Load, *, seed: int) -> tuple[float, list[Served]]:
-    """Sends every body when it is due; returns the seconds until the last was answered, and each one's fate.
+async def send_load(
+    service: Service, conversations: Sequence[Conversation], load: Load, *, seed: int
+) -> tuple[float, list[Served]]:
+    """Has every conversation when it is due; returns the seconds until the last answer, and each request's fate.
 
-    In an open loop a request's clock starts when it is due, however late it could be sent: waiting for a slow
-    service counts. In a closed loop it starts when it is sent.
+    In an open loop a conversation's clock starts when it is due, however late it could be sent: waiting for a slow
+    service counts. In a closed loop it starts when it is sent, and so do further turns, each as soon as the one before
+    is answered. A turn that fails ends its conversation.
     """
-    async with service.client(len(bodies)) as client:
+    async with service.client(len(conversations)) as client:
         started = time.monotonic()
         if load.due is None:
-            served = await _closed_loop(client, bodies, load.concurrency)
+            served = await _closed_loop(client, conversations, load.concurrency)
         else:
-            due = [started + offset for offset in load.due(len(bodies), seed)]
-            served = await asyncio.gather(*(_when_due(client, *one) for one in zip(bodies, due, strict=True)))
-        return time.monotonic() - started, list(served)
+            due = [started + offset for offset in load.due(len(conversations), seed)]
+            numbered = zip(range(len(due)), conversations, due, strict=True)
+            served = await asyncio.gather(*(_when_due(client, *one) for one in numbered))
+        return time.monotonic() - started, [turn for turns in served for turn in turns]
 
 
-async def _closed_loop(client: httpx.AsyncClient, bodies: Sequence[Body], concurrency: int) -> list[Served]:
-    results: list[Served | None] = [None] * len(bodies)
-    waiting = iter(enumerate(bodies))
+async def _closed_loop(
+    client: httpx.AsyncClient, conversations: Sequence[Conversation], concurrency: int
+) -> list[list[Served]]:
+    results: list[list[Served]] = [[] for _ in conversations]
+    waiting = iter(enumerate(conversations))
 
     async def work() -> None:
-        for place, body in waiting:  # shared: each worker takes the next one
-            results[place] = await _ask(client, body, time.monotonic())
+        for number, conversation in waiting:  # shared: each worker takes the next one
+            results[number] = await _converse(client, number, conversation, time.monotonic())
 
     await asyncio.gather(*(work() for _ in range(concurrency)))
-    return [one for one in results if one is not None]
+    return results
 
 
-async def _when_due(client: httpx.AsyncClient, body: Body, due: float) -> Served:
+async def _when_due(client: httpx.AsyncClient, number: int, conversation: Conversation, due: float) -> list[Served]:
     await asyncio.sleep(max(0.0, due - time.monotonic()))
-    return await _ask(client, body, due)
+    return await _converse(client, number, conversation, due)
 
 
-async def _ask(client: httpx.AsyncClient, body: Body, due: float) -> Served:
+async def _converse(client: httpx.AsyncClient, number: int, conversation: Conversation, due: float) -> list[Served]:
+    served: list[Served] = []
+    for turn in range(conversation.num_turns):
+        body = conversation.body([one.token_ids for one in served])
+        reading = await _ask(client, body, time.monotonic() if turn else due)
+        served.append(reading.served(number, turn))
+        if served[-1].error is not None:
+            break
+    return served
+
+
+async def _ask(client: httpx.AsyncClient, body: Body, due: float) -> _Reading:
     reading = _Reading(due)
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 await response.aread()
                 reading.error = f"the service answered {response.status_code}: {response.text[:300]}"
-                return reading.served()
+                return reading
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     reading.take(line.removeprefix("data: "), time.monotonic())
     except (httpx.HTTPError, ValueError) as error:
         reading.error = f"{type(error).__name__}: {error}"
-    return reading.served()
+    return reading

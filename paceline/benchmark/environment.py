@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 
 import paceline
+from paceline.core import machine
+from paceline.kernels.native import library
 
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "triton")
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "THP_MEM_ALLOC_ENABLE")
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ROOT = Path(paceline.__file__).resolve().parent.parent
 
 
@@ -33,31 +33,30 @@ def environment() -> dict[str, Any]:
             **{name: _version(name) for name in PACKAGES},
             "torch_build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:16],
             "torch_instructions": torch.backends.cpu.get_cpu_capability(),
+            "native_kernels": library.level(),
         },
         "threads": {"compute": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
-        "settings": {name: os.environ.get(name) for name in SETTINGS} | {"huge_pages": _huge_pages()},
+        "settings": {name: os.environ.get(name) for name in SETTINGS} | {"huge_pages": machine.huge_pages()},
         "commit": commit(ROOT),
     }
 
 
 def hardware() -> dict[str, Any]:
-    """CPU, cores, memory, GPUs."""
-    cpu = _first(Path("/proc/cpuinfo"), r"^model name\s*: (.+)$") or platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kilobytes = _first(Path("/proc/meminfo"), r"^MemTotal: +(\d+) kB$")
+    """CPU, cores, what a container allows of them, memory, GPUs."""
     return {
-        "cpu": cpu,
-        "cpu_flags": _relevant_flags(),
-        "num_cores": cores,
-        "memory_bytes": None if kilobytes is None else int(kilobytes) * 1024,
+        "cpu": machine.cpu_model(),
+        "instruction_sets": machine.instruction_sets(),
+        "num_cores": machine.num_cores(),
+        "cpu_quota": machine.cpu_quota(),
+        "memory_bytes": machine.memory().total,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 
 
 def describe(record: dict[str, Any]) -> str:
     """One line for tables and plots."""
-    machine, software = record["hardware"], record["software"]
-    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['num_cores']} cores"
+    found, software = record["hardware"], record["software"]
+    where = ", ".join(found["gpus"]) or f"{found['cpu']}, {found['num_cores']} cores"
     return (
         f"{where}; {record['threads']['compute']} threads; torch {software['torch']}, paceline {software['paceline']}"
     )
@@ -86,20 +85,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _first(path: Path, pattern: str) -> str | None:
-    try:
-        found = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    except OSError:
-        return None
-    return None if found is None else found[1].strip()
-
-
-def _relevant_flags() -> list[str]:
-    flags = (_first(Path("/proc/cpuinfo"), r"^flags\s*: (.+)$") or "").split()
-    return [flag for flag in flags if re.match(r"avx|amx|fma", flag)]
-
-
-def _huge_pages() -> str | None:
-    return _first(HUGE_PAGES, r"\[(\w+)\]")

@@ -14,7 +14,7 @@ from paceline.benchmark.counting import KernelCounter
 from paceline.benchmark.drive import Answer, Drive, drive
 from paceline.benchmark.memory import memory_by_part, peak_memory
 from paceline.benchmark.overhead import timed_kernels
-from paceline.benchmark.tokens import mean_inter_token_latency, token_figures
+from paceline.benchmark.tokens import first_token_by_turn, mean_inter_token_latency, token_figures
 from paceline.benchmark.trial import CONTROL, SUBJECT, Experiment, Sample, Side
 from paceline.benchmark.workloads import Dialogue
 from paceline.core.call import CallOptions
@@ -76,6 +76,7 @@ class EngineSide:
                 "phases": {name: asdict(phase) for name, phase in found.phases.items()},
                 "acceptance": acceptance(before["speculation"], after["speculation"], times),
                 "categories": by_category(found.answers),
+                "turns": first_token_by_turn([(answer.turn, answer.times) for answer in found.answers]),
                 "answers": [_kept(answer) for answer in found.answers],
             },
         )

@@ -36,7 +36,8 @@ def _point(point: Record, record: Record, price: Price | None) -> dict[str, Any]
         "parameters": point["parameters"],
         "sides": {side: _side(point, side, price) for side in SIDES},
         "ratio": point["summary"]["ratio"],
-        "categories": categories(point, seed=record["plan"]["seed"]),
+        "categories": ratios_of(point, "categories", seed=record["plan"]["seed"]),
+        "turns": ratios_of(point, "turns", seed=record["plan"]["seed"]),
         "metric": point["summary"]["metric"],
         "probes": point["summary"]["probes"],
         "warnings": [*point["summary"]["warnings"], *_notes(point)],
@@ -110,9 +111,13 @@ def pooled_acceptance(point: Record, side: str) -> dict[str, Any] | None:
     }
 
 
-def categories(point: Record, *, seed: int) -> dict[str, Any]:
-    """Per category of prompts, the paired ratio of inter-token latency, where there is more than one category."""
-    sides = {side: [one["detail"].get("categories", {}) for one in trials(point, side)] for side in SIDES}
+def ratios_of(point: Record, detail: str, *, seed: int) -> dict[str, Any]:
+    """The paired ratio of each of several latencies that trials have kept under ``detail``.
+
+    Such as "categories", the inter-token latency of each category of prompts, and "turns", the time to first token of
+    each turn of the dialogues. Nothing where there is a single one.
+    """
+    sides = {side: [one["detail"].get(detail, {}) for one in trials(point, side)] for side in SIDES}
     names = dict.fromkeys(name for one in sides[SUBJECT] for name in one)
     found = {}
     for name in names if len(names) > 1 else ():

@@ -11,12 +11,12 @@ import httpx
 
 from paceline.benchmark.acceptance import acceptance
 from paceline.benchmark.arrivals import Load
-from paceline.benchmark.client import Body, Served, Service, send_load
+from paceline.benchmark.client import Answers, Body, Conversation, Served, Service, send_load
 from paceline.benchmark.controls import Control
 from paceline.benchmark.in_process import HIGHER_IS_BETTER, Shape
-from paceline.benchmark.tokens import mean_inter_token_latency, token_figures
+from paceline.benchmark.tokens import first_token_by_turn, mean_inter_token_latency, token_figures
 from paceline.benchmark.trial import Experiment, Sample, Side, TrialError
-from paceline.core.errors import ConfigError
+from paceline.benchmark.workloads import Dialogue
 
 SALTED = slice(1, 3)
 """Places of a prompt that tell one trial's prompts from another's; the first stays, as it may open every prompt."""
@@ -69,17 +69,20 @@ def _trial(side: Serving, shape: Shape, load: Load, seed: int, salts: Sequence[i
 
     def run(pair: int) -> Sample:
         dialogues = shape.dialogues(pair)
-        if any(dialogue.num_turns > 1 for dialogue in dialogues):
-            raise ConfigError("a service is asked single turns\nLeave --turns out, or use bench throughput.")
         salt = 2 * (pair % 2**20) + side.number
-        bodies = [
-            _body(model, salted(dialogue.prompt([]), salt, salts), shape, seed=seed + number, speculate=side.speculate)
-            for number, dialogue in enumerate(dialogues)
-        ]
+
+        def conversation(number: int, dialogue: Dialogue) -> Conversation:
+            def body(answers: Answers) -> Body:
+                prompt = salted(dialogue.prompt(answers), salt, salts)
+                return _body(model, prompt, shape, seed=seed + number, speculate=side.speculate)
+
+            return Conversation(body, dialogue.num_turns)
+
+        conversations = [conversation(number, dialogue) for number, dialogue in enumerate(dialogues)]
         before = _get(side.service, "/stats")["speculation"]
-        seconds, served = asyncio.run(send_load(side.service, bodies, load, seed=seed + pair))
+        seconds, served = asyncio.run(send_load(side.service, conversations, load, seed=seed + pair))
         after = _get(side.service, "/stats")["speculation"]
-        categories = [dialogue.category for dialogue in dialogues]
+        categories = [dialogues[one.conversation].category for one in served]
         return _sample(side, seconds, served, categories, acceptance(before, after, [one.times for one in served]))
 
     return run
@@ -117,13 +120,20 @@ def _sample(
     if not answered:
         raise TrialError(f"{side.label}: no request was answered: {errors[0]}\nTry fewer at a time, or a lower rate.")
     figures = token_figures([one.times for one in answered], seconds=seconds)
-    figures |= {"num_failed": len(errors), "requests_per_second": len(answered) / seconds}
+    prompt_tokens = sum(one.num_prompt_tokens for one in answered)
+    figures |= {
+        "num_failed": len(errors),
+        "requests_per_second": len(answered) / seconds,
+        "mean_in_flight": sum(one.times.times[-1] - one.times.start for one in answered if one.times.times) / seconds,
+        "cached_share": sum(one.num_cached_tokens for one in answered) / prompt_tokens if prompt_tokens else 0.0,
+    }
     return Sample(
         figures,
         {
             "acceptance": dict(accepted),
             "errors": errors,
             "categories": _by_category(served, categories),
+            "turns": first_token_by_turn([(one.turn, one.times) for one in answered]),
             "answers": [_kept(one, category) for one, category in zip(served, categories, strict=True)],
         },
     )
@@ -142,7 +152,9 @@ def _by_category(served: Sequence[Served], categories: Sequence[str]) -> dict[st
 def _kept(one: Served, category: str) -> dict[str, Any]:
     return {
         "category": category,
+        "turn": one.turn,
         "num_prompt_tokens": one.num_prompt_tokens,
+        "num_cached_tokens": one.num_cached_tokens,
         "num_tokens": len(one.times.times),
         "error": one.error,
         "steps": [[round(time - one.times.start, 7), count] for time, count in one.times.steps],

@@ -63,6 +63,7 @@ def token_figures(answers: Sequence[TokenTimes], *, seconds: float) -> dict[str,
     latencies = [value for answer in answers for value in answer.inter_token_latencies]
     first = [answer.time_to_first_token for answer in answers if answer.time_to_first_token is not None]
     each = [answer.time_per_output_token for answer in answers if answer.time_per_output_token is not None]
+    whole = [answer.times[-1] - answer.start for answer in answers if answer.times]
     num_tokens = sum(len(answer.times) for answer in answers)
     num_steps = sum(len(answer.steps) for answer in answers)
     found: dict[str, float | None] = {
@@ -72,10 +73,25 @@ def token_figures(answers: Sequence[TokenTimes], *, seconds: float) -> dict[str,
         "tokens_per_second": num_tokens / seconds if seconds else None,
         "inter_token_latency": mean_inter_token_latency(answers),
         "time_per_output_token": statistics.fmean(each) if each else None,
-        "request_latency": statistics.fmean(a.times[-1] - a.start for a in answers if a.times) if first else None,
+        "request_latency": statistics.fmean(whole) if whole else None,
         "tokens_per_step": num_tokens / num_steps if num_steps else None,
     }
     steps = [value for answer in answers for value in answer.step_latencies]
-    for name, values in (("time_to_first_token", first), ("inter_token_latency", latencies), ("step_latency", steps)):
+    each_of = {
+        "time_to_first_token": first,
+        "inter_token_latency": latencies,
+        "step_latency": steps,
+        "request_latency": whole,
+    }
+    for name, values in each_of.items():
         found |= {f"{name}_{share}": value for share, value in percentiles(values, (50, 99)).items()}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def first_token_by_turn(answers: Sequence[tuple[int, TokenTimes]]) -> dict[str, float]:
+    """Median time to first token of each turn of some dialogues, in seconds; turns are numbered from 1."""
+    found: dict[str, list[float]] = {}
+    for turn, times in sorted(answers, key=lambda one: one[0]):
+        if times.time_to_first_token is not None:
+            found.setdefault(f"turn {turn + 1}", []).append(times.time_to_first_token)
+    return {name: statistics.median(values) for name, values in found.items()}

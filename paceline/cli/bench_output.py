@@ -166,6 +166,8 @@ def _print(found: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> None
         out.out(f"  {_interval(point['ratio'])}: {point['ratio']['verdict']}")
         for category, ratio in point["categories"].items():
             out.out(f"  {category}: {_interval(ratio)}")
+        for turn, ratio in point["turns"].items():
+            out.out(f"  first token of {turn}: {_interval(ratio)}")
         for warning in point["warnings"]:
             out.out(f"warning: {warning}", style="yellow")
         out.out("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -35,6 +36,7 @@ def serve(
     concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests in progress, such as 1,8.")] = None,
     rates: Annotated[str | None, typer.Option(help="Open loop: requests a second, such as 0.5,2.")] = None,
     arrivals: Annotated[str, typer.Option(help="Of an open loop: poisson or constant.")] = "poisson",
+    url: Annotated[str | None, typer.Option(help="A service that runs already; PACELINE_API_KEY is its key.")] = None,
     metric: Annotated[str, typer.Option(help=f"What decides: {', '.join(METRICS)}.")] = METRICS[0],
 ) -> None:
     """Latency and throughput of a real service under closed-loop, constant or Poisson load."""
@@ -43,8 +45,8 @@ def serve(
     plan, control, loads = plan_of(measuring), controls[measuring.control], _loads(concurrency, rates, arrivals)
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}\nChoose one of: {', '.join(METRICS)}.")
-    if asking.turns > 1:
-        raise ConfigError("a service is asked single turns\nLeave --turns out, or use bench throughput.")
+    if url is not None and control.options:
+        raise ConfigError("a service that runs has one set of options\nAdd --control speculation or same, or no --url.")
     what = asked(asking, sizes=[_at_least_one(num_requests)], seed=measuring.seed)
     check_output(output)
     set_threads(measuring.threads)
@@ -52,9 +54,10 @@ def serve(
         "control": measuring.control,
         "asked": what.parameters(),
         "loads": [load.name for load in loads],
+        "url": url,
         "metric": metric,
     }
-    with _services(engine, control) as (subject, other):
+    with _services(engine, control, url) as (subject, other):
         from paceline.benchmark.serving import context_of, experiment
         from paceline.benchmark.shapes import shapes
         from paceline.benchmark.workloads import plain_token_ids
@@ -91,17 +94,21 @@ def _loads(concurrency: str | None, rates: str | None, kind: str) -> list[Load]:
 
 
 @contextmanager
-def _services(engine: EngineChoice, control: Control) -> Iterator[tuple[Service, Service]]:
+def _services(engine: EngineChoice, control: Control, url: str | None) -> Iterator[tuple[Service, Service]]:
     """The configured service and its control: the same process if a call's own fields can make the difference."""
+    from paceline.benchmark.client import Service
     from paceline.cli.loopback import running_service
 
+    if url is not None:
+        key = os.environ.get("PACELINE_API_KEY")
+        there = Service(url.rstrip("/"), {"Authorization": f"Bearer {key}"} if key else {})
+        yield there, there
+        return
     with ExitStack() as stack:
 
         def start(choice: EngineChoice) -> Service:
             note("starting the service ...")
             client = stack.enter_context(running_service(choice.arguments()))
-            from paceline.benchmark.client import Service
-
             return Service(str(client.base_url).rstrip("/"), {"Authorization": client.headers["Authorization"]})
 
         subject = start(engine)

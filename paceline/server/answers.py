@@ -50,12 +50,12 @@ def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
 
 
 def token_dict(tokenizer: Tokenizer | None, token_ids: Sequence[int], drafted: Sequence[bool]) -> dict[str, Any]:
-    """The ``paceline`` object of a chunk: each token's text, and whether it was an accepted draft token.
+    """The ``paceline`` object of a chunk: each token's text and id, and whether it was an accepted draft token.
 
     The chunk's text may lag behind: text is held back while a character or a stop string is incomplete.
     """
     tokens = [] if tokenizer is None else [token_text(tokenizer, token) for token in token_ids]
-    return {"tokens": tokens, "drafted": list(drafted)}
+    return {"tokens": tokens, "token_ids": list(token_ids), "drafted": list(drafted)}
 
 
 def json_logprob(logprob: float) -> float:

@@ -50,7 +50,7 @@ def _ending(service: Service, call: Call[ChatRequest], answer: Answer, metrics: 
 async def _events(
     service: Service, call: Call[ChatRequest], updates: AsyncGenerator[Numbered]
 ) -> AsyncGenerator[bytes]:
-    """``{"delta", "tokens", "drafted"}`` per step, then the metrics."""
+    """``{"delta", "tokens", "token_ids", "drafted"}`` per step, then the metrics."""
     answer, metrics = Answer(), RequestMetrics()
     async for _, update in updates:
         for delta in update.deltas:
@@ -58,4 +58,4 @@ async def _events(
             tokens = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
             yield event({"delta": delta.text} | tokens)
         metrics = update.metrics or metrics
-    yield event({"delta": "", "tokens": [], "drafted": []} | _ending(service, call, answer, metrics))
+    yield event({"delta": "", "tokens": [], "token_ids": [], "drafted": []} | _ending(service, call, answer, metrics))

@@ -8,13 +8,15 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from paceline.benchmark.arrivals import arrivals, closed, opened
-from paceline.benchmark.client import Service, send_load
+from paceline.benchmark.client import Conversation, Service, send_load
 from paceline.benchmark.serving import salted
+from paceline.cli.loopback import running_service
 from paceline.cli.main import run
 from paceline.core.errors import ConfigError
 
@@ -57,12 +59,15 @@ class Scripted(BaseHTTPRequestHandler):
     """Streams chunks of several tokens, each ``pause`` after the one before; counts who is there at the same time."""
 
     pause, running, most, fail, lock = 0.03, 0, 0, False, threading.Lock()
+    prompts: list = []
+    """What was asked, in order; an answer's tokens number 1000 times the tokens of its prompt, and on."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.lock:
             Scripted.running += 1
             Scripted.most = max(Scripted.most, Scripted.running)
+            Scripted.prompts.append(body["prompt"])
         self.send_response(503 if self.fail else 200)
         self.end_headers()
         if not self.fail:
@@ -71,10 +76,15 @@ class Scripted(BaseHTTPRequestHandler):
             Scripted.running -= 1
 
     def _stream(self, body):
+        token = 1000 * len(body["prompt"])
         for count in STEPS:
             time.sleep(self.pause)
-            self._send({"choices": [{"text": "x"}], "paceline": {"tokens": ["x"] * count, "drafted": [False] * count}})
-        self._send({"choices": [], "usage": {"prompt_tokens": len(body["prompt"])}})
+            token_ids = list(range(token, token + count))
+            token += count
+            extra = {"tokens": ["x"] * count, "token_ids": token_ids, "drafted": [False] * count}
+            self._send({"choices": [{"text": "x"}], "paceline": extra})
+        cached = {"cached_tokens": len(body["prompt"]) // 2}
+        self._send({"choices": [], "usage": {"prompt_tokens": len(body["prompt"]), "prompt_tokens_details": cached}})
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _send(self, chunk):
@@ -87,7 +97,7 @@ class Scripted(BaseHTTPRequestHandler):
 @contextmanager
 def scripted(*, fail=False):
     Scripted.running = Scripted.most = 0
-    Scripted.fail = fail
+    Scripted.fail, Scripted.prompts = fail, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -100,8 +110,10 @@ def scripted(*, fail=False):
 
 
 def load(service, how, count=5):
-    bodies = [{"prompt": [1] * (number + 1)} for number in range(count)]
-    return asyncio.run(send_load(service, bodies, how, seed=0))
+    def asking(number):
+        return Conversation(lambda _answers: {"prompt": [1] * (number + 1)})
+
+    return asyncio.run(send_load(service, [asking(number) for number in range(count)], how, seed=0))
 
 
 def test_tokens_are_counted_and_timed_by_chunk_not_by_event():
@@ -123,6 +135,44 @@ def test_a_closed_loop_keeps_its_number_in_progress():
         _, served = load(service, closed(2), count=6)
     assert Scripted.most == 2
     assert all(one.error is None for one in served)
+
+
+ANSWER = sum(STEPS)
+
+
+def dialogue(number, num_turns=3):
+    """Each turn is the one before, its answer, and two tokens more."""
+
+    def body(answers):
+        prompt = [number]
+        for answer in answers:
+            prompt += [*answer, 7, 7]
+        return {"prompt": prompt}
+
+    return Conversation(body, num_turns)
+
+
+@pytest.mark.parametrize("how", [closed(2), opened("constant", 1000.0)])
+def test_each_turn_appends_the_answer_before_and_starts_when_that_has_come(how):
+    with scripted() as service:
+        _, served = asyncio.run(send_load(service, [dialogue(5), dialogue(6, 1), dialogue(7)], how, seed=0))
+    assert [(one.conversation, one.turn) for one in served] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2)]
+    first = served[0].token_ids
+    assert first == list(range(1000, 1000 + ANSWER))
+    assert [5, *first, 7, 7] in Scripted.prompts
+    assert [5, *first, 7, 7, *served[1].token_ids, 7, 7] in Scripted.prompts
+    assert [one.num_prompt_tokens for one in served[:3]] == [1, 3 + ANSWER, 5 + 2 * ANSWER]
+    assert [one.num_cached_tokens for one in served[:3]] == [0, (3 + ANSWER) // 2, (5 + 2 * ANSWER) // 2]
+    for before, after in pairwise(served):
+        if after.turn:
+            assert after.times.start >= before.times.times[-1]
+            assert after.times.time_to_first_token >= Scripted.pause
+
+
+def test_a_conversation_whose_turn_fails_goes_no_further():
+    with scripted(fail=True) as service:
+        _, served = asyncio.run(send_load(service, [dialogue(1), dialogue(2)], closed(1), seed=0))
+    assert [(one.conversation, one.turn, one.error is None) for one in served] == [(0, 0, False), (1, 0, False)]
 
 
 def test_an_open_loop_does_not_wait_for_answers():
@@ -161,6 +211,43 @@ def test_a_real_service(pair, tmp_path, monkeypatch, capsys):
     assert "speculation off" in capsys.readouterr().out
 
 
+def test_dialogues_find_their_prefixes_and_without_the_cache_do_not(pair, tmp_path, monkeypatch, capsys):
+    """Per turn; and the control plants what would be wrong: a cache that finds nothing."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--num-requests", "2", "--input-lens", "40", "--output-lens", "8", "--pairs", "1", "--warmup", "0"]
+    options += ["--turns", "3", "--concurrency", "2", "--control", "prefix-cache", "--threads", "1"]
+    engine = [pair[0], "--no-speculation", "--device", "cpu", "--max-num-seqs", "4"]
+    assert run(["bench", "serve", *engine, *options, "--json", "out.json", "--raw", "raw.json"]) == 0
+    found, raw = (json.loads((tmp_path / name).read_text()) for name in ("out.json", "raw.json"))
+    ((name, point),) = found["points"].items()
+    assert list(point["turns"]) == ["turn 1", "turn 2", "turn 3"]
+    assert "first token of turn 3: " in capsys.readouterr().out
+    (shown,) = raw["points"][name]["blocks"][0]["pairs"]
+    for side, finds in (("subject", True), ("control", False)):
+        assert point["sides"][side]["figures"]["num_tokens"]["median"] == 2 * 3 * 8
+        answers = shown[side]["detail"]["answers"]
+        assert [(one["turn"], one["num_prompt_tokens"]) for one in answers[:3]] == [(0, 40), (1, 88), (2, 136)]
+        assert [one["num_cached_tokens"] > 0 for one in answers] == [False, finds, finds] * 2
+        assert (point["sides"][side]["figures"]["cached_share"]["median"] > 0) == finds
+
+
+def test_a_service_that_runs_already(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--num-requests", "2", "--input-lens", "12", "--output-lens", "6", "--pairs", "1", "--warmup", "0"]
+    with running_service([pair[0], "--draft", pair[1], "--device", "cpu", "--max-num-seqs", "4"]) as client:
+        url = ["--url", str(client.base_url), "--concurrency", "2", "--json", "out.json"]
+        monkeypatch.setenv("PACELINE_API_KEY", "wrong")
+        assert run(["bench", "serve", pair[0], *options, *url]) == 2
+        monkeypatch.setenv("PACELINE_API_KEY", client.headers["Authorization"].removeprefix("Bearer "))
+        assert run(["bench", "serve", pair[0], *options, *url]) == 0
+        assert client.get("/health").status_code == 200  # it was not ours to stop
+    found = json.loads((tmp_path / "out.json").read_text())
+    (point,) = found["points"].values()
+    assert point["sides"]["control"]["acceptance"] is None
+    assert point["sides"]["subject"]["acceptance"]["rate"] > 0
+    assert found["parameters"]["url"] == url[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -170,7 +257,8 @@ def test_a_real_service(pair, tmp_path, monkeypatch, capsys):
         (["--rates", "0"], "--rates"),
         (["--rates", "1", "--arrivals", "bursts"], "kind of arrivals"),
         (["--concurrency", "2", "--metric", "x"], "request_latency"),
-        (["--concurrency", "2", "--turns", "2"], "--turns"),
+        (["--concurrency", "2", "--url", "http://127.0.0.1:9", "--control", "prefix-cache"], "--control speculation"),
+        (["--concurrency", "2", "--url", "http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--concurrency", "2", "--num-requests", "0"], "--num-requests"),
     ],
 )

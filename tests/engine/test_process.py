@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -285,6 +286,22 @@ def test_signals_of_a_terminal_are_for_the_parent(client):
     run(main())
     assert client.restarts == restarts
     assert os.getpgid(client.pid) != os.getpgid(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux")
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_of_the_child_do_not_wait_awake_unless_told_to(own, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+    mine, its = socket.socketpair()
+    with mine, its:
+        child = launch._spawn(its)
+        wait_for(lambda: b"GOMP_SPINCOUNT" in Path(f"/proc/{child.pid}/environ").read_bytes())
+        settings = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
+        child.kill()
+        child.wait()
+    assert f"GOMP_SPINCOUNT={own or 1000}".encode() in settings
 
 
 PARENT = """

@@ -15,6 +15,13 @@ from paceline.engine.process.messages import Start, encode
 
 CHILD_MODULE = "paceline.engine.process"
 _REAP_SECONDS = 5.0
+_WAITING = {"GOMP_SPINCOUNT": "1000"}
+"""How torch's threads wait for each other: about ten microseconds awake, then asleep.
+
+By default those of GNU OpenMP stay awake for milliseconds. Beside a process that computes on the same cores, as the
+parent does, a thread then waits awake for one that has no core: with two threads on a busy machine of two cores a step
+took four to six times as long. 1000 is OpenMP's own number where it knows of more threads than cores.
+"""
 
 
 class ChildProcess:
@@ -65,7 +72,7 @@ def _spawn(end: socket.socket) -> subprocess.Popen[bytes]:
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(  # noqa: S603 (our own interpreter and arguments)
         [sys.executable, "-P", "-m", CHILD_MODULE, str(end.fileno())],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=_WAITING | os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         pass_fds=[end.fileno()],
         stdin=subprocess.DEVNULL,
         # What is printed by accident must not mix with the parent's own output.

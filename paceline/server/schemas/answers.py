@@ -56,9 +56,10 @@ class Figures(Answer):
 
 
 class Tokens(Answer):
-    """Each token's text, and whether it was an accepted draft token."""
+    """Each token's text and id, and whether it was an accepted draft token."""
 
     tokens: list[str]
+    token_ids: list[int]
     drafted: list[bool]
 
 
