@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,12 @@ class LLM:
         """
         many = _prompt_list(prompts)
         each = _checked_params(_one_each("params", SamplingParams() if params is None else params, len(many)))
-        whose = zip(_one_each("priority", priority, len(many)), _one_each("client", client, len(many)), strict=True)
+        options = CallOptions(speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow)
+        numbers, names = _one_each("priority", priority, len(many)), _one_each("client", client, len(many))
         groups = []
-        for prompt, wanted, (number, name) in zip(many, each, whose, strict=True):
-            options = CallOptions(
-                speculate=speculate,
-                priority=number,
-                client=name,
-                cache_salt=cache_salt,
-                context_overflow=context_overflow,
-            )
-            groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=options))
+        for prompt, wanted, number, name in zip(many, each, numbers, names, strict=True):
+            mine = replace(options, priority=number, client=name)
+            groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
             groups[-1].prompt = _text_of(prompt)
         return self._run(groups)
 
