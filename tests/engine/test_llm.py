@@ -173,3 +173,16 @@ def test_greedy_tokens_are_those_of_transformers(family, drafter, checkpoints) -
         ids = torch.tensor([prompt])
         expected = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
         assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("ask", ["generate", "chat"])
+def test_a_salt_separates_whoever_asks(ask, checkpoints):
+    """Also on its way through the calls of an LLM."""
+    llm = make(checkpoints.llama, block_size=4)
+    prompt = {"generate": random_prompt(4, 20), "chat": [{"role": "user", "content": "hello there " * 2}]}[ask]
+
+    def cached(salt: str) -> int:
+        return getattr(llm, ask)(prompt, greedy(max_tokens=2), cache_salt=salt)[0].metrics.num_cached_tokens
+
+    assert cached("mine") == cached("another's") == 0
+    assert cached("mine") == cached("another's") > 0

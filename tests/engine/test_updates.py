@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import threading
 
 import pytest
 
 from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
+from paceline.engine.process.link import Link, framed
+from paceline.engine.process.messages import Refused, Updated, decode_report
+from paceline.engine.process.outbox import Outbox
 from paceline.engine.updates import MOST_WAITING, UpdateStream, WaitingUpdates, join_updates
 
 
@@ -116,3 +120,32 @@ def test_a_stream_whose_event_loop_is_gone_takes_no_harm():
         stream.put(update(delta(0, 1)))
     stream.put(RuntimeError("late"))
     assert len(stream._waiting) == 3
+
+
+def test_an_outbox_whose_link_is_full_keeps_what_comes() -> None:
+    """Two calls tell of 500 tokens each, and one of its failure, while nobody reads; then all of it arrives."""
+    mine, other = socket.socketpair()
+    outbox, reader = Outbox(), Link(other)
+    outbox.link = sender = Link(mine, drained=outbox.flush)
+    big = framed(bytes([0xC1]) * 1_000_000)
+    sender.send(big)
+    assert sender.full
+    for token in range(500):
+        for call in (1, 2):
+            outbox.put(call, update(delta(0, token % 20)))
+        outbox.flush()
+    outbox.put(3, RuntimeError("it failed"))
+    outbox.flush()
+    assert len(outbox._waiting) == 2
+    frames: list[bytes] = []
+    while len(frames) < 4:
+        frames += reader.receive(20) or pytest.fail("nothing more came")
+    assert frames[0] == big[4:]
+    found = [decode_report(frame) for frame in frames[1:]]
+    updates = {report.call: report.update for report in found if isinstance(report, Updated)}
+    for call in (1, 2):
+        assert [token for one in updates[call].deltas for token in one.token_ids] == [n % 20 for n in range(500)]
+    assert [report.call for report in found if isinstance(report, Refused)] == [3]
+    assert not outbox._waiting
+    sender.close()
+    reader.close()

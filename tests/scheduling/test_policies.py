@@ -153,4 +153,5 @@ def test_memory_follows_the_active_clients() -> None:
         serve(policy, steady, 2)
         policy.leave(request)
     assert len(policy._cost) < 200
+    assert list(policy._active) == ["steady"]
     assert len(policy._paid) == 1

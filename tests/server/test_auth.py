@@ -129,12 +129,21 @@ def test_each_key_opens_every_route(key):
 
 
 def test_keys_are_tenants():
+    """At every endpoint; the digests of one service are compared, as every service has its own."""
     engine = ScriptedEngine()
-    for key in (KEY, OTHER, KEY):
-        assert ask(engine, "POST", "/v1/chat/completions", headers=bearer(key), json=BODY).status_code == 200
+    bodies = {
+        "/v1/chat/completions": BODY, "/chat": {"message": "hi"}, "/v1/completions": {"prompt": "hi"},
+        "/v1/embeddings": {"input": "hi"},
+    }  # fmt: skip
+    requests = [
+        ("POST", path, {"headers": bearer(key), "json": body}) for path, body in bodies.items() for key in (KEY, OTHER)
+    ]
+    assert [answer.status_code for answer in ask_all(engine, requests)] == [200] * 8
     options = [options for _, _, options in engine.calls]
     assert all(option.client == option.cache_salt != "" for option in options)
-    assert options[0].client != options[1].client
+    mine, others = ({option.cache_salt for option in options[first::2]} for first in (0, 1))
+    assert len(mine) == len(others) == 1
+    assert mine != others
     assert not any(key in repr(option) for key in (KEY, OTHER) for option in options)
     engine.calls.clear()
     assert ask(engine, "POST", "/chat", config=ServiceConfig(), json={"message": "hi"}).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import httpx
@@ -55,6 +56,19 @@ def test_the_client_raises(fault, code, endpoint):
         assert "Hello wörld".startswith(said)
         assert caught.code == code
         assert "secret" not in str(caught)
+        service.idle()
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("fault", [fault for fault, _ in FAULTS.values()], ids=FAULTS)
+def test_the_stream_ends_behind_the_error(fault, path):
+    """A client that reads on until the end must come to one: no answer may stay open."""
+    fields = {"/chat": {"message": "hello"}, "/v1/completions": {"prompt": "hello"}}.get(path, {"messages": HELLO})
+    with live(ScriptedEngine(fault=fault, fault_after=2)) as service:
+        with httpx.stream("POST", service.url + path, json=fields | {"stream": True}, timeout=20) as stream:
+            lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+        assert "error" in json.loads(lines[-1])
+        assert "[DONE]" not in lines
         service.idle()
 
 

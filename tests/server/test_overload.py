@@ -49,6 +49,7 @@ def test_places_come_back_whatever_becomes_of_a_call():
         requests = [({}, fields)] * 3
         _, admission = together(ScriptedEngine(fault=fault, fault_after=1), requests, limits=Limits(max_requests=3))
         assert admission.num_active == 0
+        assert not admission._per_client  # nor does a counter stay of every client that ever came
 
 
 def test_every_answer_of_a_call_takes_a_place():
