@@ -77,6 +77,9 @@ class Limits:
         256
     )
     max_requests_per_key: Annotated[int | None, About("Answers in progress per API key; more get 429.", low=1)] = None
+    max_answers_per_call: Annotated[
+        int | None, About("Answers that one call may ask for: n or best_of, times its prompts; more get 400.", low=1)
+    ] = None
     default_max_tokens: Annotated[
         int, About("Output tokens of a chat that names no limit, as far as context and cache leave room.", low=1)
     ] = 2048

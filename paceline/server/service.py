@@ -114,11 +114,23 @@ class Service:
         room = overflow.room(max(map(len, prompts)), self.engine.max_model_len)
         params = body.params(min(self.limits.default_max_tokens, room))
         options = body.options(visit.client)
+        if options.pooling is None:
+            self._check_answers(len(prompts), params.num_samples)
         # The engine would refuse it too, but a prompt on its way there holds up the event loop, and this thread nobody.
         for length in {len(prompt) for prompt in prompts}:
             overflow.admit(self._ask(length, params, generates=options.pooling is None))
         visit.num_prompt_tokens = sum(map(len, prompts))
         return Call(uuid.uuid4().hex, body, prompts, params, options, visit)
+
+    def _check_answers(self, num_prompts: int, num_samples: int) -> None:
+        most, wanted = self.limits.max_answers_per_call, num_prompts * num_samples
+        if most is not None and wanted > most:
+            fits = num_prompts <= most
+            raise InvalidRequestError(
+                f"the call asks for {wanted} answers, this service gives at most {most} to one\n"
+                + (f"Set n and best_of to at most {most // num_prompts}." if fits else f"Send at most {most} prompts."),
+                param="n" if fits else "prompt",
+            )
 
     def _ask(self, num_prompt: int, params: SamplingParams, *, generates: bool) -> Ask:
         """What the engine will be asked; it knows besides how much its cache holds."""

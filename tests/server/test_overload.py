@@ -12,7 +12,7 @@ from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import create_app
 from paceline.server.admission import LONGEST_RETRY, Admission
 from paceline.server.errors import ApiError
-from tests.server.calling import HELLO, assert_error
+from tests.server.calling import HELLO, JSON, assert_error, call
 from tests.server.live import eventually, live, post, read_reply
 from tests.server.scripted_engine import ScriptedEngine
 
@@ -50,6 +50,31 @@ def test_places_come_back_whatever_becomes_of_a_call():
         _, admission = together(ScriptedEngine(fault=fault, fault_after=1), requests, limits=Limits(max_requests=3))
         assert admission.num_active == 0
         assert not admission._per_client  # nor does a counter stay of every client that ever came
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "fix"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "n": 4}, "n", "Set n and best_of to at most 3."),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, "n", "Set n and best_of to at most 1."),
+        ("/v1/completions", {"prompt": "a", "n": 1, "best_of": 4}, "n", "Set n and best_of to at most 3."),
+        ("/v1/completions", {"prompt": ["a", "b", "c", "d"], "n": 1}, "prompt", "Send at most 3 prompts."),
+    ],
+)
+def test_a_call_that_asks_for_more_answers_than_one_may(path, fields, param, fix):
+    engine = ScriptedEngine()
+    body = {"content": json.dumps(fields), "headers": JSON}
+    error = assert_error(call(engine, "POST", path, limits=Limits(max_answers_per_call=3), **body), 400, param=param)
+    assert error["message"].endswith(fix)
+    assert not engine.calls
+    assert call(engine, "POST", path, limits=Limits(max_answers_per_call=4), **body).status_code == 200
+    assert call(engine, "POST", path, **body).status_code == 200
+
+
+def test_the_bound_is_not_for_embeddings():
+    body = {"content": json.dumps({"input": ["a", "b", "c"]}), "headers": JSON}
+    limits = Limits(max_answers_per_call=1)
+    assert call(ScriptedEngine(), "POST", "/v1/embeddings", limits=limits, **body).status_code == 200
 
 
 def test_every_answer_of_a_call_takes_a_place():
