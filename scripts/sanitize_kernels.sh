@@ -21,4 +21,5 @@ nm -D "$library" | grep -q __asan || { echo "$library was built without AddressS
 compiler=${CXX:-g++}
 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$copy" OMP_NUM_THREADS=1 \
-    "$python" -m pytest -x -q --capture=no -p no:cacheprovider tests/kernels/test_linear.py tests/kernels/test_glue.py "$@"
+    "$python" -m pytest -x -q --capture=no -p no:cacheprovider tests/kernels/test_linear.py tests/kernels/test_glue.py \
+    tests/kernels/test_sampling.py "$@"

@@ -107,6 +107,7 @@ def _rotary(a: structures.Rotary) -> tuple[int, int]:
 
 counts(Code.GATE, OTHER, structures.Gate)(lambda a: (sum(moved(m, a.rows, a.size) for m in (a.gate, a.up, a.out)), 0))
 counts(Code.READ, OTHER, structures.Read)(lambda a: (a.size + WORD, 0))
+counts(Code.SAMPLE, OTHER, structures.Sample)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 
 
 @counts(Code.HEADS, OTHER, structures.Heads)

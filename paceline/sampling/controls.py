@@ -5,6 +5,8 @@ Shape letters: S seats, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -38,6 +40,7 @@ class Controls:
         self.top_k = np.zeros(size, dtype=np.int64)  # [S]
         self.top_p = np.ones(size)  # [S]
         self.min_p = np.zeros(size)  # [S]
+        self.min_p_margin = np.full(size, -np.inf)  # [S] its logarithm
         self.repetition_penalty = np.ones(size)  # [S]
         self.frequency_penalty = np.zeros(size)  # [S]
         self.presence_penalty = np.zeros(size)  # [S]
@@ -48,7 +51,7 @@ class Controls:
         self._idle = {name: array[:1].copy() for name, array in self._arrays().items()}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        names = (*SCALARS, "seed", "sample_index", "greedy")
+        names = (*SCALARS, "min_p_margin", "seed", "sample_index", "greedy")
         return {name: getattr(self, name) for name in names}
 
     def fill(self, request: Request) -> None:
@@ -57,6 +60,8 @@ class Controls:
             getattr(self, name)[request.seat] = getattr(request.params, name)
         if request.params.top_k < 1 or request.params.top_k >= self.vocab_size:
             self.top_k[request.seat] = 0
+        if request.params.min_p > 0:
+            self.min_p_margin[request.seat] = math.log(request.params.min_p)
         self.seed[request.seat] = request.seed
         self.sample_index[request.seat] = request.sample_index
         self.greedy[request.seat] = request.params.greedy

@@ -5,10 +5,7 @@ Shape letters: R rows, V vocabulary, P processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,15 +14,9 @@ from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.philox import Domain
 from paceline.sampling.logprobs import token_logprobs
 from paceline.sampling.noise import Noise, NoiseKeys
+from paceline.sampling.samplers import AUTO, Sampler, build_sampler
+from paceline.sampling.scores import BANNED, NAN, best_tokens, compute_dtype, processed, row_index, take_rows
 from paceline.sampling.state import SamplingState
-
-NAN = -1
-"""In place of a token: the row's numbers cannot be trusted."""
-BANNED = -2
-"""In place of a token: the row's controls allow none."""
-
-Choice = Callable[[Tensor, SampleRows], Tensor]
-Bool = npt.NDArray[np.bool_]
 
 
 class Pipeline:
@@ -36,8 +27,11 @@ class Pipeline:
     float64 logits, else in float32.
     """
 
-    def __init__(self, state: SamplingState) -> None:
+    def __init__(self, state: SamplingState, sampler: str = AUTO) -> None:
+        """``sampler`` is a name of ``paceline.sampling.samplers``, or "auto"."""
         self.state = state
+        self._sampler = sampler
+        self._samplers: dict[torch.dtype, Sampler] = {}
         self._noise = Noise(state)
 
     def scores(self, logits: Tensor, rows: SampleRows) -> Tensor:
@@ -46,18 +40,7 @@ class Pipeline:
         A row's scores are logits of its distribution, up to a constant. Temperature and truncation do not apply to
         greedy rows, whose token is the first of the best scores.
         """
-        scores = logits.to(compute_dtype(logits), copy=True)
-        for index, processor in enumerate(self.state.processors):
-            acted_on = self.state.active[rows.seats, index]
-            if acted_on.all() and len(rows):
-                processor.apply(scores, rows)
-            elif acted_on.any():
-                chosen = np.flatnonzero(acted_on)
-                here = _row_index(chosen, scores.device)
-                part = scores[here]
-                processor.apply(part, take_rows(rows, chosen))
-                scores[here] = part
-        return scores
+        return processed(self.state, logits, rows)
 
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         """The token of each row, int64[R]: the first of the best sums of score and target noise.
@@ -65,10 +48,10 @@ class Pipeline:
         Greedy rows take the first of the best scores. A row is NAN if its logits [R, V] have a NaN, and BANNED if its
         controls leave no token.
         """
-        controlled: Bool = np.any(self.state.active[rows.seats], axis=1)
-        tokens = _by_kind(controlled, logits, rows, self._with_controls, self._choose)
-        result: Int64 = tokens.cpu().numpy()
-        return result
+        sampler = self._samplers.get(logits.dtype)
+        if sampler is None:
+            sampler = self._samplers[logits.dtype] = build_sampler(self._sampler, self.state, logits.dtype)
+        return sampler.sample(logits, rows)
 
     def log_weights(self, logits: Tensor, rows: SampleRows) -> Tensor:
         """f[R, V]: what ``sample`` adds noise to, a row's log-probabilities up to a constant, whatever its controls.
@@ -79,7 +62,7 @@ class Pipeline:
         scores = self.scores(logits, rows)
         greedy = np.flatnonzero(self.state.greedy[rows.seats])
         if len(greedy):
-            here = _row_index(greedy, scores.device)
+            here = row_index(greedy, scores.device)
             scores[here] = _only_best(scores[here])
         scores.clamp_(max=torch.finfo(scores.dtype).max)  # so that an infinite score is a certain token, not NaN
         # A ban may have covered the NaN that says this row's numbers cannot be trusted.
@@ -115,7 +98,7 @@ class Pipeline:
         scores = self.scores(logits, rows)
         noisy = np.flatnonzero(~self.state.greedy[rows.seats])
         if len(noisy):
-            here = _row_index(noisy, scores.device)
+            here = row_index(noisy, scores.device)
             scores[here] += self._noise.dense(self._noise.keys(take_rows(rows, noisy), domain), scores.dtype)
         return scores
 
@@ -129,32 +112,8 @@ class Pipeline:
         """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V], with the ``top[i]`` likeliest."""
         if not row_indices:
             return []
-        chosen = _row_index(np.asarray(row_indices), logits.device)
+        chosen = row_index(np.asarray(row_indices), logits.device)
         return token_logprobs(logits[chosen].to(compute_dtype(logits)), tokens, top)
-
-    def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:
-        tokens = self._choose(self.scores(logits, rows), rows)
-        # A ban may have covered the NaN that says this row's numbers cannot be trusted.
-        best = logits.amax(-1)
-        tokens.masked_fill_((tokens == NAN) & (best > -torch.inf), BANNED)
-        return tokens.masked_fill_(best.isnan(), NAN)
-
-    def _choose(self, scores: Tensor, rows: SampleRows) -> Tensor:
-        greedy = self.state.greedy[rows.seats]
-        return _by_kind(greedy, scores, rows, lambda scores, _: best_tokens(scores), self._draw)
-
-    def _draw(self, scores: Tensor, rows: SampleRows) -> Tensor:
-        return best_tokens(self._noise.add(scores.to(compute_dtype(scores)), self._noise.keys(rows)))
-
-
-def compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def best_tokens(scores: Tensor) -> Tensor:
-    """int64[R]: the lowest of the best tokens of each row of ``scores`` [R, V]; NAN where the best is NaN or -inf."""
-    best, tokens = scores.max(-1)
-    return tokens.masked_fill_(~(best > -torch.inf), NAN)
 
 
 def probabilities(log_weights: Tensor) -> Tensor:
@@ -168,24 +127,3 @@ def _only_best(scores: Tensor) -> Tensor:
     best, tokens = scores.max(-1, keepdim=True)
     certain = torch.full_like(scores, -torch.inf).scatter_(-1, tokens, 0.0)
     return torch.where(best > -torch.inf, certain, best)
-
-
-def take_rows(rows: SampleRows, chosen: npt.NDArray[np.int64]) -> SampleRows:
-    return SampleRows(rows.seats[chosen], rows.output_index[chosen], rows.path[chosen])
-
-
-def _row_index(chosen: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(chosen).to(device)
-
-
-def _by_kind(kind: Bool, scores: Tensor, rows: SampleRows, where_true: Choice, where_false: Choice) -> Tensor:
-    """int64[R]: each row's token by ``where_true`` or ``where_false``; each sees only its own rows."""
-    if not kind.any():
-        return where_false(scores, rows)
-    if kind.all():
-        return where_true(scores, rows)
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
-    for chosen, choose in ((np.flatnonzero(kind), where_true), (np.flatnonzero(~kind), where_false)):
-        here = _row_index(chosen, scores.device)
-        tokens[here] = choose(scores[here], take_rows(rows, chosen))
-    return tokens

@@ -24,10 +24,12 @@ def make_request(params=None, *, prompt=(1, 2, 3), output=(), seed=11, sample_in
 class Room:
     """Seats, state and pipeline of one vocabulary."""
 
+    sampler = "auto"
+
     def __init__(self, vocab=VOCAB, capacity=8, device="cpu"):
         self.seats = Seats(capacity, 256)
         self.state = SamplingState(self.seats, vocab, device)
-        self.pipeline = Pipeline(self.state)
+        self.pipeline = Pipeline(self.state, self.sampler)
 
     def join(self, *requests, **controls):
         requests = requests or (make_request(**controls),)
@@ -68,6 +70,6 @@ def many_rows(request, count):
     return SampleRows(np.full(count, request.seat, dtype=np.int32), np.arange(count, dtype=np.int64), empty)
 
 
-def random_logits(num_rows, vocab=VOCAB, seed=0, dtype=torch.float64, scale=2.0):
+def random_logits(num_rows, vocab=VOCAB, seed=0, dtype=torch.float32, scale=2.0):
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(num_rows, vocab, generator=generator, dtype=torch.float64) * scale).to(dtype)

@@ -7,6 +7,8 @@ import torch
 from tests.sampling.oracle import probabilities, processed
 from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
 
+pytestmark = pytest.mark.usefixtures("each_sampler")
+
 VOCAB = 10
 COUNT = 20_000
 THRESHOLD = 45.0  # 9 degrees of freedom exceed it once in a million

@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from paceline.kernels.philox import Domain
-from paceline.sampling.pipeline import BANNED, best_tokens
+from paceline.sampling.processors.penalties import Penalties
+from paceline.sampling.samplers import in_native, in_torch
+from paceline.sampling.scores import BANNED, best_tokens
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
+
+pytestmark = pytest.mark.usefixtures("each_sampler")
 
 SETTINGS = [
     {},
@@ -43,8 +47,9 @@ def test_pruning_spares_most_of_the_vocabulary(monkeypatch):
 def test_greedy_rows_draw_no_noise_and_copy_nothing(monkeypatch):
     room = Room()
     request = room.join(temperature=0.0)
-    monkeypatch.setattr(room.pipeline, "_noise", None)
-    monkeypatch.setattr(room.pipeline, "scores", None)
+    monkeypatch.setattr(in_torch.Noise, "add", None)
+    monkeypatch.setattr(in_torch, "processed", None)
+    monkeypatch.setattr(in_native, "processed", None)
     logits = random_logits(3, dtype=torch.bfloat16)
     assert room.pipeline.sample(logits, many_rows(request, 3)).tolist() == logits.argmax(-1).tolist()
 
@@ -52,13 +57,10 @@ def test_greedy_rows_draw_no_noise_and_copy_nothing(monkeypatch):
 def test_plain_rows_do_not_pay_for_their_neighbours(monkeypatch):
     room = Room()
     plain, busy = room.join(temperature=0.0), room.join(temperature=0.0, frequency_penalty=1.0)
-    processed = []
-    scores = room.pipeline.scores
-    monkeypatch.setattr(
-        room.pipeline, "scores", lambda logits, rows: processed.append(len(rows)) or scores(logits, rows)
-    )
+    processed, true = [], Penalties.apply
+    monkeypatch.setattr(Penalties, "apply", lambda self, *given: processed.append(given[0].shape) or true(self, *given))
     room.pipeline.sample(random_logits(5), rows_of((plain, []), (busy, []), (plain, []), (busy, [1]), (plain, [])))
-    assert processed == [2]
+    assert processed == [(2, VOCAB)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -151,7 +153,7 @@ def test_domains_give_other_noise():
     target, draft = (room.pipeline.perturbed(logits, rows, domain) for domain in (Domain.TARGET, Domain.DRAFT))
     assert (target[0] != draft[0]).all()
     assert torch.equal(target[1], logits[1])
-    assert torch.equal(target[0], logits[0] + room.pipeline.noise(rows, Domain.TARGET)[0])
+    assert torch.equal(target[0], logits[0] + room.pipeline.noise(rows, Domain.TARGET, logits.dtype)[0])
     assert torch.equal(draft[1], logits[1])
 
 
@@ -222,7 +224,7 @@ def test_a_draft_of_minus_one_is_harmless():
 def test_a_draft_changes_no_token(seed):
     """Decoding token by token and verifying chains that are partly wrong give the same text."""
     generator = np.random.default_rng(seed)
-    table = torch.from_numpy(generator.normal(size=(VOCAB, VOCAB)) * 2)
+    table = torch.from_numpy(generator.normal(size=(VOCAB, VOCAB)) * 2).float()
     controls = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "top_p": 0.9, "min_tokens": 6, "max_tokens": None}
     controls |= {"words": ((3, 4), (5, 6, 7), (8,))}
     texts = []

@@ -10,6 +10,8 @@ from paceline.core.params import SamplingParams
 from tests.sampling.oracle import processed
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, random_logits, rows_of
 
+pytestmark = pytest.mark.usefixtures("each_sampler")
+
 TOKENS = st.integers(0, VOCAB - 1)
 WORDS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple), max_size=6).map(tuple)
 HISTORY = st.lists(st.integers(0, 4), max_size=8)

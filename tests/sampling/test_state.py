@@ -6,7 +6,7 @@ import torch
 
 from paceline.core.params import SamplingParams
 from paceline.sampling import SamplingState
-from paceline.sampling.noise import Noise
+from paceline.sampling.controls import Controls
 from paceline.sampling.processors import processors
 from paceline.sampling.processors.bad_words import BadWords
 from paceline.sampling.processors.base import Stateless
@@ -14,6 +14,8 @@ from paceline.sampling.processors.penalties import Penalties
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 from tests.sampling.test_distribution import PAIR_THRESHOLD, pair_statistic, sampled
 from tests.sampling.test_scores import check_path_is_exact
+
+pytestmark = pytest.mark.usefixtures("each_sampler")
 
 EVERYTHING = {
     "temperature": 0.5,
@@ -173,9 +175,13 @@ def test_a_draft_that_changes_the_counts_is_caught(monkeypatch):
 
 
 def test_noise_shared_across_samples_is_caught(monkeypatch):
-    keys = Noise.keys
-    shared = lambda *args: keys(*args)._replace(sample_index=torch.tensor(0).expand(len(args[1])))  # noqa: E731
-    monkeypatch.setattr(Noise, "keys", shared)
+    fill = Controls.fill
+
+    def shared(self, request):
+        fill(self, request)
+        self.sample_index[request.seat] = 0
+
+    monkeypatch.setattr(Controls, "fill", shared)
     first, expected = sampled({})
     second, _ = sampled({}, sample_index=1)
     assert pair_statistic(first, second, expected) > PAIR_THRESHOLD

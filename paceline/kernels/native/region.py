@@ -21,13 +21,15 @@ def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
         NativeUnavailableError: there are no native kernels.
         MemoryError: there was none for intermediate results.
     """
-    submit((Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps)))
+    operations = (Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps))
+    submit(operations)
 
 
-def submit(operations: ctypes.Array[Operation]) -> None:
-    """As ``run``, for ops that exist already."""
+def submit(operations: ctypes.Array[Operation], *, num_threads: int | None = None) -> None:
+    """As ``run``, for ops that exist already; on ``num_threads``, if they should be fewer."""
     chosen = require()
-    status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), torch.get_num_threads())
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), threads)
     if status == Status.NO_MEMORY:
         raise MemoryError("no memory for the intermediate results of native kernels")
     assert status == Status.OK, Status(status)

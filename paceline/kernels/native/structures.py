@@ -24,6 +24,7 @@ class Code(IntEnum):
     READ = 5
     HEADS = 6
     ATTENTION = 7
+    SAMPLE = 8
 
 
 class Status(IntEnum):
@@ -124,6 +125,16 @@ class Attention(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
         ("pool", Pool),
         ("visibility", ctypes.c_void_p),
+    )
+
+
+class Sample(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("logits", "edited")),
+        *((name, ctypes.c_int64) for name in ("rows", "size")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "edit", "seats", "output_index")),
+        *((name, ctypes.c_void_p) for name in ("temperature", "top_p", "min_p", "min_p_margin")),
+        *((name, ctypes.c_void_p) for name in ("top_k", "seed", "sample_index", "greedy")),
     )
 
 

@@ -19,6 +19,5 @@ class MinP(Stateless):
         return not request.params.greedy and request.params.min_p > 0
 
     def apply(self, scores: torch.Tensor, rows: SampleRows) -> None:
-        margin = self.controls.column("min_p", rows.seats, scores.new_empty(0, dtype=torch.float64)).log_()
-        least = scores.amax(-1, keepdim=True) + margin.to(scores.dtype)
+        least = scores.amax(-1, keepdim=True) + self.controls.column("min_p_margin", rows.seats, scores)
         scores.masked_fill_(scores < least, -torch.inf)

@@ -12,7 +12,7 @@ from paceline.sampling.processors.base import Stateless
 
 UNITS = 2.0**40
 """Integer mass of the likeliest token. Sums over a vocabulary of up to 2**22 fit int64."""
-DEEPEST = 28.0
+DEEPEST = 29.0
 """Scores this far below the best have less than half a unit of mass."""
 NUM_BUCKETS = 4096
 FIRST_WIDTH = 64
@@ -37,7 +37,8 @@ class TopP(Stateless):
         return not request.params.greedy and request.params.top_p < 1.0
 
     def apply(self, scores: Tensor, rows: SampleRows) -> None:
-        mass = (scores - scores.amax(-1, keepdim=True)).exp_().mul_(UNITS)
+        # In float64, where any good exponential rounds to the same integers.
+        mass = (scores - scores.amax(-1, keepdim=True)).double().exp_().mul_(UNITS)
         # A row without a best token (all banned, or NaN) gets no mass; it keeps what it has.
         mass = mass.nan_to_num_(nan=0.0).round_().long()  # [R, V]
         total = mass.sum(-1, keepdim=True)

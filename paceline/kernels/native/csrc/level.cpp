@@ -35,6 +35,14 @@ namespace {
 
 #include "attention.h"
 
+#include "philox.h"
+
+#include "selection.h"
+
+#include "nucleus.h"
+
+#include "sample.h"
+
 }  // namespace
 
 #define PACELINE_NAMED(name) level_##name
@@ -54,6 +62,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_read, read_scratch},
         {run_heads, no_scratch},
         {run_attention, attention_scratch},
+        {run_sample, sample_scratch},
     },
 };
 

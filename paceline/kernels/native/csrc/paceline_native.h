@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 3
+#define PACELINE_INTERFACE_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,8 +25,10 @@ enum paceline_code {
     PACELINE_READ,
     PACELINE_HEADS,
     PACELINE_ATTENTION,
+    PACELINE_SAMPLE,
     PACELINE_NUM_CODES
 };
+enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
 enum paceline_status { PACELINE_OK, PACELINE_NO_SUCH_LEVEL, PACELINE_NO_SUCH_CODE, PACELINE_NO_MEMORY };
 
 // Rows of contiguous elements; `stride` elements lie between the starts of two rows.
@@ -124,6 +126,21 @@ typedef struct {
     paceline_pool pool;
     const paceline_visibility *visibility;
 } paceline_attention;
+
+// tokens[row] = the token that each row of logits becomes under the controls of its seat, or a paceline_no_token.
+typedef struct {
+    paceline_matrix logits;  // [rows, size]
+    paceline_matrix edited;  // float32 [any, size]: rows whose logits controls have changed
+    int64_t rows, size;
+    int64_t *tokens;
+    const int64_t *edit;  // [rows]: the row of `edited` to use instead, or -1; NULL: none
+    const int32_t *seats;  // [rows]
+    const int64_t *output_index;  // [rows]
+    // By seat.
+    const double *temperature, *top_p, *min_p, *min_p_margin;  // min_p_margin: the logarithm of min_p
+    const int64_t *top_k, *seed, *sample_index;
+    const uint8_t *greedy;
+} paceline_sample;
 
 typedef struct {
     int64_t code;

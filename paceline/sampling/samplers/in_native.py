@@ -1,0 +1,55 @@
+"""Samples all rows with one native call; controls that edit single logits run in torch before it.
+
+Shape letters: R rows, V vocabulary, E edited rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.core.batch import Int64, SampleRows
+from paceline.kernels.native import library
+from paceline.kernels.native.checks import DTYPES
+from paceline.kernels.native.sampling import SampleCall, SeatControls
+from paceline.sampling.processors.min_p import MinP
+from paceline.sampling.processors.temperature import Temperature
+from paceline.sampling.processors.top_k import TopK
+from paceline.sampling.processors.top_p import TopP
+from paceline.sampling.scores import processed, row_index, take_rows
+from paceline.sampling.state import SamplingState
+
+FUSED = (Temperature, MinP, TopK, TopP)
+"""The processors that the native call contains, in its order; all others must come before them."""
+
+
+class NativeSampler:
+    """Chooses the tokens of ``TorchSampler``, for logits on the CPU of the types that kernels know."""
+
+    def __init__(self, state: SamplingState) -> None:
+        self._state = state
+        self._num_edits = len(state.processors) - len(FUSED)
+        controls = SeatControls(*(getattr(state, item.name) for item in fields(SeatControls)))
+        self._call = SampleCall(controls, state.vocab_size)
+
+    def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
+        logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+        edited = self._state.active[rows.seats, : self._num_edits].any(axis=1)
+        if not edited.any():
+            return self._call(logits, rows.seats, rows.output_index)
+        chosen, edit = np.flatnonzero(edited), np.cumsum(edited) - 1
+        edit[~edited] = -1
+        part, its_rows = logits, rows
+        if len(chosen) < len(rows):
+            part, its_rows = logits[row_index(chosen, logits.device)], take_rows(rows, chosen)
+        scores = processed(self._state, part, its_rows, self._num_edits)
+        return self._call(logits, rows.seats, rows.output_index, edited=scores, edit=edit)
+
+
+def takes(state: SamplingState, dtype: torch.dtype) -> bool:
+    """Whether logits of a type can be sampled here, with these processors."""
+    fits = state.device.type == "cpu" and dtype in DTYPES
+    return fits and tuple(map(type, state.processors[-len(FUSED) :])) == FUSED and library.reason() is None

@@ -1,0 +1,228 @@
+"""Native sampling chooses torch's tokens, at every level, with any number of threads, alone and together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.kernels.native import library
+from paceline.kernels.native.sampling import SampleCall, SeatControls
+from paceline.kernels.philox import Domain, gumbel_rows
+from paceline.sampling import BANNED, NAN
+from paceline.sampling.samplers import in_native
+from tests.kernels.native import LEVELS, needs_library, on_threads
+from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
+
+at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
+INFINITY = torch.inf
+
+CONTROLS = [
+    {"temperature": 0.0},
+    {},
+    {"temperature": 0.3},
+    {"temperature": 1e-40},
+    {"temperature": 50.0},
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_k": 900},
+    {"top_p": 1e-9},
+    {"top_p": 0.9},
+    {"top_p": 0.9999999},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 1.7, "top_k": 300, "top_p": 0.4},
+    {"allowed_token_ids": [0], "top_p": 0.5},
+    {"repetition_penalty": 1.3, "top_k": 7},
+    {"temperature": 0.0, "frequency_penalty": 2.0},
+]
+
+
+def kinds_of_rows(vocab, seed):
+    """Logits f[N, V] as models give them and as they should not."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(18, vocab, generator=generator)
+    hole = torch.rand(vocab, generator=generator) < 0.5
+    place = int(torch.randint(vocab, (1,), generator=generator))
+    normal[0] *= 0.0
+    normal[1] *= -0.0
+    normal[2] *= 5
+    normal[3] *= 200
+    normal[4] = normal[4].round()
+    normal[5] = (normal[5] * 4).round() / 2
+    normal[6, hole] = -INFINITY
+    normal[7] = -INFINITY
+    normal[8, place] = torch.nan
+    normal[9, place] = INFINITY
+    normal[10, hole] = INFINITY
+    normal[11] *= 1e-41
+    normal[12] *= 1e38
+    normal[13] = -INFINITY
+    normal[13, place] = -3.0
+    normal[14, place] = 60.0
+    normal[15] = normal[15].bfloat16().float() + 20
+    normal[16, hole] = torch.nan
+    normal[17] = -3e38
+    return normal
+
+
+def seated(vocab, controls=CONTROLS, *, seed=0):
+    """A room in which each control has a request, that has put out some tokens."""
+    room = Room(vocab=vocab, capacity=len(controls))
+    output = [0, vocab // 2, vocab // 2, vocab - 1]
+    room.join(
+        *(make_request(prompt=[0], output=output, seed=seed * 1009 + i, **each) for i, each in enumerate(controls))
+    )
+    return room, [room.seats.at(seat) for seat in range(len(controls))]
+
+
+def native(room):
+    return in_native.NativeSampler(room.state).sample
+
+
+def check_like_torch(logits, *, controls=CONTROLS, seed=0):
+    """Every control with every row of logits, against torch."""
+    room, requests = seated(logits.shape[1], controls, seed=seed)
+    room.pipeline = type(room.pipeline)(room.state, "torch")
+    rows = rows_of(*((request, []) for request in requests for _ in logits))
+    repeated = logits.repeat(len(requests), 1)
+    found, expected = native(room)(repeated, rows), room.pipeline.sample(repeated, rows)
+    assert (found == expected).all(), np.flatnonzero(found != expected)
+    return found
+
+
+@at_every_level
+@pytest.mark.parametrize("vocab", [1, 2, 15, 16, 63, 64, 65, 1000, 4099])
+def test_tokens_are_those_of_torch(level, vocab):
+    check_like_torch(kinds_of_rows(vocab, seed=vocab), seed=vocab)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_become_the_tokens_of_their_float32(dtype):
+    check_like_torch(kinds_of_rows(700, seed=3).to(dtype))
+
+
+@needs_library
+@pytest.mark.parametrize("scale", [0.5, 3.0, 12.0])
+def test_large_vocabularies(scale):
+    controls = [{}, {"temperature": 0.0}, {"top_k": 50}, {"top_k": 5000, "temperature": 0.7}, {"top_p": 0.9}]
+    check_like_torch(random_logits(1, vocab=200_003, seed=5, scale=scale), controls=controls)
+
+
+@needs_library
+def test_many_small_rows_like_torch():
+    """A token of a wrong set or a noise of a wrong bit would show in some of so many rows."""
+    room = Room(vocab=300)
+    logits = random_logits(1, vocab=300, scale=3.0).round(decimals=1)
+    for controls in ({"top_p": 0.8}, {"top_k": 20, "temperature": 1.5}, {"min_p": 0.03}, {}):
+        rows = many_rows(room.join(**controls), 4000)
+        many = logits.expand(4000, -1)
+        expected = type(room.pipeline)(room.state, "torch").sample(many, rows)
+        assert (native(room)(many, rows) == expected).all()
+
+
+def all_levels_and_threads(sample):
+    found = []
+    for name in library.levels():
+        library.select(name)
+        for threads in (1, 2, 3):
+            with on_threads(threads):
+                found.append(sample())
+    library.reload()
+    return found
+
+
+@needs_library
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 18])
+def test_levels_threads_and_other_rows_change_no_token(count):
+    vocab = 40_961  # wide enough for several threads
+    controls = [each for each in CONTROLS if "top_p" in each or "top_k" in each or not each]
+    room, requests = seated(vocab, controls)
+    logits = random_logits(18, vocab=vocab, scale=3.0)
+    entries = [(requests[row % len(requests)], []) for row in range(18)]
+    alone = [int(native(room)(logits[row : row + 1], rows_of(entries[row]))[0]) for row in range(18)]
+    order = np.random.default_rng(count).permutation(18)[:count]
+    rows = rows_of(*(entries[row] for row in order))
+    for found in all_levels_and_threads(lambda: native(room)(logits[order], rows)):
+        assert found.tolist() == [alone[row] for row in order]
+
+
+@at_every_level
+def test_noise_is_that_of_philox(level):
+    """Rows whose best sum is the noise's alone show it, token by token."""
+    vocab, count = 1000, 3
+    room = Room(vocab=vocab)
+    request = room.join(seed=-(2**63) + 12345, sample_index=3)
+    rows = many_rows(request, count)
+    rows.output_index[:] += 2**31
+    keys = [torch.from_numpy(part) for part in (room.state.seed[rows.seats], room.state.sample_index[rows.seats])]
+    noise = gumbel_rows(*keys, torch.from_numpy(rows.output_index), Domain.TARGET, vocab, dtype=torch.float32)
+    for _ in range(200):
+        tokens = noise.argmax(-1)
+        logits = torch.where(noise == -INFINITY, -INFINITY, 0.0)
+        assert (native(room)(logits, rows) == tokens.numpy()).all()
+        noise.scatter_(1, tokens[:, None], -INFINITY)
+
+
+@needs_library
+def test_broken_and_banned_rows_are_told_apart():
+    room = Room(vocab=100)
+    banned = room.join(allowed_token_ids=[3], words=((3,),), temperature=0.5)
+    logits = torch.zeros(4, 100)
+    logits[1, 50], logits[2] = torch.nan, -INFINITY
+    found = native(room)(logits, rows_of(*[(banned, [])] * 4))
+    assert found.tolist() == [BANNED, NAN, NAN, BANNED]
+
+
+@needs_library
+def test_strided_rows():
+    room = Room(vocab=500)
+    rows = many_rows(room.join(), 6)
+    wide = random_logits(6, vocab=1100)
+    expected = native(room)(wide[:, 300:800].clone(), rows)
+    assert (native(room)(wide[:, 300:800], rows) == expected).all()
+    assert (native(room)(wide.T.contiguous().T[:, 300:800], rows) == expected).all()
+
+
+def one_seat():
+    numbers, integers = np.ones(1), np.zeros(1, dtype=np.int64)
+    return SeatControls(numbers, numbers, numbers * 0, numbers, *(integers,) * 3, np.zeros(1, dtype=bool))
+
+
+@needs_library
+def test_what_does_not_fit_is_refused():
+    call, seats, index = SampleCall(one_seat(), 8), np.zeros(2, dtype=np.int32), np.zeros(2, dtype=np.int64)
+    logits = torch.zeros(2, 8)
+    assert len(call(logits, seats, index)) == 2
+    for bad, message in ((logits[:1], "logits has shape"), (torch.zeros(2, 9), "logits has shape")):
+        with pytest.raises(ValueError, match=message):
+            call(bad, seats, index)
+    with pytest.raises(TypeError, match="float64"):
+        call(logits.double(), seats, index)
+    for wrong in (1, -1):
+        with pytest.raises(ValueError, match="seats"):
+            call(logits, seats + np.int32(wrong), index)
+    with pytest.raises(ValueError, match="output_index"):
+        call(logits, seats, index[:1])
+    for edit in (np.array([0, 2]), np.array([-2, 0])):
+        with pytest.raises(ValueError, match="edit has"):
+            call(logits, seats, index, edited=logits, edit=edit)
+    with pytest.raises(ValueError, match="edit must"):
+        call(logits, seats, index, edited=logits, edit=np.zeros(2, dtype=np.int32))
+    with pytest.raises(TypeError, match="top_k"):
+        SeatControls(*(np.ones(1),) * 8)
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "wrong"), [("top_k", 3), ("top_p", 0.7), ("temperature", 0.71), ("seed", 8)])
+def test_a_wrong_control_is_caught(name, wrong):
+    """The control test: were the native side to read a number slightly wrong, the comparison would fail."""
+    room = Room(vocab=200)
+    request = room.join(top_k=4, top_p=0.8, temperature=0.7, seed=7)
+    rows, logits = many_rows(request, 300), random_logits(300, vocab=200)
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    assert (native(room)(logits, rows) == expected).all()
+    getattr(room.state, name)[request.seat] = wrong
+    assert (native(room)(logits, rows) != expected).any()
