@@ -109,9 +109,7 @@ def _prepared(
     )
 
     def python_of(name: str) -> Path:
-        return (
-            Path(sys.executable) if directory is None else environment_python(directory, name, known[name].requirements)
-        )
+        return Path(sys.executable) if directory is None else environment_python(directory, known[name])
 
     ready = []
     for name in names:
@@ -125,9 +123,10 @@ def _experiment(ours: EngineSide, peer: Chosen) -> Experiment:
     from paceline.benchmark.trial import Experiment, Side
 
     prompts = [dialogue.prompt([]) for dialogue in ours.shape.dialogues(0)]
+    shares = {"agreement": peer.best.agreement, "same_choices": peer.best.same_choices}
     return Experiment(
         name=f"{peer.name}, {ours.shape.name}",
-        parameters={**ours.shape.parameters, "versions": peer.versions, "agreement": peer.best.agreement},
+        parameters={**ours.shape.parameters, "versions": peer.versions, **shares},
         subject=Side("paceline", lambda _pair: ours.trial(0)),
         control=peer.side(prompts, ours.shape.output_length),
         metric=SPEED,

@@ -21,6 +21,7 @@ from tests.benchmark.fakes import FakeProbes, raw_file
 from tests.engine.helpers import random_prompt
 
 PYTHON = Path(sys.executable)
+NOTHING = {"environment": "none", "requirements": ()}
 ADAPTER = """
 import os, time
 class Engine:
@@ -64,7 +65,7 @@ class Listed(Peer):
 
 def with_settings(adapter, *settings):
     kind = type("Some", (Listed,), {"listed": list(settings), "__slots__": ()})
-    return prepare("it", kind(adapter=adapter, requirements=()), task(), start=lambda: PYTHON)
+    return prepare("it", kind(adapter=adapter, **NOTHING), task(), start=lambda: PYTHON)
 
 
 def test_the_fastest_setting_that_agrees_is_chosen(adapter):
@@ -77,9 +78,9 @@ def test_the_fastest_setting_that_agrees_is_chosen(adapter):
         assert found.versions == {"engine": "1"}
         reasons = [one.reason for one in found.tried]
         assert reasons[0] is reasons[2] is None
-        assert "0% of its greedy tokens" in reasons[1]
+        assert "0% of its greedy choices" in reasons[1]
         assert reasons[3] == "RuntimeError: no such kernel"
-        assert "[5, 5]" in reasons[4]
+        assert "gave [2, 2" in reasons[4]
         sample = found.side([[1]], 4).run(0)
         assert sample.figures["num_tokens"] == 4
 
@@ -88,11 +89,11 @@ def test_a_peer_that_cannot_run_is_reported_with_the_reason(adapter, tmp_path):
     assert with_settings(adapter, {"token": 7, "broken": True}).reason.endswith("no such kernel")
     assert "it ended" in with_settings(adapter, {"token": 7, "die": True}).reason
     assert "0%" in with_settings(adapter, {"token": 8}).reason
-    peer = Peer(adapter=adapter, requirements=())
+    peer = Peer(adapter=adapter, **NOTHING)
     gone = prepare("it", peer, task(), start=lambda: tmp_path / "missing")
     assert isinstance(gone, Missing)
     assert "could not be started" in gone.reason
-    undrafted = prepare("it", Peer(adapter=adapter, requirements=(), needs_draft=True), task(), start=lambda: PYTHON)
+    undrafted = prepare("it", Peer(adapter=adapter, **NOTHING, needs_draft=True), task(), start=lambda: PYTHON)
     assert "draft model" in undrafted.reason
 
 
@@ -102,17 +103,17 @@ def test_an_environment_that_cannot_be_made_says_why(tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(PeerError, match="could not be made: no venv here"):
-        environment_python(tmp_path, "peer", ["x"])
+        environment_python(tmp_path, Peer(adapter=tmp_path, environment="peer", requirements=("x",)))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
     with pytest.raises(PeerError, match="could not be made"):
-        environment_python(tmp_path, "peer", ["x"])
+        environment_python(tmp_path, Peer(adapter=tmp_path, environment="peer", requirements=("x",)))
 
 
 def test_the_command_reports_who_is_missing(pair, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     one = {"dtype": ("float32",), "prompt_lookup_num_tokens": (4,)}
-    monkeypatch.setitem(peers._parts, "lookup", Peer(adapter=TRANSFORMERS, requirements=(), sweep=one))
-    monkeypatch.setitem(peers._parts, "nobody", Peer(adapter=tmp_path / "none.py", requirements=()))
+    monkeypatch.setitem(peers._parts, "lookup", Peer(adapter=TRANSFORMERS, **NOTHING, sweep=one))
+    monkeypatch.setitem(peers._parts, "nobody", Peer(adapter=tmp_path / "none.py", **NOTHING))
     options = ["--input-lens", "8", "--output-lens", "6", "--pairs", "1", "--warmup", "0", "--threads", "1"]
     command = ["bench", "peers", pair[0], "--device", "cpu", "--max-num-seqs", "4", *options, "--this-environment"]
     assert run([*command, "--engines", "lookup,nobody", "--json", "out.json"]) == 0
@@ -134,7 +135,8 @@ def test_agreement_counts_to_the_first_difference():
 
 def test_sweeps_are_every_combination():
     assert len(peers["transformers-prompt-lookup"].settings(None)) == 4
-    assert peers["transformers-assisted"].settings("draft")[0] == {"dtype": "float32", "assistant": "draft"}
+    assert peers["transformers-assisted"].settings("draft")[0] == {"dtype": "bfloat16", "assistant": "draft"}
+    assert peers["llama.cpp-q8_0"].settings(None) == [{"type": "q8_0", "flash_attn": on} for on in (True, False)]
 
 
 def test_transformers_gives_our_greedy_answers_and_is_measured_beside_us(pair, llm, tmp_path):

@@ -1,7 +1,7 @@
 """Other engines on the same weights and token ids: each a process in an environment of its own."""
 
 from paceline.benchmark.peers.catalogue import Peer, peers
-from paceline.benchmark.peers.compare import Chosen, Missing, Task, prepare
+from paceline.benchmark.peers.compare import Chosen, Missing, Task, choose, prepare, speeds
 from paceline.benchmark.peers.environment import environment_python
 from paceline.benchmark.peers.process import Answers, PeerError, PeerProcess
 
@@ -13,7 +13,9 @@ __all__ = [
     "PeerError",
     "PeerProcess",
     "Task",
+    "choose",
     "environment_python",
     "peers",
     "prepare",
+    "speeds",
 ]

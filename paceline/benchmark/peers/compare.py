@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.benchmark.peers.catalogue import Peer
-from paceline.benchmark.peers.process import PeerError, PeerProcess
+from paceline.benchmark.peers.process import Answers, PeerError, PeerProcess
 from paceline.benchmark.trial import Sample, Side
 
 TokenIds = Sequence[int]
@@ -24,10 +24,19 @@ class Task:
     expected: Sequence[TokenIds]
     """Our greedy answers, all of one length."""
     threads: int
+    num_choices: int = 64
+    """At how many places of our answers the peer is asked for the next token."""
 
     @property
     def max_tokens(self) -> int:
         return len(self.expected[0])
+
+    def choices(self) -> list[tuple[list[int], int]]:
+        """(tokens, our next one) at places spread over all answers."""
+        many = len(self.expected) * self.max_tokens
+        places = sorted({many * number // self.num_choices for number in range(self.num_choices)})
+        each = [divmod(place, self.max_tokens) for place in places]
+        return [([*self.prompts[who], *self.expected[who][:at]], self.expected[who][at]) for who, at in each]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class Tried:
     seconds: float | None = None
     agreement: float | None = None
     """Share of our greedy tokens up to each answer's first difference; 1 where all answers are the same."""
+    same_choices: float | None = None
+    """Share of our greedy choices that are its own, given the same tokens before; one difference spoils no other."""
     reason: str | None = None
     """Why it does not count."""
 
@@ -65,22 +76,34 @@ class Chosen:
 
         def run(_pair: int) -> Sample:
             answers = self.process.generate(prompts, max_tokens)
-            num_tokens = sum(map(len, answers.token_ids))
-            figures = {"seconds": answers.seconds, "num_tokens": num_tokens}
-            return Sample(figures | {"tokens_per_second": num_tokens / answers.seconds}, {"steps": answers.steps})
+            return Sample(speeds(answers), {"steps": answers.steps})
 
         return Side(self.name, run)
 
 
-def prepare(
-    name: str, peer: Peer, task: Task, *, start: Callable[[], Path], least_agreement: float = 0.9
-) -> Chosen | Missing:
-    """Starts the peer, tries every setting, and leaves it loaded with the fastest that agrees with ours.
+def speeds(answers: Answers) -> dict[str, float]:
+    """Seconds, tokens, tokens a second over all, and where there are several steps also between first and last.
+
+    The latter, ``decode_tokens_per_second``, leaves out what came before every answer had its first token.
+    """
+    num_tokens = sum(map(len, answers.token_ids))
+    figures = {
+        "seconds": answers.seconds,
+        "num_tokens": num_tokens,
+        "tokens_per_second": num_tokens / answers.seconds,
+    }
+    steps = [(at, count) for at, count in answers.steps if count]
+    if len(steps) > 1:
+        (first_at, first), (last_at, last) = steps[0], steps[-1]
+        figures["decode_tokens_per_second"] = num_tokens * (last - first) / last / (last_at - first_at)
+    return figures
+
+
+def prepare(name: str, peer: Peer, task: Task, *, start: Callable[[], Path]) -> Chosen | Missing:
+    """Starts the peer and chooses its settings.
 
     Args:
         start: gives the Python of its environment, making it if need be.
-        least_agreement: below this a setting counts as another model and is not timed. Half types may part from
-            float32 at near ties, so it is not 1; the share found is reported beside the speed.
     """
     if peer.needs_draft and task.draft is None:
         return Missing(name, "it needs a draft model, and none was named")
@@ -88,7 +111,21 @@ def prepare(
         process = PeerProcess(start(), peer.adapter)
     except PeerError as error:
         return Missing(name, str(error))
-    tried = [_try(process, task, settings, least_agreement) for settings in peer.settings(task.draft)]
+    found = choose(name, process, task, peer.settings(task.draft), peer.least_agreement)
+    if isinstance(found, Missing):
+        process.__exit__(None, None, None)
+    return found
+
+
+def choose(
+    name: str, process: PeerProcess, task: Task, settings: Sequence[dict[str, Any]], least_agreement: float
+) -> Chosen | Missing:
+    """Tries every setting, and leaves the process loaded with the fastest that agrees with ours.
+
+    A setting that shares fewer than ``least_agreement`` of our choices counts as another model and is not timed; the
+    shares found are reported beside the speed.
+    """
+    tried = [_try(process, task, one, least_agreement) for one in settings]
     timed = [one for one in tried if one.reason is None and one.seconds is not None]
     try:
         if not timed:
@@ -96,7 +133,6 @@ def prepare(
         best = min(timed, key=lambda one: one.seconds or 0.0)
         versions = process.load(task.model, threads=task.threads, settings=best.settings)
     except PeerError as error:
-        process.__exit__(None, None, None)
         return Missing(name, str(error))
     return Chosen(name, process, best, versions, tried)
 
@@ -104,11 +140,14 @@ def prepare(
 def _try(process: PeerProcess, task: Task, settings: dict[str, Any], least_agreement: float) -> Tried:
     try:
         process.load(task.model, threads=task.threads, settings=settings)
-        answers = process.generate(task.prompts, task.max_tokens)  # warms up, and is compared
-        same = agreement(answers.token_ids, task.expected)
+        asked = task.choices()
+        chosen = process.generate([tokens for tokens, _ in asked], 1)
+        same = sum(one == [token] for one, (_, token) in zip(chosen.token_ids, asked, strict=True)) / len(asked)
         if same < least_agreement:
-            return Tried(settings, agreement=same, reason=f"only {same:.0%} of its greedy tokens are ours")
-        return Tried(settings, process.generate(task.prompts, task.max_tokens).seconds, same)
+            return Tried(settings, same_choices=same, reason=f"only {same:.0%} of its greedy choices are ours")
+        first = process.generate(task.prompts, task.max_tokens)  # warms up, and is compared
+        alike = agreement(first.token_ids, task.expected)
+        return Tried(settings, process.generate(task.prompts, task.max_tokens).seconds, alike, same)
     except PeerError as error:
         return Tried(settings, reason=str(error))
 

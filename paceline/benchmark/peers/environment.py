@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from paceline.benchmark.peers.catalogue import Peer
 from paceline.benchmark.peers.process import PeerError
 
 INSTALL_SECONDS = 3600
 
 
-def environment_python(directory: Path, name: str, requirements: Sequence[str]) -> Path:
-    """The Python of the environment ``directory/name-...``, made and filled if it is not there yet.
+def environment_python(directory: Path, peer: Peer) -> Path:
+    """The Python of the peer's environment in ``directory``, made and filled if it is not there yet.
+
+    An environment made by hand is used if it lies at ``Peer.place()`` and holds an empty file ``complete``.
 
     Raises:
         PeerError: it could not be made, or a requirement could not be installed; pip's own last line is the reason.
     """
-    digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:8]
-    place = directory / f"{name}-{digest}"
+    place = directory / peer.place()
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = place / "complete"
     if not complete.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(place)])
-        _run([str(python), "-m", "pip", "install", "--quiet", *requirements])
+        _run([str(python), "-m", "pip", "install", "--quiet", *peer.requirements])
+        if peer.unwanted:
+            _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *peer.unwanted])
         complete.touch()
     return python
 

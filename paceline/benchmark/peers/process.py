@@ -41,6 +41,9 @@ class PeerProcess:
     """One adapter at work; a context manager."""
 
     def __init__(self, python: Path, adapter: Path) -> None:
+        self.versions: dict[str, str] = {}
+        """Of what is loaded."""
+        self._loaded: dict[str, Any] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
         try:
@@ -75,14 +78,17 @@ class PeerProcess:
         self._log.close()
 
     def load(self, model: str, *, threads: int, settings: Mapping[str, Any]) -> dict[str, str]:
-        """The versions of what it runs on.
+        """Loads a model unless it is just that one, loaded in that way; the versions of what it runs on.
 
         Raises:
             PeerError: it cannot load the model, or does not answer.
         """
-        answer = self._ask({"do": "load", "model": model, "threads": threads, "settings": dict(settings)}, "loaded")
-        versions: dict[str, str] = answer["versions"]
-        return versions
+        wanted = {"do": "load", "model": model, "threads": threads, "settings": dict(settings)}
+        if wanted != self._loaded:
+            self._loaded = None
+            self.versions = self._ask(wanted, "loaded")["versions"]
+            self._loaded = wanted
+        return self.versions
 
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Answers:
         """Greedy answers of exactly ``max_tokens`` tokens.

@@ -1,11 +1,13 @@
 """Runs one adapter as a process: jobs come as JSON lines on standard input, answers go as JSON lines to its output.
 
 Started by file name (``python worker.py ADAPTER.py``) in an environment without Paceline. An adapter is a module with
-``load(model, threads, settings)``, which returns an object with ``versions`` and ``generate(prompts, max_tokens)``.
+``load(model, threads, settings)``, which returns an object with ``versions``, ``generate(prompts, max_tokens)`` and, if
+it likes, ``close()``. Adapters import each other's helpers by bare name, as this file's directory is on the path.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -28,6 +30,11 @@ def main(adapter: str) -> int:
         job = json.loads(line)
         try:
             if job["do"] == "load":
+                # What was loaded before makes room first, through its own close() where dropping it is not enough.
+                if hasattr(engine, "close"):
+                    engine.close()
+                engine = None
+                gc.collect()
                 engine = _module(adapter).load(job["model"], job["threads"], job["settings"])
                 say("loaded", versions=engine.versions)
             elif job["do"] == "generate":
