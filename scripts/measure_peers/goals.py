@@ -12,11 +12,11 @@ BANDWIDTH, BEST = "the probed bandwidth", "the best peer"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Ours at some type of weights must be so many times something."""
+    """Ours at some kind of weights must be so many times something."""
 
     part: str
     kinds: tuple[str, ...]
-    """Types of our weights that count, the fastest of them; none stands for all."""
+    """Kinds of our weights that count, the fastest of them; none stands for all."""
     over: str
     least: float
 
@@ -27,11 +27,11 @@ class Goal:
 
 GOALS = (
     Goal("M batch 1", ("int8",), BANDWIDTH, 0.9),
-    Goal("M batch 1", ("bfloat16",), BANDWIDTH, 0.9),
+    Goal("M batch 1", ("bf16",), BANDWIDTH, 0.9),
     Goal("M batch 1", ("int8",), "llama.cpp-q8_0", 1.5),
-    Goal("M batch 1", ("bfloat16",), "llama.cpp-bf16", 1.2),
+    Goal("M batch 1", ("bf16",), "llama.cpp-bf16", 1.2),
     Goal("M batch 1", ("int8",), "transformers", 4.0),
-    Goal("M batch 1", ("bfloat16",), "transformers", 4.0),
+    Goal("M batch 1", ("bf16",), "transformers", 4.0),
     Goal("M batch 1", ("int4",), "llama.cpp-q4_0", 1.2),
     Goal("S batch 1", ("int8",), "llama.cpp-q8_0", 1.2),
     Goal("M batch 8", (), BEST, 1.3),

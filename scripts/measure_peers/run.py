@@ -22,7 +22,10 @@ from scripts.measure_peers.sides import BYTES, FLOAT32, OURS, Contender, Running
 
 SETTLE_SECONDS = 0.3
 """Between two sides: threads of the last one may still spin for work (Intel's OpenMP does for 0.2 s)."""
-PROBE_SECONDS = 0.1
+PROBE_SECONDS = 0.05
+PAGES = "huge"
+"""What memory gives at best, whatever pages a side uses."""
+CPU = torch.device("cpu")
 
 Note = Callable[[str], None]
 
@@ -111,7 +114,7 @@ class Meeting:
 
     def _rounds(self, part: Part, entry: dict[str, Any], ready: dict[str, Ready]) -> None:
         kinds = sorted({one.kind for one in ready.values()})
-        probes = {kind: MachineProbes(torch.device("cpu"), torch.float32, seconds=PROBE_SECONDS) for kind in kinds}
+        probes = {kind: MachineProbes(CPU, kind, pages=PAGES, seconds=PROBE_SECONDS) for kind in kinds}
         for number in range(len(entry["blocks"]), self.plan.rounds):
             self.note(f"{part.title}: round {number + 1} of {self.plan.rounds}")
             before = _read(probes, part)
@@ -157,7 +160,7 @@ def reference(part: Part, model: Path, threads: int) -> list[list[int]]:
 
 
 def _read(probes: Mapping[str, MachineProbes], part: Part) -> dict[str, dict[str, Any]]:
-    """A reading per type of weights, over as many bytes as a step reads of them."""
+    """A reading per kind of weights, over as many bytes as a step reads of them."""
     return {kind: asdict(probe.read(int(SHAPES[part.shape].num_read * BYTES[kind]))) for kind, probe in probes.items()}
 
 

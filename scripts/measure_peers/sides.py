@@ -18,20 +18,20 @@ from paceline.core.errors import ConfigError
 OURS = ADAPTERS / "paceline_adapter.py"
 FLOAT32 = {"dtype": "float32", "device": "cpu"}
 KINDS = {
-    "float32": "float32",
-    "f32": "float32",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
+    "float32": "fp32",
+    "f32": "fp32",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "float16": "fp16",
     "int8": "int8",
     "q8_0": "int8",
-    8: "int8",
+    "8": "int8",
     "int4": "int4",
     "q4_0": "int4",
-    4: "int4",
+    "4": "int4",
 }
-"""How engines spell a type of weights -> how it is called here."""
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
+"""How engines spell a kind of weights -> its name among the probes."""
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
 """Per weight, without scales: the share of bandwidth that follows is on the low side."""
 LEAST = {"int8": INT8_AGREEMENT, "int4": INT4_AGREEMENT}
 
@@ -52,11 +52,13 @@ class Contender:
 
 
 def kind_of(settings: Mapping[str, Any]) -> str:
-    """The type of the weights that settings ask for."""
+    """The kind of weights that settings ask for."""
     for name in ("quantization", "type", "bits", "dtype"):
-        if settings.get(name) in KINDS:
-            return KINDS[settings[name]]
-    return "float32"
+        spelled = str(settings.get(name, ""))
+        for start, kind in KINDS.items():
+            if spelled.startswith(start):  # what follows is a variant, such as a size of groups
+                return kind
+    return "fp32"
 
 
 def parse_ours(text: str) -> tuple[str, dict[str, Any]]:

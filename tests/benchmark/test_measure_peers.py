@@ -45,10 +45,10 @@ def point(speeds, *, title="M batch 1", bandwidth=40e9, rows=1, missing=None):
 
 SPEEDS = {
     "ours a": ("int8", [60.0] * 6),
-    "ours b": ("bfloat16", [30.0] * 6),
+    "ours b": ("bf16", [30.0] * 6),
     "llama.cpp-q8_0": ("int8", [30.0] * 6),
-    "llama.cpp-bf16": ("bfloat16", [28.0] * 6),
-    "transformers": ("bfloat16", [10.0] * 6),
+    "llama.cpp-bf16": ("bf16", [28.0] * 6),
+    "transformers": ("bf16", [10.0] * 6),
     "some-lookup": ("int8", [500.0] * 6),
 }
 
@@ -57,7 +57,7 @@ def test_columns_rank_pair_and_relate_to_the_bandwidth():
     column = point(SPEEDS)
     assert list(column.speeds)[:2] == ["some-lookup", "ours a"]
     assert column.names(ours=False)[0] == "llama.cpp-q8_0"
-    assert column.names(ours=True, kinds=("bfloat16",)) == ["ours b"]
+    assert column.names(ours=True, kinds=("bf16",)) == ["ours b"]
     assert column.ratio("ours a", "llama.cpp-q8_0").median == 2
     read = checkpoints.SHAPES["M"].num_read
     assert column.of_bandwidth("ours a").median == pytest.approx(60 * read / 40e9)
@@ -67,7 +67,7 @@ def test_columns_rank_pair_and_relate_to_the_bandwidth():
 
 
 def test_rounds_that_lack_a_side_do_not_count():
-    column = point(SPEEDS | {"vllm": ("bfloat16", [15.0, 20.0])})
+    column = point(SPEEDS | {"vllm": ("bf16", [15.0, 20.0])})
     found = column.ratio("ours a", "vllm")
     assert found.num_pairs == 2
     assert not found.enough
@@ -80,11 +80,11 @@ def test_goals_hold_or_are_missed_by_what_was_planted():
     assert q8.holds
     assert q8.found == 2
     assert q8.line().startswith("holds")
-    bf16 = found["M batch 1, bfloat16, over llama.cpp-bf16"]
+    bf16 = found["M batch 1, bf16, over llama.cpp-bf16"]
     assert bf16.holds is False
     assert bf16.line().endswith("1.12 times the speed is needed")
     assert found["M batch 1, int8, over transformers"].holds
-    assert found["M batch 1, bfloat16, over transformers"].holds is False
+    assert found["M batch 1, bf16, over transformers"].holds is False
     assert found["M batch 1, int8, over the probed bandwidth"].holds is False
     assert goals.verdicts([point(SPEEDS, bandwidth=25e9)])[0].holds
     int4 = found["M batch 1, int4, over llama.cpp-q4_0"]
@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_its_file_and_prints_the_table(tiny, tmp_path, capsys
     assert blocks[0] == first["points"]["S batch 1"]["blocks"][0]
     assert command.main(["table", str(raw)]) == 0
     shown = capsys.readouterr().out
-    assert "| ours one | float32 |" in shown
+    assert "| ours one | fp32 |" in shown
     assert "ours broken is missing: " in shown
     assert "float31" in shown
     assert "made in a test" in shown
