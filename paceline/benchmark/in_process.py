@@ -51,6 +51,10 @@ class Engines:
             self._loaded[key] = self.load(options)
         return self._loaded[key]
 
+    def clear(self) -> None:
+        """Lets go of them, for others to have the memory."""
+        self._loaded.clear()
+
 
 class EngineSide:
     """Runs a shape's trials on one engine, always in the same way."""

@@ -129,6 +129,29 @@ def _speedup(axes: Axes, _record: Record, report: Record) -> bool:
     return bool(ratios)
 
 
+@plot("option", "Over the values of an option (bars: median deviation)")
+def _option(axes: Axes, _record: Record, report: Record) -> bool:
+    found = [point for point in report["points"].values() if "option" in point["parameters"]]
+    values = [str(next(iter(point["parameters"]["option"].values()))) for point in found]
+    for side in SIDES if found else ():
+        figures = [point["sides"][side]["figures"][point["metric"]] for point in found]
+        scale = 1.0 if found[0]["metric"] == "tokens_per_second" else MS
+        axes.errorbar(
+            values,
+            [one["median"] * scale for one in figures],
+            yerr=[one["mad"] * scale for one in figures],
+            fmt="o",
+            capsize=4,
+            color=COLOURS[side],
+            label=found[0]["sides"][side]["label"],
+        )
+    if found:
+        metric = found[0]["metric"]
+        axes.set(xlabel=next(iter(found[0]["parameters"]["option"])), ylabel=metric + ("" if scale == 1.0 else ", ms"))
+        axes.legend(fontsize=7)
+    return bool(found)
+
+
 @plot("acceptance-by-position", "Drafts whose token at this position was accepted")
 def _positions(axes: Axes, _record: Record, report: Record) -> bool:
     found = False

@@ -11,7 +11,10 @@ import pytest
 
 from paceline.benchmark.plots import caption, plots
 from paceline.benchmark.report import COLUMNS
+from paceline.cli.bench_sweep import swept
+from paceline.cli.engine_options import EngineChoice
 from paceline.cli.main import run
+from paceline.core.errors import ConfigError
 
 QUICK = ["--input-lens", "12", "--output-lens", "8", "--pairs", "2", "--warmup", "0", "--threads", "1"]
 
@@ -57,7 +60,7 @@ def test_latency_is_measured_written_and_drawn(pair, capsys, tmp_path):
     assert len(table) == 4
     assert tuple(table[0]) == COLUMNS
     drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert drawn == sorted(f"latency-{name}.png" for name in plots)
+    assert drawn == sorted(f"latency-{name}.png" for name in plots if name != "option")
     for path in (tmp_path / "plots").iterdir():
         assert matplotlib.image.imread(path).shape[0] > 300
         assert b"raw.json" in path.read_bytes()  # the caption, kept as the picture's description too
@@ -75,6 +78,31 @@ def test_a_finished_run_is_shown_again_and_a_different_one_refused(pair, capsys,
     assert "already measured" in capsys.readouterr().err
     assert run([*command, "--seed", "4"]) == 2
     assert "Use another file" in capsys.readouterr().err
+
+
+def test_an_option_is_swept(pair, tmp_path):
+    more = ["--sweep", "num_speculative_tokens=0,2", "--json", "out.json", "--plots", "plots"]
+    assert run(["bench", "latency", *model(pair), *QUICK, *more]) == 0
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert list(points) == [f"num_speculative_tokens={n}, batch 1, input 12, output 8" for n in (0, 2)]
+    none, two = points.values()
+    assert none["sides"]["subject"]["acceptance"] is None
+    assert len(two["sides"]["subject"]["acceptance"]["rate_by_position"]) == 2
+    assert two["parameters"]["option"] == {"num_speculative_tokens": 2}
+    assert (tmp_path / "plots" / "latency-option.png").is_file()
+
+
+def test_a_drafters_option_needs_a_drafter():
+    plain = EngineChoice("some/model", None, {"seed": 3})
+    with pytest.raises(ConfigError, match=r"needs a drafter[\s\S]*--draft"):
+        swept(plain, "num_speculative_tokens=1")
+    assert [one.choice.options for one in swept(plain, "max-num-seqs=4,8")] == [
+        {"seed": 3, "max_num_seqs": 4},
+        {"seed": 3, "max_num_seqs": 8},
+    ]
+    none, two = swept(EngineChoice(None, "auto", {}), "num_speculative_tokens=0,2")
+    assert none.choice.speculative is None
+    assert two.choice.speculative["num_speculative_tokens"] == 2
 
 
 @pytest.mark.parametrize("control", ["prefix-cache", "batching"])
@@ -111,6 +139,9 @@ def test_prompts_of_a_file_are_told_apart_by_category(pair, capsys, tmp_path):
         (["--control", "nothing"], ("unknown control", "speculation")),
         (["--hardware", "abacus"], ("no price for 'abacus'", "rtx-4090")),
         (["--pairs", "0"], ("num_pairs", "")),
+        (["--sweep", "num_blocks"], ("--sweep", "num_speculative_tokens=0,2,4")),
+        (["--sweep", "speed=1,2"], ("unknown option 'speed'", "max_num_seqs")),
+        (["--sweep", "max_num_seqs=4,-1"], ("max_num_seqs", "")),
         (["--threads", "0"], ("--threads", "")),
         (["--prompts", "missing.jsonl"], ("missing.jsonl cannot be read", "")),
         (["--prompts", "missing.jsonl", "--turns", "2"], ("--turns", "Leave one out")),
