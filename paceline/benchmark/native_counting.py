@@ -153,3 +153,9 @@ def _num_set(words: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         1, dtype=np.int64
     )
     return counts
+
+
+@counts(Code.GATHER, OTHER, structures.Gather)
+def _gather(a: structures.Gather) -> tuple[int, int]:
+    index = 2 * WORD * a.rows if a.index else 0
+    return moved(a.table, a.rows, a.size) + moved(a.out, a.rows, a.size) * (2 if a.add else 1) + index, 0

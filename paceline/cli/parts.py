@@ -17,6 +17,7 @@ def registries() -> Mapping[str, Registry[Any]]:
     from paceline.attention import attention_backends
     from paceline.cache import cache_kinds, store_dtypes
     from paceline.engine.overflow import context_overflows
+    from paceline.runner import model_impls, numerics
     from paceline.scheduling import policies
     from paceline.speculation import proposers, verifiers
 
@@ -24,6 +25,8 @@ def registries() -> Mapping[str, Registry[Any]]:
         "cache": cache_kinds,
         "kv_cache_dtype": store_dtypes,
         "attention_backend": attention_backends,
+        "model_impl": model_impls,
+        "numerics": numerics,
         "scheduling_policy": policies,
         "context_overflow": context_overflows,
         "method": proposers,

@@ -55,7 +55,10 @@ class SpeculativeConfig:
 class EngineConfig:
     """Options of one engine; names follow vLLM's."""
 
-    dtype: Annotated[str, About("auto, float32, bfloat16, float16 or float64; auto is float32 on a CPU.")] = "auto"
+    dtype: Annotated[
+        str,
+        About("auto, float32, bfloat16, float16 or float64; auto is the checkpoint's, float32 if torch computes."),
+    ] = "auto"
     device: Annotated[str, About("auto, cpu or cuda.")] = "auto"
     kv_cache_dtype: Annotated[str, About("Type of the K/V cache; auto is the model's.")] = "auto"
     cache: Annotated[
@@ -81,6 +84,12 @@ class EngineConfig:
     ] = None
     scheduling_policy: Annotated[str, About("Who is served first: fcfs, priority or fair.")] = "fcfs"
     attention_backend: Annotated[str, About("auto, sdpa, native or reference.")] = "auto"
+    model_impl: Annotated[
+        str, About("Who computes the model: native, one call of compiled kernels per step; torch; or auto.")
+    ] = "auto"
+    numerics: Annotated[
+        str, About("exact: no bit of a row depends on other rows; fast: prompts may use torch's matrix products.")
+    ] = "exact"
     seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0
     speculative: SpeculativeConfig | None = None
 

@@ -13,9 +13,9 @@ from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
 from paceline.engine.memory import build_groups
-from paceline.models import CausalLM, load_model, resolve_model
+from paceline.models import CausalLM, load_model, outline_model, resolve_model
 from paceline.models.config import DTYPES
-from paceline.runner import ModelRunner
+from paceline.runner import Choice, ModelRunner, model_impls, resolve_impl
 from paceline.sampling import Pipeline, SamplingState
 from paceline.scheduling import Scheduler
 from paceline.speculation import GuardedProposer, ProposerTools, proposers, verifiers
@@ -35,17 +35,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
-    """ "auto" is the checkpoint's type on a GPU and float32 on a CPU.
+def resolve_dtype(config: EngineConfig, model: str | Path, device: torch.device) -> torch.dtype:
+    """ "auto" is the checkpoint's type on a GPU and with native kernels, float32 else.
 
-    On a CPU the half types round a row's logits differently with the number of rows beside it, and their coarse
-    steps make ties common: float32 keeps "the same text with speculation on or off" true there.
+    Torch on a CPU rounds a row's logits differently with the number of rows beside it, and the coarse steps of the
+    half types make ties common: float32 keeps "the same text with speculation on or off" true there.
     """
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}\nChoose one of: auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if config.dtype != "auto":
+        if config.dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {config.dtype!r}\nChoose one of: auto, {', '.join(DTYPES)}.")
+        return DTYPES[config.dtype]
+    own = outline_model(model, device=device)
+    keeps_half = device.type != "cpu" or model_impls[resolve_impl(impl_choice(config), own, device)].keeps_half
+    return own.dtype if keeps_half else torch.float32
+
+
+def impl_choice(config: EngineConfig) -> Choice:
+    return Choice(config.model_impl, config.attention_backend, config.numerics)
 
 
 def build_engine(model_path: Path, config: EngineConfig) -> Engine:
@@ -56,13 +62,15 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
         CheckpointError: a model that cannot be loaded.
     """
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
 
-    def load(name: str) -> CausalLM:
-        return load_model(resolve_model(name), dtype=dtype, device=device)
+    def load(name: str | Path) -> CausalLM:
+        path = resolve_model(name)
+        model = load_model(path, dtype=resolve_dtype(config, path, device), device=device)
+        choice = impl_choice(config)
+        model_impls[resolve_impl(choice, model, device)].settle(choice, model)
+        return model
 
-    target = load_model(model_path, dtype=dtype, device=device)
-    return join_parts(target, config, device, load)
+    return join_parts(load(model_path), config, device, load)
 
 
 def context_length(config: EngineConfig, target: CausalLM) -> int:
@@ -119,10 +127,8 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)
-    backend = "sdpa" if config.attention_backend == "auto" else config.attention_backend
-    runners = [
-        ModelRunner(m, part, backend=backend, device=device) for (_, m), part in zip(models, groups, strict=True)
-    ]
+    choice = impl_choice(config)
+    runners = [ModelRunner(m, part, choice=choice, device=device) for (_, m), part in zip(models, groups, strict=True)]
     target_groups = list(range(len(groups[0])))
     if proposer is not None:
         runner = runners[1] if len(runners) > 1 else None

@@ -45,10 +45,9 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
         CheckpointError: a config that is missing or broken.
     """
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
 
     def outline(name: str | Path) -> CausalLM:
-        return outline_model(name, dtype=dtype, device=device)
+        return outline_model(name, dtype=resolve_dtype(config, name, device), device=device)
 
     target = outline(EMBEDDED_TARGET if model is None else model)
     proposer = make_proposer(config, target, outline)

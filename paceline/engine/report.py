@@ -11,6 +11,7 @@ import torch
 from paceline.engine.engine import Engine
 from paceline.engine.facts import EngineFacts
 from paceline.engine.memory import store_dtype
+from paceline.layers.linear import Linear
 from paceline.models import CausalLM
 
 
@@ -18,7 +19,8 @@ def _weight_bytes(model: CausalLM | None) -> int:
     if model is None:
         return 0
     distinct = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.parameters()}
-    return sum(distinct.values())
+    packed = (module.packed for module in model.modules() if isinstance(module, Linear))
+    return sum(distinct.values()) + sum(linear.num_bytes for linear in packed if linear is not None)
 
 
 def engine_stats(engine: Engine) -> dict[str, Any]:

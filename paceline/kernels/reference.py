@@ -130,6 +130,14 @@ def activate(x: torch.Tensor, activation: str, *, up: torch.Tensor | None = None
     return (y if up is None else y * up.double()).to(x.dtype)
 
 
+def gather(
+    table: torch.Tensor, index: torch.Tensor | None = None, *, scale: float = 1.0, offset: int = 0
+) -> torch.Tensor:
+    """[N, D], i64[T] -> [T, D] of the table's type; without an index all rows."""
+    rows = table if index is None else table[index + offset]
+    return (rows.float() * scale).to(table.dtype)
+
+
 activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "relu": functional.relu,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from paceline.kernels.native.packing import PackedLinear
 from paceline.layers.placement import Placement
 
 
@@ -29,6 +30,13 @@ class Linear(nn.Module):
         self.bias = bias
         self.parts = (weight.shape[0],) if parts is None else tuple(parts)
         self.unit = unit
+        self.packed: PackedLinear | None = None
+        """The same weights for the native kernels."""
+
+    def release(self) -> None:
+        """Frees the weights; only the packed ones can be used from now on."""
+        self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+        self.bias = None
 
     @classmethod
     def empty(cls, in_features: int, parts: Sequence[int], *, bias: bool, on: Placement, unit: int = 1) -> Linear:

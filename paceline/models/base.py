@@ -113,7 +113,10 @@ class CausalLM(nn.Module):
         """[R, D] -> [R, V], in the model's dtype."""
         if self.narrow is not None:
             hidden = self.narrow(hidden)
-        scores: torch.Tensor = self.head(hidden)
-        if self.logit_softcap is not None:
-            scores = torch.tanh(scores / self.logit_softcap) * self.logit_softcap
-        return scores
+        return self.capped(self.head(hidden))
+
+    def capped(self, scores: torch.Tensor) -> torch.Tensor:
+        """[R, V] as the output matrix gives them -> logits."""
+        if self.logit_softcap is None:
+            return scores
+        return torch.tanh(scores / self.logit_softcap) * self.logit_softcap

@@ -1,4 +1,4 @@
-"""Runs one model over assembled batches; knows its layer groups and its attention backend."""
+"""Runs one model over assembled batches; knows its layer groups and who computes its passes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.attention import LayerMap, attention_backends
+from paceline.attention import LayerMap
 from paceline.cache.group import LayerGroup
 from paceline.core.batch import Batch, Int64, Output
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
+from paceline.runner.impl import Choice, build_executor
 
 PROMPT_ROWS_AT_ONCE = 256
 """Prompt rows whose logits are made together: bounds their memory at 256 x vocabulary."""
@@ -25,9 +26,9 @@ def layers_by_lifetime(specs: Sequence[LayerSpec]) -> dict[int | None, list[int]
 
 
 class ModelRunner:
-    """A model, the groups its layers cache in (all of them, in ``layers_by_lifetime`` order), and a backend."""
+    """A model, the groups its layers cache in (all of them, in ``layers_by_lifetime`` order), and an executor."""
 
-    def __init__(self, model: CausalLM, groups: Sequence[LayerGroup], *, backend: str, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, groups: Sequence[LayerGroup], *, choice: Choice, device: torch.device) -> None:
         self.model, self.groups, self.device = model, list(groups), device
         lifetimes = list(layers_by_lifetime(model.layer_specs).values())
         home = {layer: (group, index) for group, layers in enumerate(lifetimes) for index, layer in enumerate(layers)}
@@ -37,27 +38,20 @@ class ModelRunner:
             group_of=[home[layer][0] for layer in range(len(home))],
             index_in_group=[home[layer][1] for layer in range(len(home))],
         )
-        self.backend = attention_backends[backend](layers, device)
+        self.executor = build_executor(choice, model, layers, device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
-        """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for."""
-        self.backend.plan(batch)
-        regimes = self.model.regimes(batch.longest)
-        hidden, features = self.model(
-            torch.from_numpy(batch.token_ids).to(self.device),
-            torch.from_numpy(batch.positions).to(self.device),
-            self.backend.attend,
-            taps,
-            None if regimes is None else regimes[batch.row_request],
-        )
-        rows = torch.from_numpy(batch.logit_rows).to(self.device)
-        chosen = hidden if len(rows) == len(hidden) else hidden[rows]
+        """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for.
+
+        The tensors are valid until the next pass.
+        """
+        found = self.executor.run(batch, taps)
         return Output(
-            logits=self.model.logits(chosen),
-            prompt_logits=self._prompt_logits(hidden, batch),
-            features=features,
-            pooled=self._chosen(hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
+            logits=found.logits,
+            prompt_logits=self._prompt_logits(found.hidden, batch),
+            features=found.features,
+            pooled=self._chosen(found.hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
         )
 
     def _chosen(self, hidden: torch.Tensor, rows: Int64) -> torch.Tensor:
@@ -66,6 +60,5 @@ class ModelRunner:
     def _prompt_logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor | None:
         if not len(batch.prompt_rows):
             return None
-        rows = torch.from_numpy(batch.prompt_rows).to(self.device)
-        parts = [self.model.logits(part) for part in hidden[rows].split(PROMPT_ROWS_AT_ONCE)]
-        return torch.cat(parts)
+        parts = self._chosen(hidden, batch.prompt_rows).split(PROMPT_ROWS_AT_ONCE)
+        return torch.cat([self.executor.logits(part) for part in parts])

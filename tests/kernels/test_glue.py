@@ -8,9 +8,10 @@ import torch
 from paceline.core.errors import ConfigError
 from paceline.kernels import reference
 from paceline.kernels.native.gate import activate, activations
+from paceline.kernels.native.gather import gather
 from paceline.kernels.native.norm import layer_norm, rms_norm
 from paceline.kernels.native.rotary import rotate
-from tests.kernels.native import LEVELS, check_rows_are_alone, on_threads, same_bits
+from tests.kernels.native import LEVELS, check_rows_are_alone, needs_library, on_threads, same_bits
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 in_half_types = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -174,3 +175,31 @@ BAD_CALLS = {
 def test_bad_input_raises(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@at_every_level
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", SIZES)
+def test_gathered_rows_are_those_of_the_table(level, dtype, size):
+    table = random_tensor(9, size).to(dtype)
+    index = torch.tensor([4, 0, 4, 6])
+    expected = reference.gather(table, index, scale=0.5, offset=2)
+    assert torch.equal(gather(table, index, scale=0.5, offset=2), expected)
+    held = random_tensor(4, size, seed=1)
+    added = gather(table, index, scale=0.5, offset=2, add=True, out=held.clone())
+    assert torch.equal(added, held + table[index + 2].float() * 0.5)
+    assert torch.equal(gather(table, scale=2.0), reference.gather(table, scale=2.0))
+
+
+@needs_library
+def test_gather_refuses_rows_that_the_table_does_not_have():
+    table = random_tensor(9, 20)
+    for index in (torch.tensor([9]), torch.tensor([-1])):
+        with pytest.raises(ValueError, match="beyond the 9 rows"):
+            gather(table, index)
+    with pytest.raises(ValueError, match="beyond"):
+        gather(table, torch.tensor([8]), offset=1)
+    with pytest.raises(ValueError, match="share memory"):
+        gather(table, torch.tensor([1]), out=table[:1])
+    with pytest.raises(ValueError, match="add needs an out"):
+        gather(table, torch.tensor([1]), add=True)

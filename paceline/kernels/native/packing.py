@@ -39,6 +39,10 @@ class PackedLinear:
     group_size: int
     """Inputs that share a scale; 0 for kinds without groups."""
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for part in (self.weight, self.scale, self.sums, self.bias) if part is not None)
+
     def __post_init__(self) -> None:
         """Raises:
         TypeError, ValueError: parts that do not fit each other, which would let a kernel read beside them.

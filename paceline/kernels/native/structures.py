@@ -25,6 +25,7 @@ class Code(IntEnum):
     HEADS = 6
     ATTENTION = 7
     SAMPLE = 8
+    GATHER = 9
 
 
 class Status(IntEnum):
@@ -135,6 +136,15 @@ class Sample(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("tokens", "edit", "seats", "output_index")),
         *((name, ctypes.c_void_p) for name in ("temperature", "top_p", "min_p", "min_p_margin")),
         *((name, ctypes.c_void_p) for name in ("top_k", "seed", "sample_index", "greedy")),
+    )
+
+
+class Gather(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("table", "out")),
+        ("index", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "size", "offset", "add")),
+        ("scale", ctypes.c_double),
     )
 
 

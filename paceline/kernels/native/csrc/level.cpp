@@ -43,6 +43,8 @@ namespace {
 
 #include "sample.h"
 
+#include "gather.h"
+
 }  // namespace
 
 #define PACELINE_NAMED(name) level_##name
@@ -63,6 +65,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_heads, no_scratch},
         {run_attention, attention_scratch},
         {run_sample, sample_scratch},
+        {run_gather, no_scratch},
     },
 };
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 4
+#define PACELINE_INTERFACE_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,6 +26,7 @@ enum paceline_code {
     PACELINE_HEADS,
     PACELINE_ATTENTION,
     PACELINE_SAMPLE,
+    PACELINE_GATHER,
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
@@ -141,6 +142,14 @@ typedef struct {
     const int64_t *top_k, *seed, *sample_index;
     const uint8_t *greedy;
 } paceline_sample;
+
+// out[row] = scale * table[index[row] + offset], or scale * table[row] if index is NULL; `add` adds it to out instead.
+typedef struct {
+    paceline_matrix table, out;
+    const int64_t *index;
+    int64_t rows, size, offset, add;
+    double scale;
+} paceline_gather;
 
 typedef struct {
     int64_t code;

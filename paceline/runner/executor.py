@@ -1,0 +1,58 @@
+"""How a model's passes are computed: a protocol, and the executor that calls the torch modules one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from paceline.attention import LayerMap, attention_backends
+from paceline.core.batch import Batch
+from paceline.models import CausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over T rows gives; valid until the next one."""
+
+    logits: torch.Tensor
+    """f[R, V] of the batch's ``logit_rows``."""
+    hidden: torch.Tensor
+    """f[T, D] after the final norm."""
+    features: torch.Tensor | None
+    """f[T, len(taps) * D]"""
+
+
+class Executor(Protocol):
+    """Computes the passes of one model; all its layers write K/V to the pool and attend through it."""
+
+    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """f[N, D] after the final norm -> f[N, V]."""
+        ...
+
+
+class TorchExecutor:
+    """The modules of the model, called one by one; any device, any type."""
+
+    def __init__(self, model: CausalLM, layers: LayerMap, *, attention_backend: str, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.backend = attention_backends[attention_backend](layers, device)
+
+    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
+        self.backend.plan(batch)
+        regimes = self.model.regimes(batch.longest)
+        hidden, features = self.model(
+            torch.from_numpy(batch.token_ids).to(self.device),
+            torch.from_numpy(batch.positions).to(self.device),
+            self.backend.attend,
+            taps,
+            None if regimes is None else regimes[batch.row_request],
+        )
+        rows = torch.from_numpy(batch.logit_rows).to(self.device)
+        return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.logits(hidden)

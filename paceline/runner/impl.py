@@ -1,0 +1,98 @@
+"""Knows which implementation of a model can compute its passes here, and which one an option means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from paceline.attention import LayerMap
+from paceline.core.errors import ConfigError
+from paceline.core.registry import Registry
+from paceline.models import CausalLM
+from paceline.runner.executor import Executor, TorchExecutor
+from paceline.runner.native import NativeExecutor, obstacle, pack_weights
+from paceline.runner.numerics import numerics
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Options that decide how passes are computed."""
+
+    model_impl: str = AUTO
+    attention_backend: str = AUTO
+    numerics: str = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelImpl:
+    """One implementation."""
+
+    build: Callable[[Choice, CausalLM, LayerMap, torch.device], Executor]
+    obstacle: Callable[[Choice, CausalLM, torch.device], str | None]
+    """Why it cannot compute this model, if it cannot."""
+    settle: Callable[[Choice, CausalLM], None]
+    """Gives a loaded model, which nobody else will use, the form in which its weights are read."""
+    keeps_half: bool
+    """A row's bits do not depend on other rows, so that half types do not make ties fall either way."""
+
+
+model_impls: Registry[ModelImpl] = Registry("model_impl")
+"""In the order in which "auto" prefers them."""
+
+
+def resolve_impl(choice: Choice, model: CausalLM, device: torch.device) -> str:
+    """The name of the implementation that the options mean for this model, which may have no memory yet.
+
+    Raises:
+        ConfigError: the one that was asked for cannot compute it.
+    """
+    name = choice.model_impl
+    if name == AUTO:
+        return next(able for able in model_impls if model_impls[able].obstacle(choice, model, device) is None)
+    reason = model_impls[name].obstacle(choice, model, device)
+    if reason is not None:
+        raise ConfigError(f'model_impl="{name}" cannot be used: {reason}\nSet model_impl to "auto" or "torch".')
+    return name
+
+
+def build_executor(choice: Choice, model: CausalLM, layers: LayerMap, device: torch.device) -> Executor:
+    """
+    Raises:
+        ConfigError: as ``resolve_impl``.
+    """
+    return model_impls[resolve_impl(choice, model, device)].build(choice, model, layers, device)
+
+
+def _native(choice: Choice, model: CausalLM, layers: LayerMap, device: torch.device) -> Executor:
+    return numerics[choice.numerics].join(NativeExecutor(model, layers), lambda: _torch(choice, model, layers, device))
+
+
+def _native_obstacle(choice: Choice, model: CausalLM, device: torch.device) -> str | None:
+    if choice.attention_backend not in (AUTO, "native"):
+        return f'attention_backend="{choice.attention_backend}" belongs to torch'
+    return obstacle(model, device)
+
+
+def _torch(choice: Choice, model: CausalLM, layers: LayerMap, device: torch.device) -> Executor:
+    backend = choice.attention_backend if choice.attention_backend != AUTO else "sdpa"
+    return TorchExecutor(model, layers, attention_backend=backend, device=device)
+
+
+def _no_obstacle(choice: Choice, model: CausalLM, device: torch.device) -> None:  # noqa: ARG001
+    return None
+
+
+def _pack(choice: Choice, model: CausalLM) -> None:
+    pack_weights(model, release=not numerics[choice.numerics].keeps_weights)
+
+
+def _leave(choice: Choice, model: CausalLM) -> None:
+    """Torch reads weights as they are loaded."""
+
+
+model_impls.add("native")(ModelImpl(_native, _native_obstacle, _pack, keeps_half=True))
+model_impls.add("torch")(ModelImpl(_torch, _no_obstacle, _leave, keeps_half=False))

@@ -1,0 +1,97 @@
+"""Knows which op an operation on rows becomes, and which buffer its result lies in; nothing of layers or models.
+
+Shape letters: T rows of a pass, R of them whose logits are needed. Buffers have room for ``capacity`` rows; a replay
+uses the first T or R of them. All activations are float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+
+import torch
+
+from paceline.kernels.native import gather, linear
+from paceline.kernels.native.packing import PackedLinear
+from paceline.kernels.native.program import Program
+from paceline.kernels.native.structures import Code, Gate, Matrix, Norm, pointer
+
+TOKENS = "tokens"
+"""All T rows."""
+LOGITS = "logits"
+"""The R rows whose logits are needed."""
+
+
+class Recorder:
+    """Records ops in the order in which they are to run."""
+
+    def __init__(self, capacity: dict[str, int]) -> None:
+        """``capacity``: rows per count that buffers have room for."""
+        self.capacity = capacity
+        self._steps: list[tuple[Code, ctypes.Structure, str]] = []
+        self._keep: list[object] = []
+        self._free: dict[tuple[int, str], list[torch.Tensor]] = defaultdict(list)
+        self._kind_of: dict[int, tuple[int, str]] = {}
+
+    def finish(self) -> Program:
+        return Program(self._steps, self._keep)
+
+    def add(self, code: Code, structure: ctypes.Structure, *keep: object, count: str = TOKENS) -> int:
+        """Records an op; ``keep`` is what its struct points to. Returns its number."""
+        self._steps.append((code, structure, count))
+        self._keep.extend(keep)
+        return len(self._steps) - 1
+
+    def take(self, size: int, count: str = TOKENS) -> torch.Tensor:
+        """float32[capacity, size], of unknown content; ``give`` lets others have it."""
+        kind = size, count
+        if self._free[kind]:
+            return self._free[kind].pop()
+        buffer = torch.empty(self.capacity[count], size)
+        self._kind_of[buffer.data_ptr()] = kind
+        return buffer
+
+    def give(self, buffer: torch.Tensor) -> None:
+        """Nothing recorded from now on reads what ``buffer`` holds."""
+        self._free[self._kind_of[buffer.data_ptr()]].append(buffer)
+
+    def linear(self, x: torch.Tensor, packed: PackedLinear, count: str = TOKENS) -> torch.Tensor:
+        """-> [rows, out], in a new buffer."""
+        out = self.take(packed.out_features, count)
+        self.add(Code.LINEAR, linear.arguments(x, packed, out), x, packed, out, count=count)
+        return out
+
+    def norm(
+        self,
+        code: Code,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        epsilon: float,
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        """``out`` = norm of x, or of residual + x, which the residual becomes."""
+        matrices = map(Matrix.of, (x, residual, out))
+        sizes = (*x.shape, pointer(weight), pointer(bias), epsilon)
+        self.add(code, Norm(*matrices, *sizes), x, residual, out, weight, bias)
+
+    def activate(self, x: torch.Tensor, code: int, up: torch.Tensor | None) -> None:
+        """x becomes activation(x), times ``up`` if that is given."""
+        self.add(Code.GATE, Gate(*map(Matrix.of, (x, up, x)), *x.shape, code), x, up)
+
+    def gather(
+        self,
+        table: torch.Tensor,
+        out: torch.Tensor,
+        index: torch.Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        offset: int = 0,
+        add: bool = False,
+        count: str = TOKENS,
+    ) -> None:
+        """``out`` becomes, or gains, rows of the table by index, or all its rows in order."""
+        structure = gather.arguments(table, out, index, scale=scale, offset=offset, add=add)
+        self.add(Code.GATHER, structure, table, out, index, count=count)
