@@ -1,20 +1,26 @@
 // How rows of x become what the products of a kind take.
 #pragma once
+#ifndef ROWS
+#define ROWS 64
+#endif
+#ifndef CHUNK
+#define CHUNK 8192
+#endif
 
-constexpr int64_t rows_at_once = 64;  // enough products for each weight that is read, few enough for a near cache
+constexpr int64_t rows_at_once = ROWS;  // enough products for each weight that is read, few enough for a near cache
 
 // Activations of up to `rows_at_once` rows, in the scratch of the team.
 template <class Kind>
 struct Activations {
-    typename Kind::Activation *values;  // [rows][padded]
+    typename Kind::Activation *values;  // [rows][stride]
     float *scales;                      // [rows]
-    int32_t *sums;                      // [rows][groups], int4's
+    int32_t *offsets;                   // [rows][groups], int4's: nibbles stand for numbers 8 less
     float *wide;                        // [padded], of this thread alone
-    typename Kind::Sum *spilled;        // [rows][blocks of a panel], of this thread alone
-    int64_t padded, groups;
+    typename Kind::Sum *spilled;        // [rows][most_blocks], of this thread alone
+    int64_t padded, stride, groups;
 };
 
-constexpr int64_t panel_blocks = 4;
+constexpr int most_blocks = 4;  // of outputs in a tile
 
 inline int64_t padded_inputs(const paceline_linear &a, int64_t step) {
     return rounded_up(a.in_features, a.kind == PACELINE_INT4 ? a.group_size : step);
@@ -29,13 +35,14 @@ Activations<Kind> deal(const paceline_linear &a, Dealer &dealer, int64_t index, 
     Activations<Kind> found;
     const int64_t rows = smaller(a.rows, rows_at_once);
     found.padded = padded_inputs(a, Kind::step);
+    found.stride = found.padded + 64 / (int64_t)sizeof(typename Kind::Activation);  // rows in sets of their own
     found.groups = num_groups(a);
-    found.values = dealer.take<typename Kind::Activation>(rows * found.padded);
+    found.values = dealer.take<typename Kind::Activation>(rows * found.stride);
     found.scales = dealer.take<float>(rows);
-    found.sums = dealer.take<int32_t>(rows * found.groups);
+    found.offsets = dealer.take<int32_t>(rows * found.groups);
     for (int64_t thread = 0; thread < team_size; ++thread) {
         float *wide = dealer.take<float>(found.padded + width);
-        auto *spilled = dealer.take<typename Kind::Sum>(rows * panel_blocks);
+        auto *spilled = dealer.take<typename Kind::Sum>(rows * most_blocks);
         if (thread == index) {
             found.wide = wide;
             found.spilled = spilled;
@@ -74,29 +81,29 @@ inline void quantise(const float *wide, int64_t count, float scale, int offset, 
 template <class FloatKind>
 void prepare(const paceline_linear &a, const Activations<FloatKind> &to, int64_t row, int64_t index) {
     widen(a, row, to.wide, to.padded);
-    memcpy(to.values + index * to.padded, to.wide, to.padded * sizeof(float));
+    memcpy(to.values + index * to.stride, to.wide, to.padded * sizeof(float));
 }
 
 inline void prepare(const paceline_linear &a, const Activations<Bf16Kind> &to, int64_t row, int64_t index) {
     widen(a, row, to.wide, to.padded);
     for (int64_t i = 0; i < to.padded; i += width)
-        store_as(PACELINE_BFLOAT16, to.values + index * to.padded + i, load(to.wide + i), to.padded - i);
+        store_as(PACELINE_BFLOAT16, to.values + index * to.stride + i, load(to.wide + i), to.padded - i);
 }
 
 inline void prepare(const paceline_linear &a, const Activations<Int8Kind> &to, int64_t row, int64_t index) {
     widen(a, row, to.wide, to.padded);
     to.scales[index] = quantised_scale(to.wide, to.padded);
-    quantise(to.wide, to.padded, to.scales[index], activation_offset, to.values + index * to.padded);
+    quantise(to.wide, to.padded, to.scales[index], activation_offset, to.values + index * to.stride);
 }
 
 inline void prepare(const paceline_linear &a, const Activations<Int4Kind> &to, int64_t row, int64_t index) {
-    int8_t *values = to.values + index * to.padded;
+    int8_t *values = to.values + index * to.stride;
     widen(a, row, to.wide, to.padded);
     to.scales[index] = quantised_scale(to.wide, to.padded);
     quantise(to.wide, to.padded, to.scales[index], 0, values);
     for (int64_t group = 0; group < to.groups; ++group) {
         int32_t sum = 0;
         for (int64_t i = group * a.group_size; i < (group + 1) * a.group_size; ++i) sum += values[i];
-        to.sums[index * to.groups + group] = sum;
+        to.offsets[index * to.groups + group] = -8 * sum;
     }
 }

@@ -16,7 +16,7 @@ inline T load_bytes(const void *p) {
 }
 inline uint32_t to_bits(float x) { return load_bytes<uint32_t>(&x); }
 inline float from_bits(uint32_t bits) { return load_bytes<float>(&bits); }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 

@@ -31,26 +31,44 @@ void finish(const paceline_linear &a, const Activations<Kind> &x, int64_t first_
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t i = 0; i < blocks; ++i) {
             const int64_t output = (block + i) * width;
-            Lanes y = result(a, x, x.spilled[row * panel_blocks + i], row, block + i);
+            Lanes y = result(a, x, x.spilled[row * most_blocks + i], row, block + i);
             if (a.bias != nullptr) y = y + load(a.bias + output);
             store_as(a.out.dtype, address(a.out, first_row + row, output), y, a.out_features - output);
         }
     }
 }
 
-// A chunk's weights of one panel stay in a near cache while the rows go by; a single tile needs no chunks.
+// Several tiles take turns chunk by chunk, so that its weights are still in the nearest cache for the last of them.
 template <class Kind>
 int64_t chunk_inputs(int64_t rows, int64_t padded) {
-    return rows <= Shape<Kind>::most_rows ? padded : 16384 / Kind::step_bytes * Kind::step;
+    return rows <= Shape<Kind>::most_rows ? padded : CHUNK / Kind::step_bytes * Kind::step;
 }
 
-template <class Kind>
-void multiply_panel(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t blocks) {
-    const int64_t chunk = chunk_inputs<Kind>(rows, x.padded);
-    for (int64_t i = 0; i < rows * panel_blocks; ++i) x.spilled[i] = zero<typename Kind::Sum>();
+template <class Kind, int B>
+void multiply_blocks(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block) {
+    constexpr int most = (int)smaller(Shape<Kind>::most_rows, Shape<Kind>::budget / B);
+    const int64_t chunk = chunk_inputs<Kind>(rows, x.padded), tiles = (rows + most - 1) / most;
+    const int64_t block_bytes = x.padded / Kind::step * Kind::step_bytes;
+    for (int64_t i = 0; i < rows * most_blocks; ++i) x.spilled[i] = zero<typename Kind::Sum>();
     for (int64_t first = 0; first < x.padded; first += chunk)
-        for (int64_t row = 0; row < rows; row += Shape<Kind>::most_rows)
-            multiply_rows<Kind>({a, x, block, row, 0, first, smaller(first + chunk, x.padded)}, rows - row, blocks);
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
+            multiply_rows<Kind, most, B>({x, (const char *)a.weight + block * block_bytes,
+                                          Kind::grouped ? (const Fp16 *)a.scale + block * x.groups * width : nullptr, row, first,
+                                          smaller(first + chunk, x.padded), a.group_size}, count);
+        }
+}
+
+// The widest tile that the rows and the rest of the blocks have room for; returns how many blocks it was.
+template <class Kind, int B = most_blocks>
+int64_t multiply_some(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t left) {
+    if constexpr (B > 1) {
+        const int64_t tile_rows = smaller(rows, Shape<Kind>::most_rows);
+        if (left < B || tile_rows * B > Shape<Kind>::budget)
+            return multiply_some<Kind, B - 1>(a, x, rows, block, left);
+    }
+    multiply_blocks<Kind, B>(a, x, rows, block);
+    return B;
 }
 
 template <class Kind>
@@ -63,10 +81,10 @@ void linear(const paceline_linear &a, const Team &team) {
         if (first_row > 0) team.wait();
         for (int64_t row = team.first(rows); row < team.last(rows); ++row) prepare(a, x, first_row + row, row);
         team.wait();
-        for (int64_t block = team.first(blocks); block < team.last(blocks); block += panel_blocks) {
-            const int64_t count = smaller(panel_blocks, team.last(blocks) - block);
-            multiply_panel<Kind>(a, x, rows, block, count);
+        for (int64_t block = team.first(blocks); block < team.last(blocks);) {
+            const int64_t count = multiply_some(a, x, rows, block, team.last(blocks) - block);
             finish<Kind>(a, x, first_row, rows, block, count);
+            block += count;
         }
     }
 }

@@ -8,94 +8,127 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 #endif
 
-// Where a tile lies: from `row` and the panel's `block` on, over the inputs [first, last).
+#ifndef AHEAD
+#define AHEAD 4096
+#endif
+#ifndef HINT
+#define HINT 2
+#endif
+// Bytes of weights that are on their way while others are multiplied; the processor by itself looks ahead no further
+// than a page, and not at all while it is busy with many rows.
+constexpr int64_t bytes_ahead = AHEAD;
+
+inline void prefetch(const char *p) { __builtin_prefetch(p, 0, HINT); }
+
+// Where a tile lies: blocks of weights and rows of activations, over the inputs [first, last).
 template <class Kind>
 struct Place {
-    const paceline_linear &a;
     const Activations<Kind> &x;
-    int64_t panel, row, block, first, last;
+    const char *weights;   // of the first block; the next ones follow it
+    const Fp16 *scales;    // of the first block and group
+    int64_t row, first, last, group_size;
 
-    const typename Kind::Activation *activations(int64_t r) const { return x.values + (row + r) * x.padded; }
-    const char *weights(int64_t b) const {
-        return (const char *)a.weight + (panel + block + b) * (x.padded / Kind::step) * Kind::step_bytes;
+    int64_t block_bytes() const { return x.padded / Kind::step * Kind::step_bytes; }
+    const typename Kind::Activation *activations(int64_t r) const { return x.values + (row + r) * x.stride; }
+    typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * most_blocks; }
+    Lanes scale(int64_t b, int64_t group) const { return load(scales + (b * x.groups + group) * width); }
+    Ints offset(int64_t r, int64_t group) const { return broadcast(x.offsets[(row + r) * x.groups + group]); }
+
+    // Where the `blocks` blocks' weights are read next, `ahead` bytes in each: behind the end of a block in those that
+    // follow. Relative to what is read at the same time.
+    int64_t lead(int64_t blocks, int64_t ahead, bool behind) const {
+        return behind ? ahead + (blocks - 1) * block_bytes() : ahead;
     }
-    typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * panel_blocks + block; }
-    Lanes scale(int64_t b, int64_t group) const {
-        return load((const Fp16 *)a.scale + ((panel + block + b) * x.groups + group) * width);
+    // The input from which on the weights to be fetched lie behind the blocks' end.
+    int64_t turn(int64_t ahead) const {
+        const int64_t inputs = x.padded - ahead / Kind::step_bytes * Kind::step;
+        return inputs < first ? first : smaller(inputs, last);
     }
-    int32_t sum(int64_t r, int64_t group) const { return x.sums[(row + r) * x.groups + group]; }
 };
 
-// How many rows and blocks a level has the registers for; a group's integers need as many again.
+// How many rows and blocks a level has the registers for.
 template <class Kind>
 struct Shape {
     static constexpr int budget = Kind::grouped && register_budget > 1 ? register_budget / 2 : register_budget;
     static constexpr int most_rows = budget < 8 ? budget : 8;
-    static constexpr int blocks(int rows) { return budget >= 4 * rows ? 4 : budget >= 2 * rows ? 2 : 1; }
+    static constexpr int blocks(int rows) { return budget >= most_blocks * rows ? most_blocks : budget / rows; }
 };
 
 template <class Kind, int R, int B>
 void plain_tile(const Place<Kind> &at) {
+    constexpr int64_t ahead = bytes_ahead / Kind::step_bytes * Kind::step_bytes;
+    const int64_t block_bytes = at.block_bytes();
     const typename Kind::Activation *x[R];
-    const char *weights[B];
     typename Kind::Sum sum[R][B];
-    UNROLLED for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
     UNROLLED for (int r = 0; r < R; ++r) {
         x[r] = at.activations(r);
         UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = at.spilled(r)[b];
     }
-    for (int64_t k = at.first; k < at.last; k += Kind::step) {
-        typename Kind::Weight w[B];
-        UNROLLED for (int b = 0; b < B; ++b) w[b] = Kind::weight(weights[b] + k / Kind::step * Kind::step_bytes);
-        UNROLLED for (int r = 0; r < R; ++r) {
-            const auto value = Kind::activation(x[r] + k);
-            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
+    const char *weights = at.weights + at.first / Kind::step * Kind::step_bytes;
+    const int64_t turn = at.turn(ahead);
+    for (int64_t k = at.first; k < at.last;) {
+        const int64_t end = k < turn ? turn : at.last;
+        const char *next = weights + at.lead(B, ahead, k >= turn);
+        for (; k < end; k += Kind::step, weights += Kind::step_bytes, next += Kind::step_bytes) {
+            typename Kind::Weight w[B];
+            UNROLLED for (int b = 0; b < B; ++b) {
+                w[b] = Kind::weight(weights + b * block_bytes);
+                prefetch(next + b * block_bytes);
+            }
+            UNROLLED for (int r = 0; r < R; ++r) {
+                const auto value = Kind::activation(x[r] + k);
+                UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
+            }
         }
     }
     UNROLLED for (int r = 0; r < R; ++r)
         UNROLLED for (int b = 0; b < B; ++b) at.spilled(r)[b] = sum[r][b];
 }
 
-// The exact products of one group: nibbles stand for numbers 8 less, which the sum of the activations makes good.
+// The exact products of one group, added to `sum`.
 template <class Kind, int R, int B>
 inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], int64_t first, int64_t last,
-                           Ints (&sum)[R][B]) {
-    const char *weights[B];
-    UNROLLED for (int b = 0; b < B; ++b) weights[b] = at.weights(b);
-    UNROLLED for (int r = 0; r < R; ++r)
-        UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = zero<Ints>();
-    for (int64_t k = first; k < last; k += Kind::step) {
+                           int64_t lead, Ints (&sum)[R][B]) {
+    const int64_t block_bytes = at.block_bytes();
+    const char *weights = at.weights + first / Kind::step * Kind::step_bytes;
+    for (int64_t k = first; k < last; k += Kind::step, weights += Kind::step_bytes) {
         Quads low[B], high[B];
         UNROLLED for (int b = 0; b < B; ++b) {
-            const Quads both = load_quads(weights[b] + k / Kind::step * Kind::step_bytes);
+            const Quads both = load_quads(weights + b * block_bytes);
+            prefetch(weights + lead + b * block_bytes);
             low[b] = low_nibbles(both);
             high[b] = high_nibbles(both);
         }
         UNROLLED for (int r = 0; r < R; ++r) {
             const Quads value = broadcast_quad(x[r] + k), next = broadcast_quad(x[r] + k + 4);
-            UNROLLED for (int b = 0; b < B; ++b)
-                sum[r][b] = dot_nibbles(dot_nibbles(sum[r][b], value, low[b]), next, high[b]);
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = dot_nibbles(sum[r][b], value, low[b]);
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = dot_nibbles(sum[r][b], next, high[b]);
         }
     }
 }
 
 template <class Kind, int R, int B>
 void grouped_tile(const Place<Kind> &at) {
-    const int64_t size = at.a.group_size;
+    constexpr int64_t ahead = bytes_ahead / Kind::step_bytes * Kind::step_bytes;
     const int8_t *x[R];
     Lanes total[R][B];
     UNROLLED for (int r = 0; r < R; ++r) {
         x[r] = at.activations(r);
         UNROLLED for (int b = 0; b < B; ++b) total[r][b] = at.spilled(r)[b];
     }
-    for (int64_t group = at.first / size; group < at.last / size; ++group) {
+    const int64_t turn = at.turn(ahead), groups_ahead = ahead / (at.group_size / Kind::step * Kind::step_bytes) + 2;
+    for (int64_t k = at.first; k < at.last; k += at.group_size) {
+        const int64_t group = k / at.group_size;
         Ints sum[R][B];
-        group_products<Kind>(at, x, group * size, (group + 1) * size, sum);
-        Lanes scale[B];
-        UNROLLED for (int b = 0; b < B; ++b) scale[b] = at.scale(b, group);
         UNROLLED for (int r = 0; r < R; ++r) {
-            const Ints offset = broadcast(8 * at.sum(r, group));
-            UNROLLED for (int b = 0; b < B; ++b) total[r][b] = fma(to_float(sum[r][b] - offset), scale[b], total[r][b]);
+            const Ints offset = at.offset(r, group);
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = offset;
+        }
+        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, ahead, k >= turn), sum);
+        UNROLLED for (int b = 0; b < B; ++b) {
+            const Lanes scale = at.scale(b, group);
+            prefetch((const char *)(at.scales + (b * at.x.groups + group + groups_ahead) * width));
+            UNROLLED for (int r = 0; r < R; ++r) total[r][b] = fma(to_float(sum[r][b]), scale, total[r][b]);
         }
     }
     UNROLLED for (int r = 0; r < R; ++r)
@@ -111,19 +144,10 @@ inline void tile(const Place<Kind> &at) {
     }
 }
 
-// `blocks` blocks of the first `rows` rows, at most R of them.
-template <class Kind, int R = Shape<Kind>::most_rows>
-void multiply_rows(Place<Kind> at, int64_t rows, int64_t blocks) {
+// `rows` rows of B blocks, at most R of them.
+template <class Kind, int R, int B>
+void multiply_rows(const Place<Kind> &at, int64_t rows) {
     if constexpr (R > 1)
-        if (rows < R) return multiply_rows<Kind, R - 1>(at, rows, blocks);
-    constexpr int wide = Shape<Kind>::blocks(R);
-    while (at.block < blocks) {
-        if (blocks - at.block >= wide) {
-            tile<Kind, R, wide>(at);
-            at.block += wide;
-        } else {
-            tile<Kind, R, 1>(at);
-            at.block += 1;
-        }
-    }
+        if (rows < R) return multiply_rows<Kind, R - 1, B>(at, rows);
+    tile<Kind, R, B>(at);
 }
