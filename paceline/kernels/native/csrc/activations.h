@@ -9,7 +9,10 @@
 
 constexpr int64_t rows_at_once = ROWS;  // enough products for each weight that is read, few enough for a near cache
 
-// Activations of up to `rows_at_once` rows, in the scratch of the team.
+// Activations of so few numbers cost every thread less to prepare for itself than to wait for the others.
+constexpr int64_t most_alone = 16384;
+
+// Activations of up to `rows_at_once` rows, in the scratch of the team; of each thread where it is `alone`.
 template <class Kind>
 struct Activations {
     typename Kind::Activation *values;  // [rows][stride]
@@ -17,7 +20,9 @@ struct Activations {
     int32_t *offsets;                   // [rows][groups], int4's: nibbles stand for numbers 8 less
     float *wide;                        // [padded], of this thread alone
     typename Kind::Sum *spilled;        // [rows][most_blocks], of this thread alone
-    int64_t padded, stride, groups;
+    int64_t padded, groups;
+    int64_t stride;  // not of 2^n bytes, so that rows do not compete for the same lines of a cache
+    bool alone;
 };
 
 constexpr int most_blocks = 4;  // of outputs in a tile
@@ -31,22 +36,27 @@ inline int64_t num_groups(const paceline_linear &a) {
 }
 
 template <class Kind>
+void deal_prepared(Activations<Kind> &to, Dealer &dealer, int64_t rows) {
+    to.values = dealer.take<typename Kind::Activation>(rows * to.stride);
+    to.scales = dealer.take<float>(rows);
+    to.offsets = dealer.take<int32_t>(rows * to.groups);
+}
+
+template <class Kind>
 Activations<Kind> deal(const paceline_linear &a, Dealer &dealer, int64_t index, int64_t team_size) {
     Activations<Kind> found;
     const int64_t rows = smaller(a.rows, rows_at_once);
     found.padded = padded_inputs(a, Kind::step);
-    found.stride = found.padded + 64 / (int64_t)sizeof(typename Kind::Activation);  // rows in sets of their own
+    found.stride = found.padded + 64 / (int64_t)sizeof(typename Kind::Activation);
     found.groups = num_groups(a);
-    found.values = dealer.take<typename Kind::Activation>(rows * found.stride);
-    found.scales = dealer.take<float>(rows);
-    found.offsets = dealer.take<int32_t>(rows * found.groups);
+    found.alone = rows * found.padded <= most_alone;
+    if (!found.alone) deal_prepared(found, dealer, rows);
+    Activations<Kind> own = found;
     for (int64_t thread = 0; thread < team_size; ++thread) {
-        float *wide = dealer.take<float>(found.padded + width);
-        auto *spilled = dealer.take<typename Kind::Sum>(rows * most_blocks);
-        if (thread == index) {
-            found.wide = wide;
-            found.spilled = spilled;
-        }
+        own.wide = dealer.take<float>(found.padded + width);
+        own.spilled = dealer.take<typename Kind::Sum>(rows * most_blocks);
+        if (found.alone) deal_prepared(own, dealer, rows);
+        if (thread == index) found = own;
     }
     return found;
 }

@@ -78,9 +78,13 @@ void linear(const paceline_linear &a, const Team &team) {
     const int64_t blocks = rounded_up(a.out_features, width) / width;
     for (int64_t first_row = 0; first_row < a.rows; first_row += rows_at_once) {
         const int64_t rows = smaller(rows_at_once, a.rows - first_row);
-        if (first_row > 0) team.wait();
-        for (int64_t row = team.first(rows); row < team.last(rows); ++row) prepare(a, x, first_row + row, row);
-        team.wait();
+        if (x.alone) {
+            for (int64_t row = 0; row < rows; ++row) prepare(a, x, first_row + row, row);
+        } else {
+            if (first_row > 0) team.wait();
+            for (int64_t row = team.first(rows); row < team.last(rows); ++row) prepare(a, x, first_row + row, row);
+            team.wait();
+        }
         for (int64_t block = team.first(blocks); block < team.last(blocks);) {
             const int64_t count = multiply_some(a, x, rows, block, team.last(blocks) - block);
             finish<Kind>(a, x, first_row, rows, block, count);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -17,8 +18,12 @@
 namespace paceline {
 namespace {
 
-// About the time between two steps of an engine; longer pauses are slept through.
-constexpr int spins = 2000;
+using Clock = std::chrono::steady_clock;
+
+// A thread that waits burns a core, and one that sleeps takes some 50 us to wake: so it spins about as long as an engine
+// takes between two steps, but only while waits are that short. Threads that nobody uses sleep soon.
+constexpr auto long_spin = std::chrono::microseconds(500), short_spin = std::chrono::microseconds(20);
+constexpr int pauses_at_once = 32;  // between two looks at the clock
 constexpr int64_t most_threads = 256;
 constexpr size_t alignment = 64;
 
@@ -30,30 +35,53 @@ void pause() {
 #endif
 }
 
-// A number that only grows, and that threads wait for.
-class Signal {
+// A number that only grows, and that threads wait for. In cache lines of its own: those who wait read it all the time.
+class alignas(2 * alignment) Signal {
   public:
     uint32_t value() const { return value_.load(std::memory_order_acquire); }
 
     void advance() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            value_.fetch_add(1, std::memory_order_release);
-        }
+        value_.fetch_add(1, std::memory_order_seq_cst);
+        // Either this sees the sleeper, or the sleeper, who counts itself first, sees the value.
+        if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+        { std::lock_guard<std::mutex> lock(mutex_); }
         changed_.notify_all();
     }
 
-    void wait_beyond(uint32_t seen) {
-        for (int i = 0; i < spins; ++i) {
-            if (value() != seen) return;
-            pause();
+    // `patience` is the waiting thread's own: how long it spins next time.
+    void wait_beyond(uint32_t seen, Clock::duration &patience) {
+        if (spun(seen, pauses_at_once)) return;
+        const Clock::time_point start = Clock::now();
+        Clock::time_point now = start;
+        while (!spun(seen, pauses_at_once)) {
+            now = Clock::now();
+            if (now - start > patience) {
+                sleep(seen);
+                now = Clock::now();
+                break;
+            }
         }
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [&] { return value() != seen; });
+        patience = now - start > long_spin ? short_spin : long_spin;
     }
 
   private:
+    bool spun(uint32_t seen, int pauses) const {
+        for (int i = 0; i < pauses; ++i) {
+            if (value() != seen) return true;
+            pause();
+        }
+        return false;
+    }
+
+    void sleep(uint32_t seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        changed_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
+        sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    }
+
     std::atomic<uint32_t> value_{0};
+    alignas(2 * alignment) std::atomic<uint32_t> sleepers_{0};
     std::mutex mutex_;
     std::condition_variable changed_;
 };
@@ -91,14 +119,15 @@ class Barrier {
             arrived_.store(0, std::memory_order_relaxed);
             round_.advance();
         } else {
-            round_.wait_beyond(round);
+            thread_local Clock::duration patience = short_spin;
+            round_.wait_beyond(round, patience);
         }
     }
 
   private:
     int64_t size_ = 1;
-    std::atomic<int64_t> arrived_{0};
     Signal round_;
+    alignas(2 * alignment) std::atomic<int64_t> arrived_{0};
 };
 
 void Team::wait() const {
@@ -126,8 +155,9 @@ class Worker {
 
   private:
     [[noreturn]] void serve() {
+        Clock::duration patience = short_spin;
         for (uint32_t seen = 0;; ++seen) {
-            tickets_.wait_beyond(seen);
+            tickets_.wait_beyond(seen, patience);
             const Job job = job_;
             job.region(job.context, job.team);
             job.team.wait();
