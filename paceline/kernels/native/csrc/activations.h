@@ -1,13 +1,7 @@
 // How rows of x become what the products of a kind take.
 #pragma once
-#ifndef ROWS
-#define ROWS 64
-#endif
-#ifndef CHUNK
-#define CHUNK 8192
-#endif
 
-constexpr int64_t rows_at_once = ROWS;  // enough products for each weight that is read, few enough for a near cache
+constexpr int64_t rows_at_once = 128;  // enough products for each weight that is read, few enough for a cache
 
 // Activations of so few numbers cost every thread less to prepare for itself than to wait for the others.
 constexpr int64_t most_alone = 16384;

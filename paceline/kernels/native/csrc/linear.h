@@ -11,62 +11,73 @@
 
 #include "tiles.h"
 
+// What turns a block's sums into its outputs.
 template <class Kind>
-inline Lanes result(const paceline_linear &, const Activations<Kind> &, Lanes sum, int64_t, int64_t) {
-    return sum;
-}
+struct Ending {
+    Ending(const paceline_linear &, int64_t) {}
+    Lanes operator()(const Activations<Kind> &, Lanes sum, int64_t) const { return sum; }
+};
 
-inline Lanes result(const paceline_linear &, const Activations<Int4Kind> &x, Lanes sum, int64_t row, int64_t) {
-    return sum * broadcast(x.scales[row]);
-}
+template <>
+struct Ending<Int4Kind> {
+    Ending(const paceline_linear &, int64_t) {}
+    Lanes operator()(const Activations<Int4Kind> &x, Lanes sum, int64_t row) const {
+        return sum * broadcast(x.scales[row]);
+    }
+};
 
-inline Lanes result(const paceline_linear &a, const Activations<Int8Kind> &x, Ints sum, int64_t row, int64_t block) {
-    const Ints offset = broadcast((int32_t)activation_offset) * load(a.sums + block * width);
-    return to_float(sum - offset) * (broadcast(x.scales[row]) * load((const float *)a.scale + block * width));
-}
+template <>
+struct Ending<Int8Kind> {
+    Ending(const paceline_linear &a, int64_t output)
+        : offset(broadcast((int32_t)activation_offset) * load(a.sums + output)),
+          scale(load((const float *)a.scale + output)) {}
+    Lanes operator()(const Activations<Int8Kind> &x, Ints sum, int64_t row) const {
+        return to_float(sum - offset) * (broadcast(x.scales[row]) * scale);
+    }
+    Ints offset;
+    Lanes scale;
+};
 
 template <class Kind>
 void finish(const paceline_linear &a, const Activations<Kind> &x, int64_t first_row, int64_t rows, int64_t block,
             int64_t blocks) {
-    for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t i = 0; i < blocks; ++i) {
-            const int64_t output = (block + i) * width;
-            Lanes y = result(a, x, x.spilled[row * most_blocks + i], row, block + i);
+    for (int64_t i = 0; i < blocks; ++i) {
+        const int64_t output = (block + i) * width;
+        const Ending<Kind> ending(a, output);
+        for (int64_t row = 0; row < rows; ++row) {
+            Lanes y = ending(x, x.spilled[row * most_blocks + i], row);
             if (a.bias != nullptr) y = y + load(a.bias + output);
             store_as(a.out.dtype, address(a.out, first_row + row, output), y, a.out_features - output);
         }
     }
 }
 
-// Several tiles take turns chunk by chunk, so that its weights are still in the nearest cache for the last of them.
-template <class Kind>
-int64_t chunk_inputs(int64_t rows, int64_t padded) {
-    return rows <= Shape<Kind>::most_rows ? padded : CHUNK / Kind::step_bytes * Kind::step;
-}
+// Several tiles of rows take turns chunk by chunk, so that its weights are still in a near cache for the last of them.
+constexpr int64_t chunk_bytes = 16384;  // of a block
 
 template <class Kind, int B>
 void multiply_blocks(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block) {
     constexpr int most = (int)smaller(Shape<Kind>::most_rows, Shape<Kind>::budget / B);
-    const int64_t chunk = chunk_inputs<Kind>(rows, x.padded), tiles = (rows + most - 1) / most;
-    const int64_t block_bytes = x.padded / Kind::step * Kind::step_bytes;
-    for (int64_t i = 0; i < rows * most_blocks; ++i) x.spilled[i] = zero<typename Kind::Sum>();
-    for (int64_t first = 0; first < x.padded; first += chunk)
+    const int64_t tiles = (rows + most - 1) / most;
+    const int64_t chunk = tiles == 1 ? x.padded : chunk_bytes / Kind::step_bytes * Kind::step;
+    Place<Kind> at{x, (const char *)a.weight, nullptr, 0, 0, 0, a.group_size};
+    at.weights += block * at.block_bytes();
+    if constexpr (Kind::grouped) at.scales = (const Fp16 *)a.scale + block * x.groups * width;
+    for (at.first = 0; at.first < x.padded; at.first = at.last) {
+        at.last = smaller(at.first + chunk, x.padded);
         for (int64_t i = 0; i < tiles; ++i) {
-            const int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
-            multiply_rows<Kind, most, B>({x, (const char *)a.weight + block * block_bytes,
-                                          Kind::grouped ? (const Fp16 *)a.scale + block * x.groups * width : nullptr, row, first,
-                                          smaller(first + chunk, x.padded), a.group_size}, count);
+            at.row = rows * i / tiles;
+            multiply_rows<Kind, most, B>(at, rows * (i + 1) / tiles - at.row);
         }
+    }
 }
 
-// The widest tile that the rows and the rest of the blocks have room for; returns how many blocks it was.
-template <class Kind, int B = most_blocks>
+// As many of the `left` blocks at once as the rows leave registers for; returns how many that was.
+template <class Kind, int B = Shape<Kind>::widest>
 int64_t multiply_some(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t left) {
-    if constexpr (B > 1) {
-        const int64_t tile_rows = smaller(rows, Shape<Kind>::most_rows);
-        if (left < B || tile_rows * B > Shape<Kind>::budget)
+    if constexpr (B > 1)
+        if (left < B || smaller(rows, Shape<Kind>::most_rows) * B > Shape<Kind>::budget)
             return multiply_some<Kind, B - 1>(a, x, rows, block, left);
-    }
     multiply_blocks<Kind, B>(a, x, rows, block);
     return B;
 }

@@ -8,41 +8,51 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 #endif
 
-#ifndef AHEAD
-#define AHEAD 4096
-#endif
-#ifndef HINT
-#define HINT 2
-#endif
-// Bytes of weights that are on their way while others are multiplied; the processor by itself looks ahead no further
-// than a page, and not at all while it is busy with many rows.
-constexpr int64_t bytes_ahead = AHEAD;
+// How far ahead of the products a block's weights are fetched. The processor by itself looks no further than the end of
+// a page, and less far the more rows there are to multiply before it sees the next weights.
+constexpr int64_t bytes_ahead = 4096;
 
-inline void prefetch(const char *p) { __builtin_prefetch(p, 0, HINT); }
+// Into the second cache: the first one can wait for too few lines at a time to keep the memory busy.
+inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 // Where a tile lies: blocks of weights and rows of activations, over the inputs [first, last).
 template <class Kind>
 struct Place {
     const Activations<Kind> &x;
-    const char *weights;   // of the first block; the next ones follow it
-    const Fp16 *scales;    // of the first block and group
+    const char *weights;  // of the first block; the next ones follow it
+    const Fp16 *scales;   // of the first block and group; NULL without groups
     int64_t row, first, last, group_size;
 
     int64_t block_bytes() const { return x.padded / Kind::step * Kind::step_bytes; }
     const typename Kind::Activation *activations(int64_t r) const { return x.values + (row + r) * x.stride; }
     typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * most_blocks; }
+
+    // What the chunk of inputs before this one left.
+    template <int R, int B>
+    void begin(typename Kind::Sum (&sum)[R][B]) const {
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = zero<typename Kind::Sum>();
+        if (first == 0) return;
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = spilled(r)[b];
+    }
+    template <int R, int B>
+    void end(const typename Kind::Sum (&sum)[R][B]) const {
+        UNROLLED for (int r = 0; r < R; ++r)
+            UNROLLED for (int b = 0; b < B; ++b) spilled(r)[b] = sum[r][b];
+    }
+
     Lanes scale(int64_t b, int64_t group) const { return load(scales + (b * x.groups + group) * width); }
     Ints offset(int64_t r, int64_t group) const { return broadcast(x.offsets[(row + r) * x.groups + group]); }
 
-    // Where the `blocks` blocks' weights are read next, `ahead` bytes in each: behind the end of a block in those that
-    // follow. Relative to what is read at the same time.
-    int64_t lead(int64_t blocks, int64_t ahead, bool behind) const {
-        return behind ? ahead + (blocks - 1) * block_bytes() : ahead;
+    // From this input on the weights to be fetched are no longer those of these blocks but of as many that follow them.
+    int64_t turn() const {
+        const int64_t input = x.padded - bytes_ahead / Kind::step_bytes * Kind::step;
+        return input < first ? first : smaller(input, last);
     }
-    // The input from which on the weights to be fetched lie behind the blocks' end.
-    int64_t turn(int64_t ahead) const {
-        const int64_t inputs = x.padded - ahead / Kind::step_bytes * Kind::step;
-        return inputs < first ? first : smaller(inputs, last);
+    // How many bytes behind the weights of input k those to be fetched lie.
+    int64_t lead(int64_t blocks, int64_t k) const {
+        return k < turn() ? bytes_ahead : bytes_ahead + (blocks - 1) * block_bytes();
     }
 };
 
@@ -51,24 +61,21 @@ template <class Kind>
 struct Shape {
     static constexpr int budget = Kind::grouped && register_budget > 1 ? register_budget / 2 : register_budget;
     static constexpr int most_rows = budget < 8 ? budget : 8;
-    static constexpr int blocks(int rows) { return budget >= most_blocks * rows ? most_blocks : budget / rows; }
+    static constexpr int widest = budget < most_blocks ? budget : most_blocks;
 };
 
 template <class Kind, int R, int B>
 void plain_tile(const Place<Kind> &at) {
-    constexpr int64_t ahead = bytes_ahead / Kind::step_bytes * Kind::step_bytes;
     const int64_t block_bytes = at.block_bytes();
     const typename Kind::Activation *x[R];
     typename Kind::Sum sum[R][B];
-    UNROLLED for (int r = 0; r < R; ++r) {
-        x[r] = at.activations(r);
-        UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = at.spilled(r)[b];
-    }
+    UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
+    at.begin(sum);
     const char *weights = at.weights + at.first / Kind::step * Kind::step_bytes;
-    const int64_t turn = at.turn(ahead);
+    const int64_t turn = at.turn();
     for (int64_t k = at.first; k < at.last;) {
         const int64_t end = k < turn ? turn : at.last;
-        const char *next = weights + at.lead(B, ahead, k >= turn);
+        const char *next = weights + at.lead(B, k);
         for (; k < end; k += Kind::step, weights += Kind::step_bytes, next += Kind::step_bytes) {
             typename Kind::Weight w[B];
             UNROLLED for (int b = 0; b < B; ++b) {
@@ -81,8 +88,7 @@ void plain_tile(const Place<Kind> &at) {
             }
         }
     }
-    UNROLLED for (int r = 0; r < R; ++r)
-        UNROLLED for (int b = 0; b < B; ++b) at.spilled(r)[b] = sum[r][b];
+    at.end(sum);
 }
 
 // The exact products of one group, added to `sum`.
@@ -109,14 +115,11 @@ inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], i
 
 template <class Kind, int R, int B>
 void grouped_tile(const Place<Kind> &at) {
-    constexpr int64_t ahead = bytes_ahead / Kind::step_bytes * Kind::step_bytes;
     const int8_t *x[R];
     Lanes total[R][B];
-    UNROLLED for (int r = 0; r < R; ++r) {
-        x[r] = at.activations(r);
-        UNROLLED for (int b = 0; b < B; ++b) total[r][b] = at.spilled(r)[b];
-    }
-    const int64_t turn = at.turn(ahead), groups_ahead = ahead / (at.group_size / Kind::step * Kind::step_bytes) + 2;
+    UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
+    at.begin(total);
+    const int64_t groups_ahead = bytes_ahead / (at.group_size / Kind::step * Kind::step_bytes);
     for (int64_t k = at.first; k < at.last; k += at.group_size) {
         const int64_t group = k / at.group_size;
         Ints sum[R][B];
@@ -124,15 +127,14 @@ void grouped_tile(const Place<Kind> &at) {
             const Ints offset = at.offset(r, group);
             UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = offset;
         }
-        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, ahead, k >= turn), sum);
+        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, k), sum);
         UNROLLED for (int b = 0; b < B; ++b) {
             const Lanes scale = at.scale(b, group);
-            prefetch((const char *)(at.scales + (b * at.x.groups + group + groups_ahead) * width));
+            prefetch(at.scales + (b * at.x.groups + group + groups_ahead) * width);
             UNROLLED for (int r = 0; r < R; ++r) total[r][b] = fma(to_float(sum[r][b]), scale, total[r][b]);
         }
     }
-    UNROLLED for (int r = 0; r < R; ++r)
-        UNROLLED for (int b = 0; b < B; ++b) at.spilled(r)[b] = total[r][b];
+    at.end(total);
 }
 
 template <class Kind, int R, int B>
