@@ -9,11 +9,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.core.errors import PacelineError
+from paceline.core.errors import ConfigError, PacelineError
 from scripts.measure_peers.checkpoints import SHAPES
 from scripts.measure_peers.parts import PARTS
 
@@ -58,6 +58,12 @@ def prepare_process(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
 
 
+def _check(option: str, given: Sequence[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{option} has {name!r}\nChoose from: {', '.join(known)}.")
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measures what the file lacks; returns the record."""
     from paceline.benchmark.environment import environment  # noqa: PLC0415
@@ -85,15 +91,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "notes": [options.note] if options.note else [],
     }
     raw = RawFile(options.raw, header)
-    for shape in options.shapes.split(","):
+    shapes, names = options.shapes.split(","), options.parts.split(",")
+    _check("--shapes", shapes, SHAPES)
+    _check("--parts", names, PARTS)
+    for shape in shapes:
         model = write(SHAPES[shape], options.work / "models" / shape)
         if options.prepare:
             warm(model, contenders, options.threads, note)
             continue
         with Running(note) as running:
-            meeting = Meeting(model, contenders, running, raw, plan, note)
-            for name in options.parts.split(","):
-                meeting.measure(part(shape, name, quick=options.quick, seed=options.seed))
+            parts = [part(shape, name, quick=options.quick, seed=options.seed) for name in names]
+            Meeting(model, contenders, running, raw, plan, note).measure(parts)
     raw.data["finished"] = True
     raw.save()
     return raw.data

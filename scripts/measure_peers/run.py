@@ -59,13 +59,30 @@ class Meeting:
     plan: Plan
     note: Note
 
-    def measure(self, part: Part) -> None:
-        """Measures what the file lacks of a part.
+    def measure(self, parts: Sequence[Part]) -> None:
+        """Measures what the file lacks of the parts.
 
         Raises:
-            ConfigError: the file holds the part with other sides.
+            ConfigError: the file holds a part with other sides.
             PeerError: our own answers, which all are compared with, could not be had.
         """
+        self._expect([part for part in parts if "expected" not in self.raw.open_point(part.title, part.parameters())])
+        for part in parts:
+            self._measure(part)
+
+    def _expect(self, parts: Sequence[Part]) -> None:
+        """Our greedy answers in float32, which all others are compared with."""
+        contender = Contender("our own answers in float32", True, OURS, [], 0.0, lambda: Path(sys.executable))
+        with Running(self.note) as running:
+            for part in parts:
+                process = running.get(contender)
+                if process is None:
+                    raise PeerError(running.missing[contender.name])
+                process.load(str(self.model), threads=self.plan.threads, settings=FLOAT32)
+                entry = self.raw.open_point(part.title, part.parameters())
+                entry["expected"] = process.generate(part.prompts, part.max_tokens).token_ids
+
+    def _measure(self, part: Part) -> None:
         entry = self.raw.open_point(part.title, part.parameters())
         names = [one.name for one in self.contenders]
         if entry.setdefault("contenders", names) != names:
@@ -75,9 +92,6 @@ class Meeting:
         if len(entry["blocks"]) >= self.plan.rounds:
             self.note(f"{part.title}: already measured")
             return
-        if "expected" not in entry:
-            self.note(f"{part.title}: our own answers in float32")
-            entry["expected"] = reference(part, self.model, self.plan.threads)
         self._rounds(part, entry, self._prepared(part, entry))
 
     def _prepared(self, part: Part, entry: dict[str, Any]) -> dict[str, Ready]:
@@ -147,16 +161,6 @@ def warm(model: Path, contenders: Sequence[Contender], threads: int, note: Note)
             except PeerError as error:
                 running.missing[one.name] = str(error)
             note(f"{one.name}: {running.missing.get(one.name, 'ready')}")
-
-
-def reference(part: Part, model: Path, threads: int) -> list[list[int]]:
-    """Our greedy answers in float32, which all others are compared with."""
-    with Running(lambda _: None) as running:
-        process = running.get(Contender("reference", True, OURS, [], 0.0, lambda: Path(sys.executable)))
-        if process is None:
-            raise PeerError(running.missing["reference"])
-        process.load(str(model), threads=threads, settings=FLOAT32)
-        return process.generate(part.prompts, part.max_tokens).token_ids
 
 
 def _read(probes: Mapping[str, MachineProbes], part: Part) -> dict[str, dict[str, Any]]:

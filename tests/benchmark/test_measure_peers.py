@@ -171,4 +171,6 @@ def test_a_run_goes_on_from_its_file_and_prints_the_table(tiny, tmp_path, capsys
     assert "not measured  S batch 8" in shown
     assert command.main([*given, "--ours", "two:dtype=float32"]) == 2
     assert "Use another file" in capsys.readouterr().err
+    assert command.main([*given, "--parts", "batch 3"]) == 2
+    assert "Choose from: batch 1, batch 8, prefill." in capsys.readouterr().err
     assert Path(tmp_path / "models" / "S" / "config.json").exists()

@@ -125,7 +125,7 @@ def choose(
     A setting that shares fewer than ``least_agreement`` of our choices counts as another model and is not timed; the
     shares found are reported beside the speed.
     """
-    tried = [_try(process, task, one, least_agreement) for one in settings]
+    tried = [_try(process, task, one, least_agreement, alone=len(settings) == 1) for one in settings]
     timed = [one for one in tried if one.reason is None and one.seconds is not None]
     try:
         if not timed:
@@ -137,7 +137,8 @@ def choose(
     return Chosen(name, process, best, versions, tried)
 
 
-def _try(process: PeerProcess, task: Task, settings: dict[str, Any], least_agreement: float) -> Tried:
+def _try(process: PeerProcess, task: Task, settings: dict[str, Any], least_agreement: float, *, alone: bool) -> Tried:
+    """``alone``: there is nothing to compare its time with, so the first answers' time will do."""
     try:
         process.load(task.model, threads=task.threads, settings=settings)
         asked = task.choices()
@@ -147,7 +148,8 @@ def _try(process: PeerProcess, task: Task, settings: dict[str, Any], least_agree
             return Tried(settings, same_choices=same, reason=f"only {same:.0%} of its greedy choices are ours")
         first = process.generate(task.prompts, task.max_tokens)  # warms up, and is compared
         alike = agreement(first.token_ids, task.expected)
-        return Tried(settings, process.generate(task.prompts, task.max_tokens).seconds, alike, same)
+        timed = first if alone else process.generate(task.prompts, task.max_tokens)
+        return Tried(settings, timed.seconds, alike, same)
     except PeerError as error:
         return Tried(settings, reason=str(error))
 
