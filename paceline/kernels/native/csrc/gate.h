@@ -15,12 +15,23 @@ struct GeluTanh {
     }
 };
 
+// erfc(x) for x >= 0 within a few units in the last place, after Press et al., "Numerical Recipes" (erfcc).
+inline Lanes erfc(Lanes x) {
+    const Lanes t = broadcast(1.0f) / fma(broadcast(0.5f), x, broadcast(1.0f));
+    Lanes p = broadcast(0.17087277f);
+    constexpr float rest[] = {-0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f,
+                              0.09678418f,  0.37409196f, 1.00002368f,  -1.26551223f};
+    for (const float next : rest) p = fma(p, t, broadcast(next));
+    return t * exp(p - x * x);
+}
+
+// x times the normal distribution's share below x; what lies above it is small where x is large.
 struct Gelu {
     static Lanes of(Lanes x) {
-        float all[width];
-        store(all, x);
-        for (float &one : all) one = 0.5f * one * (1.0f + erff(one * 0.70710678118654752f));
-        return load(all);
+        const Lanes zero = broadcast(0.0f);
+        const Lanes size = min(broadcast(20.0f), max(x, zero - x));  // beyond, nothing is left, not even of infinity
+        const Lanes beyond = broadcast(0.5f) * erfc(size * broadcast(0.70710678118654752f));
+        return max(zero, x) - size * beyond;
     }
 };
 
