@@ -23,9 +23,15 @@ def compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def processed(state: SamplingState, logits: Tensor, rows: SampleRows, stop: int | None = None) -> Tensor:
-    """``logits`` [R, V] after the processors up to number ``stop``, each on the rows that it acts on; a new tensor."""
+def processed(state: SamplingState, logits: Tensor, rows: SampleRows) -> Tensor:
+    """``logits`` [R, V] after the processors, in a new tensor."""
     scores = logits.to(compute_dtype(logits), copy=True)
+    process(state, scores, rows, len(state.processors))
+    return scores
+
+
+def process(state: SamplingState, scores: Tensor, rows: SampleRows, stop: int) -> None:
+    """Applies the processors before number ``stop`` to ``scores`` [R, V], each to the rows that it acts on."""
     for index, processor in enumerate(state.processors[:stop]):
         acted_on = state.active[rows.seats, index]
         if acted_on.all() and len(rows):
@@ -36,7 +42,6 @@ def processed(state: SamplingState, logits: Tensor, rows: SampleRows, stop: int 
             part = scores[here]
             processor.apply(part, take_rows(rows, chosen))
             scores[here] = part
-    return scores
 
 
 def best_tokens(scores: Tensor) -> Tensor:

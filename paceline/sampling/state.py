@@ -14,8 +14,8 @@ from paceline.sampling.processors import Processor, processors
 class SamplingState(Controls):
     """Controls by seat, the processors in application order, and which of them act on which seat.
 
-    ``seats`` gives each seat's known tokens, which bad words read at every step. Count vectors [V] are kept by the
-    penalties, for the seats that use one.
+    ``seats`` gives each seat's known tokens, which bad words read at every step. The penalties keep counts of the
+    tokens that a seat has seen, for the seats that use one.
     """
 
     def __init__(self, seats: Seats, vocab_size: int, device: torch.device | str) -> None:

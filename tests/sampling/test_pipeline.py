@@ -49,7 +49,7 @@ def test_greedy_rows_draw_no_noise_and_copy_nothing(monkeypatch):
     request = room.join(temperature=0.0)
     monkeypatch.setattr(in_torch.Noise, "add", None)
     monkeypatch.setattr(in_torch, "processed", None)
-    monkeypatch.setattr(in_native, "processed", None)
+    monkeypatch.setattr(in_native, "process", None)
     logits = random_logits(3, dtype=torch.bfloat16)
     assert room.pipeline.sample(logits, many_rows(request, 3)).tolist() == logits.argmax(-1).tolist()
 

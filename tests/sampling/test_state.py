@@ -11,6 +11,7 @@ from paceline.sampling.processors import processors
 from paceline.sampling.processors.bad_words import BadWords
 from paceline.sampling.processors.base import Stateless
 from paceline.sampling.processors.penalties import Penalties
+from tests.sampling.oracle import processed
 from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 from tests.sampling.test_distribution import PAIR_THRESHOLD, pair_statistic, sampled
 from tests.sampling.test_scores import check_path_is_exact
@@ -89,12 +90,27 @@ def test_the_next_request_behaves_as_in_a_fresh_room(controls):
     assert results[0][1] == results[1][1]
 
 
-def test_count_vectors_exist_only_where_a_penalty_does():
+def test_counts_exist_only_where_a_penalty_does():
     room = Room()
     room.join(make_request(temperature=0.5, top_k=3))
     penalised = room.join(make_request(presence_penalty=0.5))
-    kept = everything_kept(room.state)["Penalties"]
-    assert kept == {"_counts": [penalised.seat], "_in_prompt": []}
+    assert everything_kept(room.state)["Penalties"] == {"_counted": [penalised.seat]}
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.5])
+def test_many_seen_tokens_are_counted(repetition_penalty):
+    """More than the arrays begin with; known and drafted, in the prompt and not."""
+    vocab, generator = 2000, np.random.default_rng(7)
+    prompt, output, path = (generator.integers(0, vocab, size).tolist() for size in (400, 700, 90))
+    controls = {"frequency_penalty": 0.25, "presence_penalty": -0.5, "repetition_penalty": repetition_penalty}
+    room = Room(vocab=vocab)
+    room.seats.tokens = np.zeros((8, 2000), dtype=np.int32)
+    request = room.join(make_request(prompt=prompt, output=output[:300], **controls))
+    room.accept(request, output[300:])
+    logits = random_logits(1, vocab=vocab)
+    found = room.pipeline.scores(logits, rows_of((request, path)))
+    expected, _ = processed(logits[0].tolist(), request.params, prompt, output + path)
+    torch.testing.assert_close(found[0], torch.tensor(expected), rtol=0, atol=1e-5)
 
 
 def test_a_readmitted_request_counts_what_it_had():
@@ -134,22 +150,16 @@ PENALISED = SamplingParams(frequency_penalty=0.5, presence_penalty=0.5, repetiti
 
 
 def test_penalties_that_ignore_the_path_are_caught(monkeypatch):
-    def without_path(self, rows):
-        return torch.stack([self._counts[seat] for seat in rows.seats.tolist()])
-
+    seen = Penalties._seen
     check_path_is_exact(PENALISED, [1], [2], [3, 3])
-    monkeypatch.setattr(Penalties, "_counts_with_path", without_path)
+    monkeypatch.setattr(Penalties, "_seen", lambda self, seat, path: seen(self, seat, path[:0]))
     with pytest.raises(AssertionError):
         check_path_is_exact(PENALISED, [1], [2], [3, 3])
 
 
 def test_penalties_that_see_only_the_last_token_are_caught(monkeypatch):
-    bumped = Penalties._counts_with_path
-
-    def last_only(self, rows):
-        return bumped(self, type(rows)(rows.seats, rows.output_index, rows.path[:, -1:]))
-
-    monkeypatch.setattr(Penalties, "_counts_with_path", last_only)
+    seen = Penalties._seen
+    monkeypatch.setattr(Penalties, "_seen", lambda self, seat, path: seen(self, seat, path[-1:]))
     with pytest.raises(AssertionError):
         check_path_is_exact(PENALISED, [1], [2], [3, 4])
 
@@ -164,12 +174,11 @@ def test_bad_words_that_ignore_the_path_are_caught(monkeypatch):
 
 
 def test_a_draft_that_changes_the_counts_is_caught(monkeypatch):
-    def leaky(self, rows):
-        seat = int(rows.seats[0])
-        self.commit(seat, rows.path[0].tolist())
-        return torch.stack([self._counts[seat] for seat in rows.seats.tolist()])
+    def leaky(self, seat, path):
+        self.commit(seat, path.tolist())
+        return self._counted[seat].with_path([])
 
-    monkeypatch.setattr(Penalties, "_counts_with_path", leaky)
+    monkeypatch.setattr(Penalties, "_seen", leaky)
     with pytest.raises(AssertionError):
         check_path_is_exact(PENALISED, [1], [2], [3, 3])
 

@@ -19,7 +19,7 @@ from paceline.sampling.processors.min_p import MinP
 from paceline.sampling.processors.temperature import Temperature
 from paceline.sampling.processors.top_k import TopK
 from paceline.sampling.processors.top_p import TopP
-from paceline.sampling.scores import processed, row_index, take_rows
+from paceline.sampling.scores import process, take_rows
 from paceline.sampling.state import SamplingState
 
 FUSED = (Temperature, MinP, TopK, TopP)
@@ -34,6 +34,7 @@ class NativeSampler:
         self._num_edits = len(state.processors) - len(FUSED)
         controls = SeatControls(*(getattr(state, item.name) for item in fields(SeatControls)))
         self._call = SampleCall(controls, state.vocab_size)
+        self._memory = torch.empty(0, state.vocab_size)
 
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
@@ -42,11 +43,23 @@ class NativeSampler:
             return self._call(logits, rows.seats, rows.output_index)
         chosen, edit = np.flatnonzero(edited), np.cumsum(edited) - 1
         edit[~edited] = -1
-        part, its_rows = logits, rows
-        if len(chosen) < len(rows):
-            part, its_rows = logits[row_index(chosen, logits.device)], take_rows(rows, chosen)
-        scores = processed(self._state, part, its_rows, self._num_edits)
+        scores = self._copied(logits, chosen)
+        process(self._state, scores, take_rows(rows, chosen), self._num_edits)
         return self._call(logits, rows.seats, rows.output_index, edited=scores, edit=edit)
+
+    def _copied(self, logits: Tensor, chosen: Int64) -> Tensor:
+        """f32[E, V]: the chosen rows, in memory that the next call uses again: new memory costs more than the copying.
+
+        A sampler belongs to one engine, which samples one step at a time.
+        """
+        if len(self._memory) < len(chosen):
+            self._memory = torch.empty(len(chosen), logits.shape[1])
+        copy = self._memory[: len(chosen)]
+        if len(chosen) == len(logits):
+            return copy.copy_(logits)
+        for place, row in enumerate(chosen.tolist()):
+            copy[place].copy_(logits[row])
+        return copy
 
 
 def takes(state: SamplingState, dtype: torch.dtype) -> bool:
