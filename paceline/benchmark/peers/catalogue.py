@@ -13,7 +13,7 @@ from typing import Any
 from paceline.core.registry import Registry
 
 ADAPTERS = Path(__file__).with_name("adapters")
-INT8_AGREEMENT, INT4_AGREEMENT = 0.7, 0.3
+INT8_AGREEMENT, INT4_AGREEMENT = 0.7, 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
