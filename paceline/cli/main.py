@@ -17,6 +17,7 @@ from paceline.cli.demo import demo
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.models import models
+from paceline.cli.quantize import quantize
 from paceline.cli.serve import serve
 from paceline.cli.settings import HELP as SETTINGS_HELP
 from paceline.cli.settings import takes_settings
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (serve, chat, generate, demo, doctor):
     app.command(epilog=SETTINGS_HELP)(takes_settings(command))
 app.command()(models)
+app.command()(quantize)
 app.add_typer(bench)
 app.add_typer(config)
 app.add_typer(train)

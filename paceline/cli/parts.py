@@ -17,6 +17,7 @@ def registries() -> Mapping[str, Registry[Any]]:
     from paceline.attention import attention_backends
     from paceline.cache import cache_kinds, store_dtypes
     from paceline.engine.overflow import context_overflows
+    from paceline.models import schemes
     from paceline.runner import model_impls, numerics
     from paceline.scheduling import policies
     from paceline.speculation import proposers, verifiers
@@ -28,6 +29,7 @@ def registries() -> Mapping[str, Registry[Any]]:
         "model_impl": model_impls,
         "numerics": numerics,
         "scheduling_policy": policies,
+        "quantization": schemes,
         "context_overflow": context_overflows,
         "method": proposers,
         "verifier": verifiers,

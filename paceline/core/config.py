@@ -27,6 +27,9 @@ class SpeculativeConfig:
 
     method: Annotated[str, About("How drafts are made: draft_model, ngram, ...", flag="speculative_method")]
     model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
+    draft_quantization: Annotated[
+        str | None, About("The draft model's quantization: int8, int4 or none; by default the target's.")
+    ] = None
     num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
     verifier: Annotated[str, About("match never changes the text; token and block keep more of a draft.")] = "match"
     prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
@@ -59,6 +62,13 @@ class EngineConfig:
         str,
         About("auto, float32, bfloat16, float16 or float64; auto is the checkpoint's, float32 if torch computes."),
     ] = "auto"
+    quantization: Annotated[
+        str | None,
+        About("int8 or int4: weights are quantised while they are read; by default as the checkpoint has them."),
+    ] = None
+    quantization_group_size: Annotated[
+        int, About("int4: inputs that share a scale, 32, 64 or 128.", low=32, high=128)
+    ] = 32
     device: Annotated[str, About("auto, cpu or cuda.")] = "auto"
     kv_cache_dtype: Annotated[str, About("Type of the K/V cache; auto is the model's.")] = "auto"
     cache: Annotated[

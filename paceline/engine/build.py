@@ -13,7 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
 from paceline.engine.memory import build_groups
-from paceline.models import CausalLM, load_model, outline_model, resolve_model
+from paceline.models import CausalLM, Quantization, is_quantised, load_model, outline_model, resolve_model
 from paceline.models.config import DTYPES
 from paceline.runner import Choice, ModelRunner, model_impls, resolve_impl
 from paceline.sampling import Pipeline, SamplingState
@@ -54,6 +54,19 @@ def impl_choice(config: EngineConfig) -> Choice:
     return Choice(config.model_impl, config.attention_backend, config.numerics)
 
 
+def target_quantization(config: EngineConfig) -> Quantization | None:
+    """What the options want of the target's weights; None: as they are stored."""
+    return None if config.quantization is None else Quantization(config.quantization, config.quantization_group_size)
+
+
+def draft_quantization(config: EngineConfig, model: str | Path) -> Quantization | None:
+    """The same of the draft model's: as the target's, unless the options say otherwise or it is stored quantised."""
+    wanted = config.speculative.draft_quantization if config.speculative else None
+    if wanted is None:
+        return None if is_quantised(model) else target_quantization(config)
+    return None if wanted == "none" else Quantization(wanted, config.quantization_group_size)
+
+
 def build_engine(model_path: Path, config: EngineConfig) -> Engine:
     """Loads the models and joins the parts.
 
@@ -63,14 +76,17 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
     """
     device = resolve_device(config.device)
 
-    def load(name: str | Path) -> CausalLM:
-        path = resolve_model(name)
-        model = load_model(path, dtype=resolve_dtype(config, path, device), device=device)
+    def load(path: Path, wanted: Quantization | None) -> CausalLM:
+        model = load_model(path, dtype=resolve_dtype(config, path, device), device=device, quantization=wanted)
         choice = impl_choice(config)
         model_impls[resolve_impl(choice, model, device)].settle(choice, model)
         return model
 
-    return join_parts(load(model_path), config, device, load)
+    def load_draft(name: str) -> CausalLM:
+        path = resolve_model(name)
+        return load(path, draft_quantization(config, path))
+
+    return join_parts(load(model_path, target_quantization(config)), config, device, load_draft)
 
 
 def context_length(config: EngineConfig, target: CausalLM) -> int:

@@ -10,10 +10,18 @@ import torch
 from paceline.cache import cache_kinds
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
-from paceline.engine.build import context_length, make_proposer, most_nodes, resolve_device, resolve_dtype
+from paceline.engine.build import (
+    context_length,
+    draft_quantization,
+    make_proposer,
+    most_nodes,
+    resolve_device,
+    resolve_dtype,
+    target_quantization,
+)
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
-from paceline.models import CausalLM, outline_model
+from paceline.models import CausalLM, Quantization, outline_model
 
 GIB = 2**30
 
@@ -46,11 +54,14 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
     """
     device = resolve_device(config.device)
 
-    def outline(name: str | Path) -> CausalLM:
-        return outline_model(name, dtype=resolve_dtype(config, name, device), device=device)
+    def outline(name: str | Path, wanted: Quantization | None) -> CausalLM:
+        return outline_model(name, dtype=resolve_dtype(config, name, device), device=device, quantization=wanted)
 
-    target = outline(EMBEDDED_TARGET if model is None else model)
-    proposer = make_proposer(config, target, outline)
+    def outline_draft(name: str | Path) -> CausalLM:
+        return outline(name, draft_quantization(config, name))
+
+    target = outline(EMBEDDED_TARGET if model is None else model, target_quantization(config))
+    proposer = make_proposer(config, target, outline_draft)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     weights = {name: _weight_bytes(one) for name, one in models}
     free = free_bytes(device)

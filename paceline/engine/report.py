@@ -18,7 +18,7 @@ from paceline.models import CausalLM
 def _weight_bytes(model: CausalLM | None) -> int:
     if model is None:
         return 0
-    distinct = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in model.parameters()}
+    distinct = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters() if not tensor.is_meta}
     packed = (module.packed for module in model.modules() if isinstance(module, Linear))
     return sum(distinct.values()) + sum(linear.num_bytes for linear in packed if linear is not None)
 

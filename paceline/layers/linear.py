@@ -1,4 +1,4 @@
-"""Knows how checkpoint matrices are packed into one matrix product; nothing of where they come from."""
+"""Knows how checkpoint matrices join in one product, and how torch computes it; nothing of where they come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from paceline.kernels.native.packing import PackedLinear
+from paceline.kernels.native.packing import PackedLinear, unpack
+from paceline.kernels.reference import quantised as rounded
 from paceline.layers.placement import Placement
 
 
@@ -31,7 +32,7 @@ class Linear(nn.Module):
         self.parts = (weight.shape[0],) if parts is None else tuple(parts)
         self.unit = unit
         self.packed: PackedLinear | None = None
-        """The same weights for the native kernels."""
+        """The weights for the native kernels, once they are packed."""
 
     def release(self) -> None:
         """Frees the weights; only the packed ones can be used from now on."""
@@ -42,7 +43,7 @@ class Linear(nn.Module):
     def empty(cls, in_features: int, parts: Sequence[int], *, bias: bool, on: Placement, unit: int = 1) -> Linear:
         """Room for ``parts``, to be filled projection by projection through ``part``."""
         out_features = sum(parts)
-        weight = on.parameter(out_features, in_features)
+        weight = on.matrix(out_features, in_features)
         return cls(weight, on.parameter(out_features) if bias else None, parts=parts, unit=unit)
 
     @classmethod
@@ -62,7 +63,11 @@ class Linear(nn.Module):
     def part(self, name: str, index: int) -> torch.Tensor:
         """A view of projection ``index``'s rows of the parameter ``name`` ("weight" or "bias")."""
         parameter: torch.Tensor = getattr(self, name)
-        return parameter.detach().narrow(0, sum(self.parts[:index]), self.parts[index])
+        return self.part_of(parameter, index)
+
+    def part_of(self, rows: torch.Tensor, index: int) -> torch.Tensor:
+        """A view of projection ``index``'s rows of a tensor [out, ...]."""
+        return rows.detach().narrow(0, sum(self.parts[:index]), self.parts[index])
 
     def by_unit(self, name: str) -> torch.Tensor:
         """A view [units, parts, unit, ...] of the parameter ``name``: unit after unit, each with its projections.
@@ -70,9 +75,35 @@ class Linear(nn.Module):
         So a checkpoint stores equal projections that are interleaved head by head.
         """
         parameter: torch.Tensor = getattr(self, name)
-        rows: torch.Tensor = parameter.detach().unflatten(0, (len(self.parts), -1, self.unit))
-        return rows.transpose(0, 1)
+        return self.by_unit_of(parameter)
+
+    def by_unit_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """The same view of a tensor [out, ...]."""
+        units: torch.Tensor = rows.detach().unflatten(0, (len(self.parts), -1, self.unit))
+        return units.transpose(0, 1)
+
+    @property
+    def quantised(self) -> bool:
+        """The weights are integers and scales; ``weight`` has no memory before torch computes with it."""
+        return self.packed is not None and self.packed.scale is not None
+
+    def quantise_to(self, packed: PackedLinear) -> None:
+        """From now on computes with these weights and this bias; ``weight`` gives up its memory."""
+        self.packed = packed
+        outline = torch.empty_like(self.weight, device="meta")
+        self.weight = nn.Parameter(outline, requires_grad=False)
+
+    def dequantise(self, device: torch.device) -> None:
+        """Gives ``weight`` what the quantised weights stand for, so that torch can compute with them."""
+        assert self.packed is not None
+        weight = unpack(self.packed).to(device, self.weight.dtype)
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in] -> [T, out]."""
-        return functional.linear(x, self.weight, self.bias)
+        """[T, in] -> [T, out]. The rows of a quantised linear are rounded as the native kernels round them."""
+        if not self.quantised:
+            return functional.linear(x, self.weight, self.bias)
+        if self.weight.is_meta:
+            self.dequantise(x.device)
+        steps, scale = (part.to(torch.promote_types(x.dtype, torch.float32)) for part in rounded(x))
+        return functional.linear((steps * scale).to(x.dtype), self.weight, self.bias)

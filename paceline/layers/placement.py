@@ -14,6 +14,8 @@ class Placement:
 
     dtype: torch.dtype
     device: torch.device
+    matrices: torch.device | None = None
+    """Where the matrices of linears lie, if elsewhere: on "meta" those that are quantised while they are read."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -28,3 +30,7 @@ class Placement:
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter that a checkpoint will fill; serving needs no gradient."""
         return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device), requires_grad=False)
+
+    def matrix(self, *shape: int) -> nn.Parameter:
+        """A linear's matrix, likewise."""
+        return Placement(self.dtype, self.matrices or self.device).parameter(*shape)

@@ -12,11 +12,15 @@ FLOAT_KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 
 def pack_linear(module: Linear) -> PackedLinear:
-    """The module's weights [out, in] and bias [out], packed for the native kernels in the dtype that they have.
+    """The module's weights [out, in] and bias [out], packed for the native kernels.
+
+    Quantised weights are as they are; others are packed in the dtype that they have.
 
     Raises:
         ConfigError: a dtype that the kernels do not know.
     """
+    if module.packed is not None:
+        return module.packed
     kind = FLOAT_KINDS.get(module.weight.dtype)
     if kind is None:
         dtype = str(module.weight.dtype).removeprefix("torch.")

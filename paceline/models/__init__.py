@@ -5,7 +5,8 @@ from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
 from paceline.models.family import families
 from paceline.models.hub import resolve_model
-from paceline.models.loader import load_config, load_model, outline_model
+from paceline.models.loader import is_quantised, load_config, load_model, outline_model
+from paceline.models.quantization import Quantization, schemes
 
 # Importing a family's module files it in the registry.
 FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3)
@@ -14,9 +15,12 @@ __all__ = [
     "FAMILY_MODULES",
     "CausalLM",
     "ModelConfig",
+    "Quantization",
     "families",
+    "is_quantised",
     "load_config",
     "load_model",
     "outline_model",
     "resolve_model",
+    "schemes",
 ]

@@ -58,7 +58,7 @@ class CausalLM(nn.Module):
         self.narrow = narrow
         self.logit_softcap = logit_softcap
         tied = embedding.tokens.weight
-        self.head = Linear(tied if config.tied else on.parameter(*tied.shape))
+        self.head = Linear(tied if config.tied else on.matrix(*tied.shape))
         self._depends_on_length = any(rotary.depends_on_length for rotary in rotaries)
 
     @property

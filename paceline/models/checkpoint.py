@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,12 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
     """As safetensors spells it: "BF16", "F32", ..."""
+
+    @property
+    def num_bytes(self) -> int:
+        """For types whose name ends with their bits."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8
 
 
 @contextmanager

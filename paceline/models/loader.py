@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,16 @@ from paceline.core.errors import CheckpointError, ConfigError
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
 from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
+from paceline.models.compressed import Stored
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
+from paceline.models.destination import Destination
 from paceline.models.family import Family, families
 from paceline.models.hub import CONFIG_FILES, resolve_model
-from paceline.models.placing import MISMATCH, Destination, destinations, match
+from paceline.models.placing import MISMATCH, destinations, match
+from paceline.models.planning import expected_layouts, plan_matrices
 from paceline.models.progress import load_progress
+from paceline.models.quantization import HEAD, Plan, Quantization, linears, outline_matrices
+from paceline.models.quantization_config import read_quantization
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
@@ -38,7 +44,22 @@ def load_config(path: str | Path) -> ModelConfig:
     return config
 
 
-def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu") -> CausalLM:
+def is_quantised(path: str | Path) -> bool:
+    """Whether a model directory's weights are stored quantised.
+
+    Raises:
+        CheckpointError: as ``load_config``, or quantised in a way that is not supported.
+    """
+    return read_quantization(_read_fields(resolve_model(path, only=CONFIG_FILES) / "config.json")) is not None
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
+) -> CausalLM:
     """Loads a Hugging Face model directory, or a Hub id, for inference.
 
     Args:
@@ -46,20 +67,62 @@ def load_model(path: str | Path, *, dtype: torch.dtype | str = "auto", device: t
         dtype: float32, bfloat16, float16 or float64. "auto" is the checkpoint's own, except that float16 becomes
             float32 on the CPU, where half-precision arithmetic is slow and overflows early.
         device: where the parameters lie.
+        quantization: how linears are quantised while they are read, tensor by tensor, so that no more than one of them
+            is ever held as the checkpoint has it. A checkpoint that is quantised already is taken as it is.
 
     Raises:
         CheckpointError: the directory is incomplete, corrupt, unsupported or unsafe; the message names the file.
-        ConfigError: ``dtype`` is none of the above.
+        ConfigError: ``dtype`` is none of the above, or the model cannot be quantised so.
     """
     directory = resolve_model(path)
     config = load_config(directory)
     family = families[config.family]
     entries = read_index(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    placed = match(entries, destinations(_outline(config, directory), family), family, directory)
-    model = family.build(config, on)
-    _stream(placed, destinations(model, family))
+    outline = _outline(config, directory)
+    as_stored = read_quantization(_read_fields(directory / "config.json"))
+    plan = plan_matrices(outline, family, entries, as_stored, quantization)
+    room = _room(outline, plan, torch.device("meta"))
+    placed = match(entries, destinations(outline, family, plan, room), family, directory)
+    model = _build(config, on, plan)
+    room = _room(model, plan, torch.device("cpu"))
+    _stream(placed, destinations(model, family, plan, room))
+    _pack(model, plan, room)
     return model.eval()
+
+
+def _build(config: ModelConfig, on: Placement, plan: Plan) -> CausalLM:
+    """The model, in which matrices that are quantised have no memory."""
+    if not plan.layouts:
+        return families[config.family].build(config, on)
+    model = families[config.family].build(config, replace(on, matrices=torch.device("meta")))
+    for name, linear in linears(model).items():
+        if name not in plan.layouts and linear.weight.is_meta:
+            linear.weight = on.parameter(*linear.weight.shape)
+    return model
+
+
+def _room(model: CausalLM, plan: Plan, device: torch.device) -> dict[str, Stored]:
+    """Room for the integers and scales of the linears that tensors of the checkpoint fill."""
+    filled = {name: layout for name, layout in plan.layouts.items() if not _from_embedding(model, name)}
+    found = linears(model)
+    return {name: Stored.empty(layout, found[name].weight.shape, device) for name, layout in filled.items()}
+
+
+def _from_embedding(model: CausalLM, name: str) -> bool:
+    return name == HEAD and model.config.tied
+
+
+def _pack(model: CausalLM, plan: Plan, room: dict[str, Stored]) -> None:
+    """Packs each linear's integers and gives up their first form before the next."""
+    found = linears(model)
+    for name, layout in plan.layouts.items():
+        linear = found[name]
+        stored = Stored.of(linear.weight.detach().cpu(), layout) if _from_embedding(model, name) else room.pop(name)
+        try:
+            linear.quantise_to(stored.pack(None if linear.bias is None else linear.bias.cpu()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"the quantised weights of {name} cannot be used: {error}") from None
 
 
 def _read_fields(path: Path) -> Fields:
@@ -73,8 +136,6 @@ def _read_fields(path: Path) -> Fields:
                 f"{path} has {key!r}: the model asks for code from its own repository to be run\n"
                 f"Paceline never runs a checkpoint's code; {way}."
             )
-    if values.get("quantization_config"):
-        raise CheckpointError(f"{path}: quantised checkpoints are not supported\nGive the model's unquantised version.")
     return Fields(path, values)
 
 
@@ -99,16 +160,34 @@ def _resolve_dtype(
 
 
 def outline_model(
-    path: str | Path, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    quantization: Quantization | None = None,
 ) -> CausalLM:
-    """The model as ``load_model`` would make it, from config.json alone: parameters have shapes and no memory.
+    """The model as ``load_model`` would make it, from config.json alone: parameters have sizes and no memory.
+
+    Quantised matrices are bytes, as many as they will take packed.
 
     Raises:
         CheckpointError, ConfigError: as ``load_model``.
     """
     directory = resolve_model(path, only=CONFIG_FILES)
     config = load_config(directory)
-    return _outline(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
+    model = _outline(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
+    stored = read_quantization(_read_fields(directory / "config.json"))
+    outline_matrices(model, expected_layouts(model, stored, quantization))
+    return model
+
+
+def outline_checkpoint(directory: Path) -> CausalLM:
+    """The model of a directory as its tensors fill it, without memory.
+
+    Raises:
+        CheckpointError: as ``load_config``.
+    """
+    return _outline(load_config(directory), directory)
 
 
 def _outline(config: ModelConfig, directory: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
@@ -125,10 +204,13 @@ def _stream(placed: Mapping[str, Entry], wanted: Mapping[str, Destination]) -> N
     files: dict[Path, list[str]] = defaultdict(list)
     for name, entry in placed.items():
         files[entry.file].append(name)
-    total = sum(destination.tensor.nbytes for destination in wanted.values())
+    total = sum(destination.num_bytes for destination in wanted.values())
     with load_progress(total) as advance:
         for file, names in files.items():
             with opened(file) as tensors:
                 for name in names:
-                    wanted[name].fill(tensors.get_tensor(placed[name].name))
-                    advance(wanted[name].tensor.nbytes)
+                    try:
+                        wanted[name].fill(tensors.get_tensor(placed[name].name))
+                    except ValueError as error:
+                        raise CheckpointError(f"{file}: tensor {placed[name].name!r}: {error}") from None
+                    advance(wanted[name].num_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,49 +14,89 @@ from paceline.core.errors import CheckpointError
 from paceline.layers.linear import Linear
 from paceline.layers.norm import HeadNorm
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import FLOATS, Entry
+from paceline.models.checkpoint import Entry
+from paceline.models.compressed import Stored
+from paceline.models.destination import Destination, Quantising, Scales, Shape
 from paceline.models.family import Family, Part
+from paceline.models.quantization import UNQUANTISED, Plan
 
 MISMATCH = "config.json and the safetensors do not describe the same model; download both again."
+UNSUPPORTED = {
+    "weight_zero_point": "zero points",
+    "weight_g_idx": "groups in the order of activations",
+    "input_scale": "static scales of activations",
+    "input_zero_point": "zero points of activations",
+    "output_scale": "scales of outputs",
+    "k_scale": "scales of the K/V cache",
+    "v_scale": "scales of the K/V cache",
+}
+"""Tensors of quantised checkpoints that nothing here reads, and what they mean."""
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """A view into the model's parameters that one checkpoint tensor fills."""
+class Place:
+    """A checkpoint module's name, and what of the model it fills."""
 
-    tensor: torch.Tensor
+    theirs: str
+    ours: str
+    module: nn.Module
     part: Part
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the checkpoint stores it."""
-        if self.part.transposed:
-            return tuple(self.tensor.t().shape)
-        if self.part.repeated:
-            return tuple(self.tensor.shape[1:])
-        if self.part.by_unit:
-            return (self.tensor.shape[:3].numel(), *self.tensor.shape[3:])
-        return tuple(self.tensor.shape)
 
-    def fill(self, source: torch.Tensor) -> None:
-        if self.part.transposed:
-            source = source.t()
-        if self.part.by_unit:
-            source = source.view(self.tensor.shape)
-        self.tensor.copy_(source)  # repeats a single row
-        if self.part.plus:
-            self.tensor.add_(self.part.plus)
-
-
-def destinations(model: CausalLM, family: Family) -> dict[str, Destination]:
-    """Checkpoint tensor name -> the parameter view that it fills."""
-    return {
-        f"{theirs}.{name}": Destination(tensor, part)
+def places(model: CausalLM, family: Family) -> list[Place]:
+    """What every checkpoint module fills; a tied head is filled by none."""
+    return [
+        Place(theirs, ours, _module(model, ours), part)
         for pattern, part in family.names.items()
         if not (part.module == "head" and model.config.tied)
         for theirs, ours in _expand(pattern, part.module, model.config.num_layers)
-        for name, tensor in _tensors(_module(model, ours), part)
+    ]
+
+
+def destinations(
+    model: CausalLM, family: Family, plan: Plan = UNQUANTISED, stored: Mapping[str, Stored] | None = None
+) -> dict[str, Destination]:
+    """Checkpoint tensor name -> what it fills; ``stored`` has room for the matrices that the plan names."""
+    return {
+        f"{place.theirs}.{name}": destination
+        for place in places(model, family)
+        for name, destination in _destinations(place, plan, (stored or {}).get(place.ours))
     }
+
+
+def _destinations(place: Place, plan: Plan, stored: Stored | None) -> Iterator[tuple[str, Destination]]:
+    for name, tensor in _tensors(place.module, place.part):
+        if name == "weight" and stored is not None:
+            assert isinstance(place.module, Linear)
+            as_read = place.ours in plan.read
+            yield from _read(place, stored) if as_read else [(name, _made(place, stored, tensor))]
+        else:
+            yield name, Destination(tensor, place.part)
+
+
+def _read(place: Place, stored: Stored) -> Iterator[tuple[str, Destination]]:
+    """Integers and scales, always [out, in]: what stores them has no other layout."""
+    layout, part = stored.layout, replace(place.part, transposed=False)
+    scale = _rows(place, stored.scale)
+    yield layout.integers, Destination(_rows(place, stored.integers), part)
+    yield "weight_scale", Scales(scale, part, layout.shares_scale)
+    if layout.packs:
+        rows = scale.shape[:3].numel() if part.by_unit else scale.shape[0]
+        yield "weight_shape", Shape(torch.tensor([rows, stored.in_features]), Part(place.ours))
+
+
+def _made(place: Place, stored: Stored, outline: torch.Tensor) -> Destination:
+    part = replace(place.part, transposed=False)
+    integers, scale = (Destination(_rows(place, tensor), part) for tensor in (stored.integers, stored.scale))
+    return Quantising(outline, place.part, stored.layout, integers, scale)
+
+
+def _rows(place: Place, tensor: torch.Tensor) -> torch.Tensor:
+    """The part's rows of a tensor [out, ...] of its linear."""
+    assert isinstance(place.module, Linear)
+    if place.part.by_unit:
+        return place.module.by_unit_of(tensor)
+    return tensor if place.part.index is None else place.module.part_of(tensor, place.part.index)
 
 
 def _expand(theirs: str, ours: str, num_layers: int) -> list[tuple[str, str]]:
@@ -91,11 +131,11 @@ def match(
     """
     placed: dict[str, Entry] = {}
     for entry in entries:
-        names = _names(entry, family)
+        names = names_of(entry, family)
         name = next((name for name in names if name in wanted), None)
         if name is None:
             if not _skipped(names, family):
-                raise CheckpointError(f"{entry.file}: unexpected tensor {entry.name!r}\n{MISMATCH}")
+                raise _unexpected(entry)
             continue
         if name in placed:
             raise CheckpointError(f"{entry.file}: tensor {name!r} comes twice, the other in {placed[name].file}")
@@ -108,18 +148,30 @@ def match(
     return placed
 
 
-def _names(entry: Entry, family: Family) -> list[str]:
+def names_of(entry: Entry, family: Family) -> list[str]:
     """What the family may call the tensor: its own name first, then with an export's prefix put right."""
     matching = [(theirs, ours) for theirs, ours in family.prefixes if entry.name.startswith(theirs)]
     return [entry.name, *(ours + entry.name.removeprefix(theirs) for theirs, ours in matching)]
 
 
+def _unexpected(entry: Entry) -> CheckpointError:
+    name = entry.name.rpartition(".")[2]
+    why = UNSUPPORTED.get(name)
+    if why is None:
+        return CheckpointError(f"{entry.file}: unexpected tensor {entry.name!r}\n{MISMATCH}")
+    return CheckpointError(
+        f"{entry.file}: tensor {entry.name!r} belongs to a quantisation with {why}, which is not supported\n"
+        'Give the unquantised model, and quantization="int8" or "int4" (or `paceline quantize` it once).'
+    )
+
+
 def _check(entry: Entry, wanted: Destination) -> None:
-    if entry.shape != wanted.shape:
+    if not wanted.accepts(entry.shape):
         shapes = f"has shape {list(entry.shape)}, config.json implies {list(wanted.shape)}"
         raise CheckpointError(f"{entry.file}: tensor {entry.name!r} {shapes}\n{MISMATCH}")
-    if entry.dtype not in FLOATS:
-        raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not one of {', '.join(FLOATS)}")
+    if entry.dtype not in wanted.types:
+        allowed = wanted.types[0] if wanted.types[1:] == () else f"one of {', '.join(wanted.types)}"
+        raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not {allowed}")
 
 
 def _skipped(names: Sequence[str], family: Family) -> bool:

@@ -22,7 +22,15 @@ QUIET_VARIABLE = "PACELINE_QUIET"
 class LoadProgress:
     """Hears how many bytes were read; shows nothing before that has taken a noticeable time."""
 
-    def __init__(self, total: int, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        doing: str = "loading",
+    ) -> None:
+        self._doing = doing
         self._total, self._file, self._clock = total, file or sys.stderr, clock
         self._done = 0
         self._next = clock() + NOTICEABLE_SECONDS
@@ -39,13 +47,13 @@ class LoadProgress:
 
     def _show(self) -> None:
         if self._file.isatty():
-            columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            columns = (TextColumn(self._doing), BarColumn(), DownloadColumn(), TimeRemainingColumn())
             bar = Progress(*columns, console=Console(file=self._file), transient=True)
             bar.start()
-            self._bar = bar, bar.add_task("loading", total=self._total, completed=self._done)
+            self._bar = bar, bar.add_task(self._doing, total=self._total, completed=self._done)
             return
         share = 100 * self._done / max(self._total, 1)
-        print(f"loading: {share:.0f}% of {self._total / 1e9:.1f} GB", file=self._file, flush=True)
+        print(f"{self._doing}: {share:.0f}% of {self._total / 1e9:.1f} GB", file=self._file, flush=True)
         self._next = self._clock() + LINE_SECONDS
 
     def stop(self) -> None:
@@ -54,12 +62,12 @@ class LoadProgress:
 
 
 @contextmanager
-def load_progress(total: int) -> Iterator[Callable[[int], None]]:
+def load_progress(total: int, doing: str = "loading") -> Iterator[Callable[[int], None]]:
     """Yields ``advance(bytes)``; PACELINE_QUIET shows nothing."""
     if WORDS.get(os.environ.get(QUIET_VARIABLE, "").lower(), False):
         yield lambda _num_bytes: None
         return
-    progress = LoadProgress(total)
+    progress = LoadProgress(total, doing=doing)
     try:
         yield progress.advance
     finally:

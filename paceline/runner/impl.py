@@ -10,6 +10,7 @@ import torch
 from paceline.attention import LayerMap
 from paceline.core.errors import ConfigError
 from paceline.core.registry import Registry
+from paceline.layers.linear import Linear
 from paceline.models import CausalLM
 from paceline.runner.executor import Executor, TorchExecutor
 from paceline.runner.native import NativeExecutor, obstacle, pack_weights
@@ -90,9 +91,12 @@ def _pack(choice: Choice, model: CausalLM) -> None:
     pack_weights(model, release=not numerics[choice.numerics].keeps_weights)
 
 
-def _leave(choice: Choice, model: CausalLM) -> None:
-    """Torch reads weights as they are loaded."""
+def _unpack(choice: Choice, model: CausalLM) -> None:  # noqa: ARG001
+    """Torch reads weights as they are loaded, and what quantised ones stand for."""
+    for module in model.modules():
+        if isinstance(module, Linear) and module.quantised:
+            module.dequantise(model.device)
 
 
 model_impls.add("native")(ModelImpl(_native, _native_obstacle, _pack, keeps_half=True))
-model_impls.add("torch")(ModelImpl(_torch, _no_obstacle, _leave, keeps_half=False))
+model_impls.add("torch")(ModelImpl(_torch, _no_obstacle, _unpack, keeps_half=False))

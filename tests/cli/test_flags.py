@@ -23,10 +23,11 @@ COMMANDS = {
 }
 WITHOUT_SETTINGS = {
     "models": {"as_json"},
+    "quantize": {"model", "out", "scheme", "group_size", "text", "compare", "force", "as_json"},
     "config init": {"path", "user", "force"},
 }
 RECIPES = {"train target": TargetOptions, "train draft": DraftOptions, "train evaluate": EvaluateOptions}
-FLAGS = {"as_json": "--json", "as_chat": "--chat", "model": "MODEL", "path": "PATH"}
+FLAGS = {"out": "OUT", "as_json": "--json", "as_chat": "--chat", "model": "MODEL", "path": "PATH"}
 
 
 def command_of(name: str):

@@ -44,7 +44,10 @@ CONFIGS = [
     ({"trust_remote_code": True}, "config.json has 'trust_remote_code': the model asks for code"),
     ({"trust_remote_code": "yes"}, "'trust_remote_code'"),
     ({"_attn_implementation_internal": "someone/kernel"}, "'_attn_implementation_internal'"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints are not supported"),
+    (
+        {"quantization_config": {"quant_method": "gptq"}},
+        "quantised by 'gptq', and only compressed-tensors can be read\nGive the unquantised",
+    ),
     ({"hidden_size": "32"}, "hidden_size must be an integer in .*, got '32'"),
     ({"hidden_size": None}, "hidden_size must be an integer in .*missing"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer in"),

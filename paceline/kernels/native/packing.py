@@ -113,7 +113,22 @@ class Kind(Protocol):
         ...
 
 
+class QuantisedKind(Kind, Protocol):
+    """A kind whose weights are small integers times scales."""
+
+    def quantise(self, weight: torch.Tensor, group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32[out, in] -> integers, int8[out, in], and scales, float32[out, groups]."""
+        ...
+
+    def pack_quantised(
+        self, steps: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, group_size: int, /
+    ) -> PackedLinear:
+        """int8[out, in], float32[out, groups], float32[padded out]."""
+        ...
+
+
 kinds: Registry[Kind] = Registry("kind of linear")
+quantised_kinds: Registry[QuantisedKind] = Registry("kind of quantised linear")
 
 
 def pack(
@@ -126,14 +141,57 @@ def pack(
         TypeError, ValueError: tensors or sizes that cannot be packed.
     """
     packer = kinds[kind]
-    check_shape("weight", check_tensor("weight", weight), [None, None])
-    if not weight.numel():
-        raise ValueError(f"weight has shape {list(weight.shape)}, which holds nothing")
-    padded = None
-    if bias is not None:
-        check_shape("bias", check_tensor("bias", bias), [weight.shape[0]])
-        padded = _padded(bias.detach().float(), 0, WIDTH)
-    return packer.pack(weight.detach().float(), padded, group_size)
+    _check_matrix("weight", check_tensor("weight", weight))
+    return packer.pack(weight.detach().float(), _padded_bias(bias, weight.shape[0]), group_size)
+
+
+def quantise(weight: torch.Tensor, kind: str, *, group_size: int = GROUP_SIZES[0]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``pack`` packs of weight [out, in]: integers, int8[out, in], and their scales, float32[out, groups].
+
+    Raises:
+        ConfigError: an unknown kind.
+        TypeError, ValueError: weights or sizes that cannot be quantised.
+    """
+    _check_matrix("weight", check_tensor("weight", weight))
+    return quantised_kinds[kind].quantise(weight.detach().float(), group_size)
+
+
+def pack_quantised(
+    steps: torch.Tensor,
+    scale: torch.Tensor,
+    kind: str,
+    *,
+    bias: torch.Tensor | None = None,
+    group_size: int = GROUP_SIZES[0],
+) -> PackedLinear:
+    """Packs integers int8[out, in] and scales float32[out, groups] as they are; int8 has a single group.
+
+    int4 holds its scales in float16: those of another checkpoint are rounded to that.
+
+    Raises:
+        ConfigError: an unknown kind.
+        TypeError, ValueError: integers or scales that the kind cannot hold.
+    """
+    packer = quantised_kinds[kind]
+    _check_matrix("steps", check_tensor("steps", steps, dtypes=[torch.int8]))
+    check_tensor("scale", scale, dtypes=[torch.float32])
+    if not scale.isfinite().all():
+        raise ValueError("scale has numbers that are not finite\nUse another copy of the weights.")
+    _check_inputs(steps)
+    return packer.pack_quantised(steps, scale, _padded_bias(bias, steps.shape[0]), group_size)
+
+
+def _check_matrix(name: str, matrix: torch.Tensor) -> None:
+    check_shape(name, matrix, [None, None])
+    if not matrix.numel():
+        raise ValueError(f"{name} has shape {list(matrix.shape)}, which holds nothing")
+
+
+def _padded_bias(bias: torch.Tensor | None, out_features: int) -> torch.Tensor | None:
+    if bias is None:
+        return None
+    check_shape("bias", check_tensor("bias", bias), [out_features])
+    return _padded(bias.detach().float(), 0, WIDTH)
 
 
 def unpack(packed: PackedLinear) -> torch.Tensor:
@@ -194,6 +252,10 @@ def check_quantisable(weight: torch.Tensor) -> None:
     """
     if not weight.isfinite().all():
         raise ValueError("weight has numbers that are not finite\nPack it as fp32, bf16 or fp16.")
+    _check_inputs(weight)
+
+
+def _check_inputs(weight: torch.Tensor) -> None:
     if weight.shape[1] > MOST_INTEGER_INPUTS:
         raise ValueError(
             f"weight has {weight.shape[1]} inputs, more than {MOST_INTEGER_INPUTS}, which sums of products must fit\n"
@@ -210,14 +272,24 @@ class Int8Kind:
     scale_dtype = torch.float32
     activation_dtype = torch.float32
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, _group_size: int, /) -> PackedLinear:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
+        steps, scale = self.quantise(weight, group_size)
+        return self.pack_quantised(steps, scale, bias, group_size)
+
+    def quantise(self, weight: torch.Tensor, _group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         check_quantisable(weight)
-        out, inputs = weight.shape
-        scale = weight.abs().amax(1) / 127
-        steps = (weight / torch.where(scale > 0, scale, 1.0)[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        steps = (weight / torch.where(scale > 0, scale, 1.0)).round_().clamp_(-127, 127)
+        return steps.to(torch.int8), scale
+
+    def pack_quantised(
+        self, steps: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, _group_size: int, /
+    ) -> PackedLinear:
+        out, inputs = steps.shape
+        check_shape("scale", scale, [out, 1])
         sums = _padded(steps.sum(1, dtype=torch.int32), 0, WIDTH)
         blocks = to_blocks(steps, self.step)
-        return PackedLinear("int8", inputs, out, blocks, _padded(scale, 0, WIDTH), sums, bias, 0)
+        return PackedLinear("int8", inputs, out, blocks, _padded(scale[:, 0], 0, WIDTH), sums, bias, 0)
 
     def unpack(self, packed: PackedLinear) -> torch.Tensor:
         assert packed.scale is not None
@@ -235,19 +307,33 @@ class Int4Kind:
     activation_dtype = torch.float32
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
+        steps, scale = self.quantise(weight, group_size)
+        return self.pack_quantised(steps, scale, bias, group_size)
+
+    def quantise(self, weight: torch.Tensor, group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         check_quantisable(weight)
-        if group_size not in GROUP_SIZES:
-            raise ValueError(f"group_size is {group_size}\nChoose one of: {', '.join(map(str, GROUP_SIZES))}.")
-        out, inputs = weight.shape
+        _check_group_size(group_size)
         groups = _padded(weight, 1, group_size).unflatten(1, (-1, group_size))  # [out, groups, group_size]
         extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))
         scale = (extreme / -8).half()
         if not scale.isfinite().all():
             raise ValueError("weight has numbers whose scales float16 cannot hold\nPack it as int8 or fp32.")
         wide = scale.float()
-        nibbles = (groups / torch.where(wide == 0, 1.0, wide)).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
-        blocks = to_blocks(_joined(nibbles.flatten(1)), self.step // 2)
-        return PackedLinear("int4", inputs, out, blocks, to_blocks(scale[:, :, 0], 1)[..., 0], None, bias, group_size)
+        steps = (groups / torch.where(wide == 0, 1.0, wide)).round_().clamp_(-8, 7).to(torch.int8)
+        return steps.flatten(1)[:, : weight.shape[1]], wide[..., 0]
+
+    def pack_quantised(
+        self, steps: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, group_size: int, /
+    ) -> PackedLinear:
+        _check_group_size(group_size)
+        out, inputs = steps.shape
+        check_shape("scale", scale, [out, -(-inputs // group_size)])
+        narrow = scale.half()
+        if not narrow.isfinite().all() or steps.min() < -8 or steps.max() > 7:
+            raise ValueError("steps lie outside [-8, 7], or scale outside float16\nPack them as int8.")
+        nibbles = (_padded(steps, 1, group_size) + 8).to(torch.uint8)
+        blocks = to_blocks(_joined(nibbles), self.step // 2)
+        return PackedLinear("int4", inputs, out, blocks, to_blocks(narrow, 1)[..., 0], None, bias, group_size)
 
     def unpack(self, packed: PackedLinear) -> torch.Tensor:
         assert packed.scale is not None
@@ -259,6 +345,11 @@ class Int4Kind:
         return weight.flatten(1)[:, : packed.in_features]
 
 
+def _check_group_size(group_size: int) -> None:
+    if group_size not in GROUP_SIZES:
+        raise ValueError(f"group_size is {group_size}\nChoose one of: {', '.join(map(str, GROUP_SIZES))}.")
+
+
 def _joined(nibbles: torch.Tensor) -> torch.Tensor:
     """uint8[out, in] -> uint8[out, in / 2]: of eight inputs, 0-3 become the low halves of four bytes, 4-7 the high."""
     low, high = nibbles.unflatten(1, (-1, 2, 4)).unbind(2)
@@ -266,5 +357,7 @@ def _joined(nibbles: torch.Tensor) -> torch.Tensor:
     return joined.flatten(1)
 
 
-kinds.add("int8")(Int8Kind())
-kinds.add("int4")(Int4Kind())
+_quantised: dict[str, QuantisedKind] = {"int8": Int8Kind(), "int4": Int4Kind()}
+for _name, _each in _quantised.items():
+    kinds.add(_name)(_each)
+    quantised_kinds.add(_name)(_each)

@@ -21,7 +21,7 @@ def packed_of(module: Linear) -> PackedLinear:
 
 
 def pack_weights(model: CausalLM, *, release: bool) -> None:
-    """Packs every linear that is not packed yet, one by one.
+    """Packs every linear that is not packed yet, one by one; one that came quantised only moves to where others lie.
 
     ``release`` frees what was packed, so that torch can compute the model no more; a matrix that is the embedding table
     as well stays.
@@ -29,7 +29,7 @@ def pack_weights(model: CausalLM, *, release: bool) -> None:
     arena = Arena()
     tables = {id(model.embedding.tokens.weight)}
     for module in _linears(model):
-        if module.packed is None:
+        if module.packed is None or (release and module.quantised):
             packed = pack_linear(module)
             module.packed = replace(packed, weight=arena.copy(packed.weight))
         if release and id(module.weight) not in tables:
