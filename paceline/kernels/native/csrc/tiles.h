@@ -9,8 +9,8 @@
 #endif
 
 // How far ahead of the products a block's weights are fetched. The processor by itself looks no further than the end of
-// a page, and less far the more rows there are to multiply before it sees the next weights.
-constexpr int64_t bytes_ahead = 4096;
+// a page, and less far the more rows there are to multiply before it sees the next weights; one row lets it see enough.
+constexpr int64_t bytes_ahead(int rows) { return rows <= 2 ? 2048 : 4096; }
 
 // Into the second cache: the first one can wait for too few lines at a time to keep the memory busy.
 inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
@@ -46,13 +46,13 @@ struct Place {
     Ints offset(int64_t r, int64_t group) const { return broadcast(x.offsets[(row + r) * x.groups + group]); }
 
     // From this input on the weights to be fetched are no longer those of these blocks but of as many that follow them.
-    int64_t turn() const {
-        const int64_t input = x.padded - bytes_ahead / Kind::step_bytes * Kind::step;
+    int64_t turn(int64_t ahead) const {
+        const int64_t input = x.padded - ahead / Kind::step_bytes * Kind::step;
         return input < first ? first : smaller(input, last);
     }
     // How many bytes behind the weights of input k those to be fetched lie.
-    int64_t lead(int64_t blocks, int64_t k) const {
-        return k < turn() ? bytes_ahead : bytes_ahead + (blocks - 1) * block_bytes();
+    int64_t lead(int64_t blocks, int64_t k, int64_t ahead) const {
+        return k < turn(ahead) ? ahead : ahead + (blocks - 1) * block_bytes();
     }
 };
 
@@ -72,10 +72,10 @@ void plain_tile(const Place<Kind> &at) {
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(sum);
     const char *weights = at.weights + at.first / Kind::step * Kind::step_bytes;
-    const int64_t turn = at.turn();
+    const int64_t turn = at.turn(bytes_ahead(R));
     for (int64_t k = at.first; k < at.last;) {
         const int64_t end = k < turn ? turn : at.last;
-        const char *next = weights + at.lead(B, k);
+        const char *next = weights + at.lead(B, k, bytes_ahead(R));
         for (; k < end; k += Kind::step, weights += Kind::step_bytes, next += Kind::step_bytes) {
             typename Kind::Weight w[B];
             UNROLLED for (int b = 0; b < B; ++b) {
@@ -119,7 +119,7 @@ void grouped_tile(const Place<Kind> &at) {
     Lanes total[R][B];
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(total);
-    const int64_t groups_ahead = bytes_ahead / (at.group_size / Kind::step * Kind::step_bytes);
+    const int64_t groups_ahead = bytes_ahead(R) / (at.group_size / Kind::step * Kind::step_bytes);
     for (int64_t k = at.first; k < at.last; k += at.group_size) {
         const int64_t group = k / at.group_size;
         Ints sum[R][B];
@@ -127,7 +127,7 @@ void grouped_tile(const Place<Kind> &at) {
             const Ints offset = at.offset(r, group);
             UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = offset;
         }
-        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, k), sum);
+        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, k, bytes_ahead(R)), sum);
         UNROLLED for (int b = 0; b < B; ++b) {
             const Lanes scale = at.scale(b, group);
             prefetch(at.scales + (b * at.x.groups + group + groups_ahead) * width);
