@@ -112,6 +112,8 @@ def test_engine_options():
         "prefix_cache_max_entries",
         "scheduling_policy",
         "attention_backend",
+        "model_impl",
+        "numerics",
         "seed",
         "speculative",
     ]

@@ -321,11 +321,11 @@ def test_a_window_off_by_one_in_the_engine_is_caught(tmp_path, family, monkeypat
 def test_a_softcap_left_out_by_the_attention_is_caught(tmp_path, monkeypatch):
     reference = tiny(tmp_path, "gemma2")
     model = load_model(tmp_path)
-    assert_continues(reference, model, random_tokens(12), 40)
+    assert_continues(reference, model, random_tokens(12), 40, attention_backend="sdpa")
 
     def plain(q, k, v, mask, spec):
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
 
     monkeypatch.setattr(sdpa, "_softcapped", plain)
     with pytest.raises(AssertionError):
-        assert_continues(reference, model, random_tokens(12), 40)
+        assert_continues(reference, model, random_tokens(12), 40, attention_backend="sdpa")

@@ -1,1 +1,1 @@
-"""Kernels in C++ that are bitwise row-invariant, behind checks that raise; nothing here is imported by models yet."""
+"""C++ kernels for the CPU behind a plain C interface; each module wraps one of them and checks what it is given."""
