@@ -1,0 +1,230 @@
+"""Measures what an engine step costs outside the models' passes and the sampling pipeline; writes raw JSON.
+
+The passes are replaced by made-up logits, in which a draft agrees with its target four times out of five; neither they
+nor the pipeline's calls count. Processor time is taken, lest other work on the machine counts. Each side is a checkout in a process of its own; the sides take turns, case by case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SPECULATION: dict[str, dict[str, Any] | None] = {
+    "off": None,
+    "draft_model": {"method": "draft_model", "num_speculative_tokens": 3},
+    "ngram": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+}
+BATCHES = (1, 8, 64)
+PARTS = {
+    "plan": "engine.scheduler.plan",
+    "propose": "engine.proposer.propose",
+    "assemble": "outcome.assemble",
+    "sample_rows": "outcome.sample_rows",
+    "verify": "engine.verifier.verify",
+    "logprobs": "outcome.token_logprobs",
+    "accept": "engine._accept",
+    "commit": "engine._commit",
+    "observe": "engine.proposer.observe",
+    "publish": "engine._publish",
+    "retire": "engine._retire",
+    "step_times": "engine.step_times.record",
+    "step (rest)": "engine.step",
+    "loop (rest)": "loop._step",
+}
+
+
+class Stopwatch:
+    """Adds up the time of each part without the parts called in it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self._inner.append(0.0)
+            started = time.thread_time()
+            try:
+                return call(*arguments, **options)
+            finally:
+                took = time.thread_time() - started
+                self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inner.pop()
+                self._inner[-1] += took
+
+        return timed
+
+
+def engine_loop(speculation: str) -> Any:
+    """An engine of the embedded pair's shapes whose passes are made up, and a loop around it."""
+    import torch
+
+    from paceline import LLM
+    from paceline.core.batch import Output
+    from paceline.engine.loop import EngineLoop
+    from paceline.engine.pair import EMBEDDED_SPECULATION
+
+    torch.set_num_threads(1)
+    options = SPECULATION[speculation]
+    if speculation == "draft_model":
+        options = {**EMBEDDED_SPECULATION, **(options or {})}
+    llm = LLM(speculative_config=options, max_num_seqs=64, enable_prefix_caching=False)
+    width = llm.engine.runner.model.config.vocab_size
+
+    def made_up(period: int) -> Callable[..., Any]:
+        def forward(batch: Any, *_: Any, **__: Any) -> Any:
+            tokens = torch.from_numpy(batch.token_ids[batch.logit_rows])
+            following = 100 + (tokens + 1 + (tokens % period == 0)) % 50
+            return Output(torch.zeros(len(tokens), width).scatter_(1, following[:, None], 1.0))
+
+        return forward
+
+    proposer = llm.engine.proposer
+    runners = [llm.engine.runner, getattr(getattr(proposer, "inner", None), "runner", None)]
+    for runner, period in zip(runners, (10**9, 5), strict=True):
+        if runner is not None:
+            runner.forward = made_up(period)
+    return EngineLoop(llm)
+
+
+def begin(loop: Any, batch: int, text: bool) -> list[Any]:
+    """Seats requests and feeds their prompts."""
+    from paceline import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True, detokenize=text)
+    groups = [loop.llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
+    for group in groups:
+        loop._begin(group, lambda _: None)
+    for _ in range(20):
+        loop._step()
+    return groups
+
+
+def watched(loop: Any, watch: Stopwatch, *, parts: bool) -> None:
+    """Times the passes and the pipeline, and the parts of a step if asked."""
+    from paceline.engine import outcome
+
+    engine = loop.llm.engine
+    runners = [engine.runner, getattr(getattr(engine.proposer, "inner", None), "runner", None)]
+    for runner in filter(None, runners):
+        runner.forward = watch.around("passes", runner.forward)
+    for name in ("sample", "draft"):
+        setattr(engine.pipeline, name, watch.around("pipeline", getattr(engine.pipeline, name)))
+    for name, path in PARTS.items() if parts else [("engine", "engine.step"), ("loop", "loop._step")]:
+        first, *middle, last = path.split(".")
+        holder: Any = {"engine": engine, "outcome": outcome, "loop": loop}[first]
+        for step in middle:
+            holder = getattr(holder, step, None)
+        if hasattr(holder, last):
+            setattr(holder, last, watch.around(name, getattr(holder, last)))
+
+
+def block(loops: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
+    """Microseconds a step by part, over ``steps`` steady steps."""
+    name = f"{case['speculation']} {case['parts']}"
+    if name not in loops:
+        watch = Stopwatch()
+        loops[name] = engine_loop(case["speculation"]), watch
+        watched(loops[name][0], watch, parts=case["parts"])
+    loop, watch = loops[name]
+    groups = begin(loop, case["batch"], case["text"])
+    watch.seconds.clear()
+    for _ in range(case["steps"]):
+        loop._step()
+    assert not any(group.finished for group in groups)
+    found = {part: seconds / case["steps"] * 1e6 for part, seconds in watch.seconds.items()}
+    for group in groups:
+        loop._abort(group.id)
+    return found
+
+
+def child() -> None:
+    loops: dict[str, Any] = {}
+    for line in sys.stdin:
+        print(json.dumps(block(loops, json.loads(line))), flush=True)
+
+
+def start(checkout: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--child"]
+    return subprocess.Popen(
+        command, env=environment, cwd=checkout, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def ask(process: subprocess.Popen[str], case: dict[str, Any]) -> dict[str, float]:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(case) + "\n")
+    process.stdin.flush()
+    answer: dict[str, float] = json.loads(process.stdout.readline())
+    return answer
+
+
+def measure(sides: dict[str, Path], cases: list[dict[str, Any]], rounds: int) -> list[dict[str, Any]]:
+    processes = {name: start(path) for name, path in sides.items()}
+    records = []
+    for case in cases:
+        for process in processes.values():
+            ask(process, {**case, "steps": 30})
+        for number in range(rounds):
+            order = list(processes) if number % 2 else list(processes)[::-1]
+            records += [{**case, "round": number, "side": side, "us": ask(processes[side], case)} for side in order]
+        show(case, [record for record in records if record.items() >= case.items()])
+    for process in processes.values():
+        process.communicate()
+    return records
+
+
+def show(case: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    kind = f"{case['speculation']}, batch {case['batch']}{', text' if case['text'] else ''}"
+    for side in dict.fromkeys(record["side"] for record in records):
+        found = [record["us"] for record in records if record["side"] == side]
+        parts = {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[0]}
+        print(f"{kind}: {side}: " + ", ".join(f"{part} {us:.0f}" for part, us in parts.items()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", action="append", metavar="NAME=CHECKOUT", help="default: this checkout")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=100, help="per block, at most 150")
+    parser.add_argument("--parts", action="store_true", help="times each part, which costs time itself")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child()
+        return
+    here = Path(__file__).resolve().parent.parent
+    sides = {
+        name: Path(path) for name, _, path in (one.partition("=") for one in arguments.side or [f"this={here}"])
+    }
+    common = {"steps": arguments.steps, "parts": arguments.parts}
+    cases = [
+        {"speculation": speculation, "batch": batch, "text": text, **common}
+        for speculation in SPECULATION
+        for text in ((False, True) if speculation == "off" else (False,))
+        for batch in BATCHES
+    ]
+    records = measure(sides, cases, arguments.rounds)
+    if arguments.out:
+        machine = {"processor": _processor(), "python": platform.python_version()}
+        arguments.out.write_text(json.dumps({"machine": machine, "unit": "us a step", "records": records}) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
