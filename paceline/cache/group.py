@@ -127,8 +127,9 @@ class LayerGroup:
 
     def cells(self, seats: Int32, slots: Int32) -> Int64:
         """Physical cells of logical slots: i64, same shape as ``slots``."""
-        page = self.page_table[seats, slots // self.page_size].astype(np.int64)
-        cells: Int64 = page * self.page_size + slots % self.page_size
+        number, offset = np.divmod(slots, self.page_size)
+        cells: Int64 = np.multiply(self.page_table[seats, number], self.page_size, dtype=np.int64)
+        cells += offset
         return cells
 
     def move(self, seats: Int32, source: Int32, target: Int32) -> None:

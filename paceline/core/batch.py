@@ -7,7 +7,7 @@ D depth of a draft, P pages, V vocabulary, W words of ancestor bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,7 @@ class Drafts:
     @staticmethod
     def chains(tokens: Int32, counts: Int32, probs: torch.Tensor | None = None) -> Drafts:
         """Chains: node i's parent is i - 1."""
-        parents = np.broadcast_to(np.arange(-1, tokens.shape[1] - 1, dtype=np.int32), tokens.shape)
-        return Drafts(tokens, parents, counts, probs)
+        return Drafts(tokens, _chain_parents(*tokens.shape), counts, probs)
 
     @property
     def width(self) -> int:
@@ -65,13 +64,14 @@ class Drafts:
 
     @cached_property
     def is_chain(self) -> bool:
-        return bool((self.parents == np.arange(-1, self.width - 1, dtype=np.int32)).all())
+        chain = _chain_parents(*self.tokens.shape)
+        return self.parents is chain or bool((self.parents == chain).all())
 
     @cached_property
     def depths(self) -> Int32:
         """[B, N] 1 for a child of the last known token."""
         if self.is_chain:
-            return np.broadcast_to(np.arange(1, self.width + 1, dtype=np.int32), self.tokens.shape)
+            return _chain_depths(*self.tokens.shape)
         depths = np.ones(self.tokens.shape, dtype=np.int32)
         rows = np.arange(len(self.tokens))
         for node in range(self.width):
@@ -82,6 +82,8 @@ class Drafts:
     @cached_property
     def ancestor_bits(self) -> Int64:
         """[B, N, W] bit j of node i: j is i or an ancestor of i."""
+        if self.is_chain:
+            return _chain_bits(*self.tokens.shape)
         words = -(-self.width // 64)
         bits = np.zeros((*self.tokens.shape, words), dtype=np.int64)
         rows = np.arange(len(self.tokens))
@@ -89,13 +91,14 @@ class Drafts:
             parent = self.parents[:, node]
             if node:
                 bits[:, node] = np.where((parent < 0)[:, None], 0, bits[rows, parent])
-            # Through uint64, since bit 63 does not fit a positive int64.
-            bits[:, node, node // 64] |= np.uint64(1 << node % 64).astype(np.int64)
+            bits[:, node, node // 64] |= _bit(node)
         return bits
 
     @cached_property
     def paths(self) -> Int32:
         """[B, N, D] tokens from the first draft level to the node itself; -1 pads."""
+        if self.is_chain:
+            return np.where(_up_to(self.width), self.tokens[:, None, :], np.int32(-1))
         depth = int(self.depths.max(initial=0))
         paths = np.full((*self.tokens.shape, depth), -1, dtype=np.int32)
         rows = np.arange(len(self.tokens))
@@ -105,6 +108,36 @@ class Drafts:
                 paths[:, node] = np.where((parent < 0)[:, None], -1, paths[rows, parent])
             paths[rows, node, self.depths[:, node] - 1] = self.tokens[:, node]
         return paths
+
+
+@lru_cache(64)
+def _chain_parents(num_requests: int, width: int) -> Int32:
+    """[B, N]; it cannot be written to, and is the same object each time, by which a chain is known at once."""
+    return np.broadcast_to(np.arange(-1, width - 1, dtype=np.int32), (num_requests, width))
+
+
+@lru_cache(64)
+def _chain_depths(num_requests: int, width: int) -> Int32:
+    return np.broadcast_to(np.arange(1, width + 1, dtype=np.int32), (num_requests, width))
+
+
+@lru_cache(64)
+def _chain_bits(num_requests: int, width: int) -> Int64:
+    bits = np.zeros((width, -(-width // 64)), dtype=np.int64)
+    for node in range(width):
+        bits[node:, node // 64] |= _bit(node)
+    return np.broadcast_to(bits, (num_requests, *bits.shape))
+
+
+@lru_cache(64)
+def _up_to(width: int) -> npt.NDArray[np.bool_]:
+    """[N, N] whether each place of a chain lies at or before a node."""
+    return np.tri(width, dtype=bool)
+
+
+def _bit(node: int) -> np.int64:
+    """Through uint64, since bit 63 does not fit a positive int64."""
+    return np.uint64(1 << node % 64).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""Knows how a step's rows follow one another, which the numbers of rows alone decide; knows no tokens, slots or seats.
+
+Decoding repeats the same numbers step after step, so each layout is made once. It is a function of its key alone, and
+its arrays cannot be written to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.core.batch import Int32, Int64
+
+MOST_KEPT = 256
+"""Layouts that are kept; one of 64 requests with drafts takes some 10 KB."""
+
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """B stretches of items one after another."""
+
+    start: Int32  # [B + 1] where each begins, and where the last one ends
+    owner: Int32  # [n] the stretch of each item
+    place: Int32  # [n] its place in that
+    one_each: bool
+
+    def spread(self, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """[B, ...] by stretch -> [n, ...] by item; not a copy where every stretch has one item."""
+        return values if self.one_each else values[self.owner]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The rows of a step: each request's known tokens, then its draft's nodes."""
+
+    rows: Stretches
+    node_rows: Int64  # [n] rows that are draft nodes
+    node_owner: Int32  # [n] the request of each of them
+    node: Int32  # [n] its number in that one's draft
+    logit_rows: Int64  # [R] rows that are sampled
+    sample_start: Int32  # [B + 1] a request's span in logit_rows
+
+
+def stretches(counts: Int32) -> Stretches:
+    """``counts`` int32[B]: the items of each stretch."""
+    return _stretches(counts.tobytes())
+
+
+@lru_cache(MOST_KEPT)
+def _stretches(key: bytes) -> Stretches:
+    counts = np.frombuffer(key, dtype=np.int32)
+    start = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=start[1:])
+    owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    place = np.arange(start[-1], dtype=np.int32) - start[owner]
+    return Stretches(_fixed(start), _fixed(owner), _fixed(place), bool((counts == 1).all()))
+
+
+def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_]) -> Layout:
+    """Of requests that feed ``num_known`` int32[B] tokens and ``num_nodes`` int32[B] draft nodes.
+
+    Of those in ``sampled`` [B] the last known token and every node are sampled, of the others nothing.
+    """
+    return _layout(num_known.tobytes(), num_nodes.tobytes(), sampled.tobytes())
+
+
+@lru_cache(MOST_KEPT)
+def _layout(num_known: bytes, num_nodes: bytes, sampled: bytes) -> Layout:
+    known, nodes = np.frombuffer(num_known, dtype=np.int32), np.frombuffer(num_nodes, dtype=np.int32)
+    rows = stretches(known + nodes)
+    node = rows.place - known[rows.owner]
+    node_rows = np.flatnonzero(node >= 0)
+    spans = stretches(np.where(np.frombuffer(sampled, dtype=bool), nodes + 1, 0).astype(np.int32))
+    logit_rows = (rows.start[:-1] + known - 1)[spans.owner].astype(np.int64) + spans.place
+    return Layout(
+        rows, _fixed(node_rows), _fixed(rows.owner[node_rows]), _fixed(node[node_rows]), _fixed(logit_rows), spans.start
+    )
+
+
+def _fixed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array
