@@ -18,6 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from paceline import LLM, SamplingParams
+from paceline.core.batch import Output
+from paceline.engine import outcome
+from paceline.engine.loop import EngineLoop
+from paceline.engine.pair import EMBEDDED_SPECULATION
+
 SPECULATION: dict[str, dict[str, Any] | None] = {
     "off": None,
     "draft_model": {"method": "draft_model", "num_speculative_tokens": 3},
@@ -65,13 +73,6 @@ class Stopwatch:
 
 def engine_loop(speculation: str) -> Any:
     """An engine of the embedded pair's shapes whose passes are made up, and a loop around it."""
-    import torch
-
-    from paceline import LLM
-    from paceline.core.batch import Output
-    from paceline.engine.loop import EngineLoop
-    from paceline.engine.pair import EMBEDDED_SPECULATION
-
     torch.set_num_threads(1)
     options = SPECULATION[speculation]
     if speculation == "draft_model":
@@ -97,8 +98,6 @@ def engine_loop(speculation: str) -> Any:
 
 def begin(loop: Any, batch: int, text: bool) -> list[Any]:
     """Seats requests and feeds their prompts."""
-    from paceline import SamplingParams
-
     params = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True, detokenize=text)
     groups = [loop.llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
     for group in groups:
@@ -110,8 +109,6 @@ def begin(loop: Any, batch: int, text: bool) -> list[Any]:
 
 def watched(loop: Any, watch: Stopwatch, *, parts: bool) -> None:
     """Times the passes and the pipeline, and the parts of a step if asked."""
-    from paceline.engine import outcome
-
     engine = loop.llm.engine
     runners = [engine.runner, getattr(getattr(engine.proposer, "inner", None), "runner", None)]
     for runner in filter(None, runners):
@@ -139,7 +136,8 @@ def block(loops: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
     watch.seconds.clear()
     for _ in range(case["steps"]):
         loop._step()
-    assert not any(group.finished for group in groups)
+    if any(group.finished for group in groups):
+        raise RuntimeError("an answer ended before the block did: take fewer steps")
     found = {part: seconds / case["steps"] * 1e6 for part, seconds in watch.seconds.items()}
     for group in groups:
         loop._abort(group.id)
@@ -161,7 +159,8 @@ def start(checkout: Path) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str], case: dict[str, Any]) -> dict[str, float]:
-    assert process.stdin is not None and process.stdout is not None
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a side has no pipes")
     process.stdin.write(json.dumps(case) + "\n")
     process.stdin.flush()
     answer: dict[str, float] = json.loads(process.stdout.readline())
@@ -204,9 +203,7 @@ def main() -> None:
         child()
         return
     here = Path(__file__).resolve().parent.parent
-    sides = {
-        name: Path(path) for name, _, path in (one.partition("=") for one in arguments.side or [f"this={here}"])
-    }
+    sides = {name: Path(path) for name, _, path in (one.partition("=") for one in arguments.side or [f"this={here}"])}
     common = {"steps": arguments.steps, "parts": arguments.parts}
     cases = [
         {"speculation": speculation, "batch": batch, "text": text, **common}

@@ -40,12 +40,13 @@ class LayerGroup:
             np.add.at(held, self.held_pages(seat), 1)
         return int(np.count_nonzero((held > 0) & (held == self.pages.references)))
 
-    def missing(self, seats: Int32, ends: Int32) -> Int32:
-        """[B] pages that seats lack to hold slots [0, ends)."""
-        lacking: Int32 = -(-ends // self.page_size) - self.num_pages[seats]
-        return lacking
+    def holds(self, seats: Int32, ends: Int32) -> bool:
+        """Whether slots [0, ends) of each seat have pages, and none that it writes next must be copied first."""
+        if (ends > self.num_pages[seats] * self.page_size).any():
+            return False
+        return not self._shares_next(seats)
 
-    def shares_next(self, seats: Int32) -> bool:
+    def _shares_next(self, seats: Int32) -> bool:
         """Whether the page that any of these seats writes next is shared, so that it must be copied first."""
         if not self.pages.num_shared:
             return False

@@ -53,8 +53,7 @@ class CacheManager:
 
     def holds(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether slots [0, ends) are already writable in the given groups, so that nothing needs reserving."""
-        chosen = [self.groups[index] for index in groups]
-        return not any((group.missing(seats, ends) > 0).any() or group.shares_next(seats) for group in chosen)
+        return all([self.groups[index].holds(seats, ends) for index in groups])
 
     @staticmethod
     def _shrink(group: LayerGroup, seat: int, held: int) -> None:

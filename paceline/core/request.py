@@ -126,28 +126,22 @@ class Request:
 
     def accept(self, tokens: list[int]) -> int:
         """Appends tokens until one of them ends the request; returns how many were kept."""
+        params, output, watcher = self.group.params, self.output_token_ids, self.watcher
         for count, token in enumerate(tokens, 1):
-            self.output_token_ids.append(token)
-            reason = self._ends_with(token)
-            if reason is not None:
-                self.finish_reason = reason
+            output.append(token)
+            # The watcher sees every token, also those before min_tokens, so that its text stays whole.
+            ends = watcher.push(token) if watcher is not None else False
+            length = len(output)
+            if length >= params.min_tokens:
+                if token in params.stop_token_ids and token not in self.eos_token_ids:
+                    self.stop_reason, ends = token, True
+                if ends or token in self.eos_token_ids:
+                    self.finish_reason = FinishReason.STOP
+                    return count
+            if length >= self.max_new_tokens:
+                self.finish_reason = FinishReason.LENGTH
                 return count
         return len(tokens)
-
-    def _ends_with(self, token: int) -> FinishReason | None:
-        # The watcher sees every token, also those before min_tokens, so that its text stays whole.
-        matched = self.watcher.push(token) if self.watcher is not None else False
-        if len(self.output_token_ids) >= self.params.min_tokens:
-            if token in self.eos_token_ids:
-                return FinishReason.STOP
-            if token in self.params.stop_token_ids:
-                self.stop_reason = token
-                return FinishReason.STOP
-            if matched:
-                return FinishReason.STOP
-        if len(self.output_token_ids) >= self.max_new_tokens:
-            return FinishReason.LENGTH
-        return None
 
 
 @dataclass(slots=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from paceline.core.request import Request
+
+Int32 = npt.NDArray[np.int32]
 
 
 class Seats:
@@ -48,10 +53,14 @@ class Seats:
         self.prompt_len[seat] = len(request.prompt_token_ids) - request.num_dropped
         self.longest[seat] = request.longest
 
-    def append(self, seat: int, tokens: list[int]) -> None:
-        start = int(self.num_tokens[seat])
-        self.tokens[seat, start : start + len(tokens)] = tokens
-        self.num_tokens[seat] = start + len(tokens)
+    def append(self, seats: Int32, tokens: Sequence[list[int]]) -> None:
+        """Adds known tokens: ``tokens[i]``, possibly none, to the row ``seats[i]``; ``seats`` int32[B], no row twice."""
+        start, counts = self.num_tokens[seats], np.array([len(some) for some in tokens], dtype=np.int32)
+        owner = np.repeat(np.arange(len(seats)), counts)
+        ends = np.cumsum(counts)
+        place = np.arange(len(owner)) - (ends - counts)[owner]
+        self.tokens[seats[owner], start[owner] + place] = [token for some in tokens for token in some]
+        self.num_tokens[seats] = start + counts
 
     def leave(self, request: Request) -> None:
         self.requests[request.seat] = None

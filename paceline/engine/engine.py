@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.batch import Drafts, Int32, Verdict, Works
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
@@ -26,8 +26,7 @@ from paceline.speculation import GuardedProposer, Verifier
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What a step did for one request: how many tokens it appended."""
 
     request: Request
@@ -101,8 +100,8 @@ class Engine:
         self.counters.num_steps += 1
         drafts = self._propose(works)
         if self._attempt(works, drafts, progress):
-            kept = ((item.request, item.num_new) for item in progress)
-            self.step_times.record(works, drafts, kept, time.monotonic() - began)
+            if self.proposer is not None:
+                self.step_times.record(works, drafts, progress, time.monotonic() - began)
         else:
             self._isolate(works, progress)
         return progress
@@ -169,34 +168,52 @@ class Engine:
             assert request.group.prompt_logprobs is not None
             request.group.prompt_logprobs[place] = entry
         progress = [Progress(request, 0) for request in pool_hidden(works, batch, outcome.output)]
-        for number, request in enumerate(works.requests):
-            if batch.sample_start[number] == batch.sample_start[number + 1]:
-                continue  # its chunk did not reach the last known token
-            kept = self._take(request, verdict.tokens[number])
-            if not verdict.tokens[number]:
-                self._without_token(request, drafted=bool(drafts.counts[number]), banned=number in verdict.dead_ends)
-            del verdict.tokens[number][kept:], verdict.rows[number][kept:], verdict.path[number][kept:]
-            for entry in outcome.logprobs.get(number, ())[:kept]:
-                request.logprobs.append(entry)
-                request.cumulative_logprob += entry.logprob
-            self.counters.record(request, int(drafts.counts[number]), len(verdict.path[number]), kept, now)
+        # Of the others the chunk did not reach the last known token.
+        sampled = np.flatnonzero(batch.sample_start[1:] - batch.sample_start[:-1]).tolist()
+        num_nodes, logprobs = drafts.counts.tolist(), outcome.logprobs
+        for number, kept in zip(sampled, self._take(works, sampled, verdict), strict=True):
+            request, tokens, path = works.requests[number], verdict.tokens[number], verdict.path[number]
+            if not tokens:
+                self._without_token(request, drafted=num_nodes[number] > 0, banned=number in verdict.dead_ends)
+            if kept < len(tokens):
+                del tokens[kept:], verdict.rows[number][kept:], path[kept:]
+            if number in logprobs:
+                request.logprobs += logprobs[number][:kept]
+                request.cumulative_logprob += sum(entry.logprob for entry in logprobs[number][:kept])
+            self.counters.record(request, num_nodes[number], len(path), kept, now)
             progress.append(Progress(request, kept))
         return progress
 
-    def _take(self, request: Request, tokens: list[int]) -> int:
-        """Has a request and the controls of its seat take in tokens; returns how many were kept."""
-        before = len(request.output_token_ids)
-        try:
-            kept = request.accept(tokens)
-            self.seats.append(request.seat, tokens[:kept])
-            self.pipeline.state.commit(request.seat, tokens[:kept])
-        except Exception as error:  # its text or one of its controls
-            log.warning("request %s failed", request.id, exc_info=error)
-            del request.output_token_ids[before:]
-            request.watcher = None
-            self._fail(request, f"the engine failed on this request ({failure_of(error)})")
-            return 0
+    def _take(self, works: Works, sampled: list[int], verdict: Verdict) -> list[int]:
+        """Has the works ``sampled`` and the controls of their seats take in tokens; returns how many each kept."""
+        tokens, kept = [verdict.tokens[number] for number in sampled], []
+        requests = [works.requests[number] for number in sampled]
+        for request, some in zip(requests, tokens, strict=True):
+            before = len(request.output_token_ids)
+            try:
+                kept.append(request.accept(some))
+            except Exception as error:  # its text
+                del request.output_token_ids[before:]
+                self._blame(request, error)
+                kept.append(0)
+        taken = [some[:count] for some, count in zip(tokens, kept, strict=True)]
+        seats, state = works.seats[sampled], self.pipeline.state
+        self.seats.append(seats, taken)
+        for place in np.flatnonzero(state.active[seats].any(axis=1)).tolist():
+            try:
+                state.commit(int(seats[place]), taken[place])
+            except Exception as error:  # one of its controls
+                output = requests[place].output_token_ids
+                del output[len(output) - kept[place] :]
+                self._blame(requests[place], error)
+                kept[place] = 0
         return kept
+
+    def _blame(self, request: Request, error: Exception) -> None:
+        """Fails a request whose text or controls raised when they took in its tokens."""
+        log.warning("request %s failed", request.id, exc_info=error)
+        request.watcher = None
+        self._fail(request, f"the engine failed on this request ({failure_of(error)})")
 
     @staticmethod
     def _fail(request: Request, error: str) -> None:
@@ -220,33 +237,38 @@ class Engine:
 
     def _commit(self, works: Works, verdict: Verdict) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""
-        source, target, owner = [], [], []
-        for number, path in enumerate(verdict.path):
-            for place, node in enumerate(path):
-                if node != place:
-                    source.append(node)
-                    target.append(place)
-                    owner.append(number)
-        if owner:
-            of = np.array(owner)
-            slots = (works.end[of] + np.array(moved, dtype=np.int32) for moved in (source, target))
-            from_slots, to_slots = slots
-            for group in self.runner.groups:
-                group.move(works.seats[of], from_slots, to_slots)
-        accepted = np.array([len(path) for path in verdict.path], dtype=np.int32)
+        end = works.end
+        if any(verdict.path):
+            self._close_gaps(works.seats, end, verdict.path)
+            end = end + np.array([len(path) for path in verdict.path], dtype=np.int32)
         # A request that ended inside its draft has no pending token left; it leaves in this very step.
-        self.cache.commit(works.seats, works.end + accepted, self.target_groups)
+        self.cache.commit(works.seats, end, self.target_groups)
+
+    def _close_gaps(self, seats: Int32, end: Int32, paths: list[list[int]]) -> None:
+        """Moves accepted nodes, whose numbers rise along a path, to where they would lie had nothing been rejected."""
+        moves = [
+            (number, node, place)
+            for number, path in enumerate(paths)
+            if path and path[-1] != len(path) - 1
+            for place, node in enumerate(path)
+            if node != place
+        ]
+        if moves:
+            owner, source, target = np.array(moves, dtype=np.int32).T
+            for group in self.runner.groups:
+                group.move(seats[owner], end[owner] + source, end[owner] + target)
 
     def _publish(self, works: Works, verdict: Verdict) -> None:
         """Lets others share a prompt as soon as a token sampled behind it has proved its K/V finite."""
+        if works.num_known.max() == 1:
+            return
         for number in np.flatnonzero(works.num_known > 1).tolist():
             if verdict.tokens[number]:
                 self.scheduler.publish(works.requests[number])
 
     def _retire(self, works: Works) -> None:
-        for request in works.requests:
-            if request.finished:
-                self._end(request)
+        for request in [request for request in works.requests if request.finish_reason is not None]:
+            self._end(request)
         while self._restarting:
             self.scheduler.preempt(self._restarting.pop())
 

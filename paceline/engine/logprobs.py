@@ -10,21 +10,20 @@ from paceline.core.request import Request
 from paceline.sampling import Pipeline
 
 
-def _wants_logprobs(request: Request) -> bool:
-    return request.params.logprobs is not None or request.params.best_of is not None
-
-
 def token_logprobs(
     pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
 ) -> Mapping[int, list[TokenLogprobs]]:
     """One entry per token of the verdict, by number of request, for those that need them."""
-    wanted = [number for number, request in enumerate(works.requests) if _wants_logprobs(request)]
+    params = [request.group.params for request in works.requests]
+    wanted = [number for number, one in enumerate(params) if one.logprobs is not None or one.best_of is not None]
+    if not wanted:
+        return {}
     numbers = [number for number in wanted for _ in verdict.tokens[number]]
     found = pipeline.logprobs(
         output.logits,
         [row for number in wanted for row in verdict.rows[number]],
         [token for number in wanted for token in verdict.tokens[number]],
-        [works.requests[number].params.logprobs or 0 for number in numbers],
+        [params[number].logprobs or 0 for number in numbers],
     )
     entries: dict[int, list[TokenLogprobs]] = {}
     for number, entry in zip(numbers, found, strict=True):

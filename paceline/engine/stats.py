@@ -24,27 +24,37 @@ class Counters:
     """Request-steps that had a draft."""
     num_drafted: int = 0
     num_accepted: int = 0
-    accepted_per_position: npt.NDArray[np.int64] = field(init=False)
-    """[max_depth] how often the draft token at this depth was accepted."""
+    accepted_at_once: list[int] = field(init=False)
+    """[max_depth + 1] how often so many tokens of a draft were accepted."""
     finished: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.accepted_per_position = np.zeros(self.max_depth, dtype=np.int64)
+        self.accepted_at_once = [0] * (self.max_depth + 1)
+
+    @property
+    def accepted_per_position(self) -> npt.NDArray[np.int64]:
+        """[max_depth] how often the draft token at this depth was accepted."""
+        return np.cumsum(self.accepted_at_once[:0:-1], dtype=np.int64)[::-1]
 
     def record(self, request: Request, num_nodes: int, num_accepted: int, num_kept: int, now: float) -> None:
         """One request's part in one step; accepted nodes past the request's end do not count."""
         accepted = min(num_accepted, num_kept)
-        request.num_decode_steps += num_kept > 0
-        request.token_times += [now] * num_kept
-        request.token_drafted += [place < accepted for place in range(num_kept)]
-        self.num_generated += num_kept
+        if num_kept == 1:
+            request.token_times.append(now)
+            request.token_drafted.append(accepted == 1)
+        else:
+            request.token_times += [now] * num_kept
+            request.token_drafted += [True] * accepted + [False] * (num_kept - accepted)
+        if num_kept:
+            request.num_decode_steps += 1
+            self.num_generated += num_kept
         if num_nodes:
             request.num_drafted += num_nodes
             request.num_accepted += accepted
             self.num_drafts += 1
             self.num_drafted += num_nodes
             self.num_accepted += accepted
-            self.accepted_per_position[:accepted] += 1
+            self.accepted_at_once[accepted] += 1
 
     def record_finished(self, request: Request) -> None:
         self.finished[str(request.finish_reason)] += 1

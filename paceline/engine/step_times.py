@@ -27,19 +27,21 @@ class StepTimes:
 
     def record(self, works: Works, drafts: Drafts, kept: Iterable[tuple[Request, int]], seconds: float) -> None:
         """``kept``: how many tokens the step gave to each request."""
-        if (works.num_known > 1).any() or any(request.group.pooled is not None for request in works.requests):
+        if works.num_known.max() > 1 or any([request.group.pooled is not None for request in works.requests]):
             return
         drafted = bool(drafts.counts.any())
         if not drafted:
             self._plain[len(works)].append(seconds)
-        plain = self._plain_seconds(len(works)) if drafted else seconds
+        plain = self._plain_seconds(len(works)) if drafted else None
         for request, count in kept:
             comparison = request.comparison
             comparison.step_seconds += seconds
-            if plain is None:
-                comparison.complete = False
+            if not drafted:
+                comparison.plain_seconds += seconds
+            elif plain is not None:
+                comparison.plain_seconds += plain * count
             else:
-                comparison.plain_seconds += plain * count if drafted else seconds
+                comparison.complete = False
 
     def _plain_seconds(self, num_requests: int) -> float | None:
         known = self._plain[num_requests]

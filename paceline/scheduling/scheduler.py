@@ -6,10 +6,9 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Works
+from paceline.core.batch import Int32, Works
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
@@ -47,7 +46,8 @@ class Scheduler:
         """Requests that failed while they were being seated; whoever tells of them empties the list."""
         self.num_preemptions = 0
         self.max_depth = config.speculative.num_speculative_tokens if config.speculative and proposer else 0
-        self._nodes = np.array([0, *(proposer.num_nodes(d) for d in self._all_depths())] if proposer else [0])
+        nodes = [0, *(proposer.num_nodes(d) for d in self._all_depths())] if proposer else [0]
+        self._nodes = np.array(nodes, dtype=np.int32)
         """Nodes by depth; asked for once, as the guard keeps to its first answer."""
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
@@ -101,7 +101,7 @@ class Scheduler:
         works = self._plan_steady()
         if works is None:
             works = self._plan_each()
-        self._last_served[works.seats] = self._num_shares + np.arange(len(works))
+        self._last_served[works.seats] = np.arange(self._num_shares, self._num_shares + len(works))
         self._num_shares += len(works)
         return works
 
@@ -110,24 +110,38 @@ class Scheduler:
         if not self.running or self._somebody_may_enter():
             return None
         seats = self.seating.running_seats
-        known = self.seats.num_tokens[seats]
-        start = self.seating.cached(seats)
-        drafting = self._drafting()
-        depth = np.where(drafting, np.minimum(self.max_depth, self.seating.last_slot[seats] - known), 0).clip(0)
-        depth = depth.astype(np.int32)
-        ends = (known + self._nodes[depth]).astype(np.int32)
-        if (known - start != 1).any() or int((ends - start).sum()) > self.max_tokens:
+        known, start = self.seats.num_tokens[seats], self.seating.cached(seats)
+        num_known = known - start
+        if num_known.min() != 1 or num_known.max() != 1:
+            return None
+        depth, drafting = self._steady_depths(seats, known)
+        num_nodes = self._nodes[depth] if drafting else depth
+        ends = known + num_nodes
+        if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
         held = self.cache.holds(seats, ends, self.target_groups)
-        if not (held and self.cache.holds(seats[drafting], ends[drafting], self.seating.draft_groups)):
+        if not (held and self._drafter_holds(seats, ends, drafting)):
             return None
-        return Works(list(self.running), seats, start, known - start, depth)
+        return Works(list(self.running), seats, start, num_known, depth)
 
-    def _drafting(self) -> npt.NDArray[np.bool_]:
-        """[running] whose drafts are wanted."""
+    def _steady_depths(self, seats: Int32, known: Int32) -> tuple[Int32, list[int]]:
+        """How deep each running request may be drafted for, int32[running], and the numbers of those that are."""
         if not self.seating.drafts:
-            return np.zeros(len(self.running), dtype=bool)
-        return np.array([request.group.speculate for request in self.running], dtype=bool)
+            return np.zeros(len(seats), dtype=np.int32), []
+        depth: Int32 = np.clip(self.seating.last_slot[seats] - known, 0, self.max_depth)
+        drafting = [number for number, request in enumerate(self.running) if request.group.speculate]
+        if len(drafting) < len(seats):
+            plain = np.ones(len(seats), dtype=bool)
+            plain[drafting] = False
+            depth[plain] = 0
+        return depth, drafting
+
+    def _drafter_holds(self, seats: Int32, ends: Int32, drafting: list[int]) -> bool:
+        if not drafting or not self.seating.draft_groups:
+            return True
+        if len(drafting) < len(seats):
+            seats, ends = seats[drafting], ends[drafting]
+        return self.cache.holds(seats, ends, self.seating.draft_groups)
 
     def _somebody_may_enter(self) -> bool:
         if not self.waiting:

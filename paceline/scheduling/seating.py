@@ -35,6 +35,8 @@ class Seating:
         self.draft_groups = self.all_groups[len(self.target_groups) :]
         self.running: list[Request] = []
         self.running_seats: Int32 = np.zeros(0, dtype=np.int32)
+        """[running] made anew whenever somebody joins or leaves; it cannot be written to, so steps may hold on to it."""
+        self._any_slides = False
         self.last_slot = np.zeros(seats.capacity, dtype=np.int32)
         """[S] no token is known behind this slot, so a draft must not go further."""
         self._full = np.full(seats.capacity, NEVER, dtype=np.int32)
@@ -88,6 +90,8 @@ class Seating:
 
     def slide(self) -> None:
         """Moves the windows that are full; what is kept will be computed anew, at its new positions."""
+        if not self._any_slides:
+            return
         seats = self.running_seats
         for seat in seats[self.seats.num_tokens[seats] >= self._full[seats]].tolist():
             request = self.seats.at(seat)
@@ -156,3 +160,5 @@ class Seating:
 
     def _list_seats(self) -> None:
         self.running_seats = np.array([request.seat for request in self.running], dtype=np.int32)
+        self.running_seats.flags.writeable = False
+        self._any_slides = any(request.group.sliding_context is not None for request in self.running)

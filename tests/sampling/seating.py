@@ -40,7 +40,7 @@ class Room:
 
     def accept(self, request, tokens):
         request.output_token_ids.extend(tokens)
-        self.seats.append(request.seat, list(tokens))
+        self.seats.append(np.array([request.seat], dtype=np.int32), [list(tokens)])
         self.state.commit(request.seat, list(tokens))
 
     def leave(self, request):

@@ -37,6 +37,8 @@ verifiers: Registry[type[Verifier]] = Registry("verifier")
 
 def undrafted(sampled: list[int], starts: list[int]) -> Verdict:
     """One token per request that reached its last known one: plain decoding."""
+    if len(sampled) == len(starts) - 1 and min(sampled, default=0) >= 0:
+        return Verdict([[token] for token in sampled], [[] for _ in sampled], [[row] for row in range(len(sampled))])
     verdict = Verdict([], [], [])
     for first, last in pairwise(starts):
         append(verdict, sampled[first:last], [], list(range(first, last)))

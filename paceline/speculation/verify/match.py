@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import ClassVar
 
-import numpy as np
 import torch
 
-from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict
+from paceline.core.batch import Drafts, Int32, SampleRows, Verdict
 from paceline.sampling import Pipeline
 from paceline.speculation.verify.base import append, undrafted, verifiers
 
@@ -27,26 +27,35 @@ class MatchVerifier:
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
-        sampled = pipeline.sample(logits, rows)
+        sampled, starts = pipeline.sample(logits, rows).tolist(), sample_start.tolist()
         if not drafts.width:
-            return undrafted(sampled.tolist(), sample_start.tolist())
-        walk = _walk_chain if drafts.is_chain else _walk_tree
-        verdict = Verdict([], [], [])
-        for number in range(len(drafts.counts)):
-            first, last = int(sample_start[number]), int(sample_start[number + 1])
-            path = walk(sampled[first:last], drafts, number) if last > first else []
-            chosen = [first, *(first + 1 + node for node in path)] if last > first else []
-            append(verdict, sampled[chosen].tolist(), path, chosen)
-        return verdict
+            return undrafted(sampled, starts)
+        decide = _walk_chains if drafts.is_chain else _walk_trees
+        return decide(sampled, starts, drafts)
 
 
-def _walk_chain(sampled: Int64, drafts: Drafts, number: int) -> list[int]:
-    count = int(drafts.counts[number])
-    differs = np.flatnonzero(sampled[:count] != drafts.tokens[number, :count])
-    return list(range(int(differs[0]) if len(differs) else count))
+def _walk_chains(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdict:
+    verdict = Verdict([], [], [])
+    tokens, counts = drafts.tokens.tolist(), drafts.counts.tolist()
+    for (first, last), drafted, count in zip(pairwise(starts), tokens, counts, strict=True):
+        accepted = 0
+        while accepted < count and last > first and sampled[first + accepted] == drafted[accepted]:
+            accepted += 1
+        end = min(first + accepted + 1, last)
+        append(verdict, sampled[first:end], list(range(accepted)), list(range(first, end)))
+    return verdict
 
 
-def _walk_tree(sampled: Int64, drafts: Drafts, number: int) -> list[int]:
+def _walk_trees(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdict:
+    verdict = Verdict([], [], [])
+    for number, (first, last) in enumerate(pairwise(starts)):
+        path = _walk_tree(sampled[first:last], drafts, number) if last > first else []
+        chosen = [first, *(first + 1 + node for node in path)] if last > first else []
+        append(verdict, [sampled[row] for row in chosen], path, chosen)
+    return verdict
+
+
+def _walk_tree(sampled: list[int], drafts: Drafts, number: int) -> list[int]:
     count = int(drafts.counts[number])
     tokens, parents = drafts.tokens[number, :count].tolist(), drafts.parents[number, :count].tolist()
     children = {
@@ -54,7 +63,7 @@ def _walk_tree(sampled: Int64, drafts: Drafts, number: int) -> list[int]:
     }
     path: list[int] = []
     node = -1
-    while (child := children.get((node, int(sampled[node + 1])))) is not None:
+    while (child := children.get((node, sampled[node + 1]))) is not None:
         path.append(child)
         node = child
     return path
