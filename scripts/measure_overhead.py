@@ -1,7 +1,8 @@
 """Measures what an engine step costs outside the models' passes and the sampling pipeline; writes raw JSON.
 
 The passes are replaced by made-up logits, in which a draft agrees with its target four times out of five; neither they
-nor the pipeline's calls count. Processor time is taken, lest other work on the machine counts. Each side is a checkout in a process of its own; the sides take turns, case by case.
+nor the pipeline's calls count. Processor time is taken, lest other work on the machine counts. Each side is a checkout
+in a process of its own; the sides take turns, case by case.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class CacheManager:
 
     def holds(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether slots [0, ends) are already writable in the given groups, so that nothing needs reserving."""
-        return all([self.groups[index].holds(seats, ends) for index in groups])
+        return all(self.groups[index].holds(seats, ends) for index in groups)
 
     @staticmethod
     def _shrink(group: LayerGroup, seat: int, held: int) -> None:

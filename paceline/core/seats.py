@@ -54,7 +54,7 @@ class Seats:
         self.longest[seat] = request.longest
 
     def append(self, seats: Int32, tokens: Sequence[list[int]]) -> None:
-        """Adds known tokens: ``tokens[i]``, possibly none, to the row ``seats[i]``; ``seats`` int32[B], no row twice."""
+        """Adds known tokens: ``tokens[i]``, possibly none, to row ``seats[i]``; ``seats`` int32[B], no row twice."""
         start, counts = self.num_tokens[seats], np.array([len(some) for some in tokens], dtype=np.int32)
         owner = np.repeat(np.arange(len(seats)), counts)
         ends = np.cumsum(counts)

@@ -27,7 +27,7 @@ class StepTimes:
 
     def record(self, works: Works, drafts: Drafts, kept: Iterable[tuple[Request, int]], seconds: float) -> None:
         """``kept``: how many tokens the step gave to each request."""
-        if works.num_known.max() > 1 or any([request.group.pooled is not None for request in works.requests]):
+        if works.num_known.max() > 1 or any(request.group.pooled is not None for request in works.requests):
             return
         drafted = bool(drafts.counts.any())
         if not drafted:

@@ -35,7 +35,7 @@ class Seating:
         self.draft_groups = self.all_groups[len(self.target_groups) :]
         self.running: list[Request] = []
         self.running_seats: Int32 = np.zeros(0, dtype=np.int32)
-        """[running] made anew whenever somebody joins or leaves; it cannot be written to, so steps may hold on to it."""
+        """[running] made anew when somebody joins or leaves; it cannot be written to, so steps may hold on to it."""
         self._any_slides = False
         self.last_slot = np.zeros(seats.capacity, dtype=np.int32)
         """[S] no token is known behind this slot, so a draft must not go further."""
