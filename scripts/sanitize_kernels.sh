@@ -14,7 +14,7 @@ flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-po
 CFLAGS="$flags" CXXFLAGS="$flags" LDFLAGS="$flags" PACELINE_OPTIMISE="-O1 -g" \
     "$python" setup.py -q build_ext --inplace
 library=paceline/kernels/native/_native.so
-nm -D "$library" | grep -q __asan || { echo "$library was built without AddressSanitizer" >&2; exit 1; }
+nm -D "$library" | grep __asan >/dev/null || { echo "$library was built without AddressSanitizer" >&2; exit 1; }
 
 # A finding ends the process at once, so nothing is captured. Python is not built with the sanitizer, which therefore
 # has to be loaded first; leaks of Python are not ours.
