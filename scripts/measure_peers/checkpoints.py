@@ -15,7 +15,7 @@ from paceline.training.data import ChatFormat
 from paceline.training.tokenizer import save_tokenizer, train_tokenizer
 
 LONGEST = 4096
-SEED = 0
+SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,14 @@ def matrices(shape: Shape) -> Iterator[tuple[str, int, int]]:
     yield "lm_head.weight", shape.vocab_size, shape.hidden
 
 
+def _spread(shape: Shape, name: str, columns: int) -> float:
+    """The standard deviation of a matrix."""
+    if name.startswith("model.embed_tokens"):
+        return 1.0
+    joins = name.endswith(("o_proj.weight", "down_proj.weight"))  # the residual stream
+    return 1 / math.sqrt(columns * (2 * shape.layers if joins else 1))
+
+
 def norms(shape: Shape) -> Iterator[str]:
     for layer in range(shape.layers):
         yield f"model.layers.{layer}.input_layernorm.weight"
@@ -99,9 +107,11 @@ def norms(shape: Shape) -> Iterator[str]:
 
 
 def write(shape: Shape, directory: Path) -> Path:
-    """The shape's directory, written unless it is there: weights of unit gain, stored in bfloat16.
+    """The shape's directory, written unless it is there.
 
-    Stored in bfloat16, float32 and bfloat16 engines read the very same numbers.
+    Stored in bfloat16, float32 and bfloat16 engines read the very same numbers. Embeddings have unit variance, and what
+    layers add to them is scaled down with their number, as trained models are begun: else noise of quantisation grows
+    from layer to layer, and no engine's choices with 4 bits would be another's.
     """
     about = directory / "shape.json"
     wanted = json.dumps(asdict(shape) | {"seed": SEED}) + "\n"
@@ -110,7 +120,7 @@ def write(shape: Shape, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     random = torch.Generator().manual_seed(SEED)
     weights = {
-        name: (torch.randn(rows, columns, generator=random) / math.sqrt(columns)).bfloat16()
+        name: (torch.randn(rows, columns, generator=random) * _spread(shape, name, columns)).bfloat16()
         for name, rows, columns in matrices(shape)
     }
     weights |= {name: torch.ones(shape.hidden, dtype=torch.bfloat16) for name in norms(shape)}
