@@ -99,6 +99,8 @@ def test_sampling_parameters():
 def test_engine_options():
     assert names(EngineConfig) == [
         "dtype",
+        "quantization",
+        "quantization_group_size",
         "device",
         "kv_cache_dtype",
         "cache",
@@ -120,6 +122,7 @@ def test_engine_options():
     assert names(SpeculativeConfig) == [
         "method",
         "model",
+        "draft_quantization",
         "num_speculative_tokens",
         "verifier",
         "prompt_lookup_max",

@@ -27,6 +27,8 @@ from paceline.models.quantization import HEAD, Quantization, schemes
 from paceline.models.quantization_config import KEY, write_quantization
 
 SHARD_BYTES = 4 * 2**30
+TRANSFORMERS_HEAD = "lm_head"
+"""What Transformers 5 calls every output matrix, whatever its files do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ def _heads(family: Family, placed: Mapping[str, Entry]) -> list[str]:
     """What the output matrix is called: by the family, and in this file if an export renamed it."""
     heads = [theirs for theirs, part in family.names.items() if part.module == HEAD]
     names = [placed[f"{head}.weight"].name.removesuffix(".weight") for head in heads if f"{head}.weight" in placed]
-    return list(dict.fromkeys([*heads, *names]))
+    return list(dict.fromkeys([*heads, *names, TRANSFORMERS_HEAD]))
 
 
 def _write_config(source: Path, out: Path, heads: Sequence[str], quantization: Quantization) -> None:

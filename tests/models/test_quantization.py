@@ -70,6 +70,12 @@ def test_a_written_model_is_the_one_quantised_in_memory(checkpoints, tmp_path, f
     assert loss < (0.1 if scheme == "int8" else 0.6)
 
 
+def test_the_head_is_ignored_under_every_name_it_has(checkpoints, tmp_path):
+    quantise_checkpoint(checkpoints("gpt_neox"), tmp_path / "out", Quantization("int8"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["ignore"] == ["embed_out", "lm_head"]
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_is_quantised_from_the_weights_it_had(checkpoints, family, scheme):
