@@ -115,7 +115,8 @@ class Barrier {
 
     void wait() {
         const uint32_t round = round_.value();
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+        const int64_t size = size_;  // once all have arrived, the next region may change it
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
             arrived_.store(0, std::memory_order_relaxed);
             round_.advance();
         } else {
