@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -73,7 +74,8 @@ class PeerProcess:
         self._process.kill()
         self._process.wait(STOP_SECONDS)
         self._reader.join(STOP_SECONDS)
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before it had read all
+            self._process.stdin.close()
         self._process.stdout.close()
         self._log.close()
 
