@@ -75,7 +75,7 @@ proposers.add(METHOD)(lambda _config, target, _load: ReplayProposer(target.confi
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine, such as dtype=bfloat16")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine")
     parser.add_argument("--acceptance", type=float, default=0.7)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
@@ -108,12 +108,16 @@ def main() -> None:
     for number in range(asked.pairs):
         for name in ("plain", "replay") if number % 2 else ("replay", "plain"):
             spent, found = answer(name == "replay")
-            assert found.outputs[0].token_ids == plain.outputs[0].token_ids
+            if found.outputs[0].token_ids != plain.outputs[0].token_ids:
+                raise RuntimeError("speculation changed the text")
             seconds[name].append(spent)
             if name == "replay":
                 steps.append(found.metrics.mean_acceptance_length)
-    ratio = paired_ratio(seconds["plain"], seconds["replay"])
-    print(f"replay, acceptance {asked.acceptance:g}, depth {asked.depth}: {ratio}; tokens a step {np.mean(steps):.2f}")
+    ratio = paired_ratio(seconds["replay"], seconds["plain"], lower_is_better=True, seed=0)
+    figures = (
+        f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times as fast, {np.mean(steps):.2f} tokens a step"
+    )
+    print(f"replay, acceptance {asked.acceptance:g}, depth {asked.depth}: {figures}")
     record = {
         "environment": environment(),
         "replay": True,

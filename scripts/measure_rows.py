@@ -70,14 +70,16 @@ def verdict(seconds: dict[int, list[float]], num_bytes: int, num_weights: int, p
     most = max(MOST_OF_ONE_ROW * one, 2 * 8 * num_weights / (SHARE_OF_COMPUTE * compute))
     eight = statistics.median(seconds[8])
     word = "holds" if eight <= most else "missed"
-    lines.append(f"8 rows in at most {most * 1e3:.2f} ms ({compute / 1e9:.0f} G/s probed): {word}, {eight * 1e3:.2f} ms")
+    lines.append(
+        f"8 rows in at most {most * 1e3:.2f} ms ({compute / 1e9:.0f} G/s probed): {word}, {eight * 1e3:.2f} ms"
+    )
     return lines
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a directory or Hub id; by default the embedded target")
-    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine, such as dtype=bfloat16")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=60)
