@@ -70,8 +70,8 @@ def check_kernels() -> Check:
     absence, levels = library.reason(), library.levels()
     facts = {"level": library.level(), "levels": levels}
     if absence is not None:
-        return Check("kernels", OK, f"torch alone: {absence.cause}", absence.fix, facts)
-    return Check("kernels", OK, f"native, {library.level()}; no model uses them yet", facts=facts)
+        return Check("kernels", WARNING, f"torch alone, several times slower: {absence.cause}", absence.fix, facts)
+    return Check("kernels", OK, f"native, {library.level()}", facts=facts)
 
 
 def check_memory() -> Check:

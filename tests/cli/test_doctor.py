@@ -138,7 +138,7 @@ def test_absent_kernels_are_told_with_what_to_do(monkeypatch):
     monkeypatch.setenv("PACELINE_KERNELS", "off")
     library.reload()
     found = machine_checks.check_kernels()
-    assert (found.status, found.facts["level"]) == ("ok", None)
+    assert (found.status, found.facts["level"]) == ("warning", None)
     assert "PACELINE_KERNELS=off" in found.text
     assert found.fix == "Unset PACELINE_KERNELS."
     monkeypatch.setenv("PACELINE_KERNELS", "")
