@@ -13,6 +13,7 @@ from torch import nn
 
 from paceline.benchmark.trial import Clock
 from paceline.engine.engine import Engine
+from paceline.kernels.native import region
 
 
 class KernelClock:
@@ -37,6 +38,8 @@ class KernelClock:
 def timed_kernels(engine: Engine, clock: Clock = time.perf_counter) -> Iterator[KernelClock]:
     """While entered, times the passes of target and drafter and the calls of the pipeline that both share.
 
+    Of a pass on native kernels only the native call counts: what prepares it is overhead.
+
     On a GPU every call is waited for, so that its time is its own; the step gets slower by that.
     """
     kernels = KernelClock(clock)
@@ -49,9 +52,11 @@ def timed_kernels(engine: Engine, clock: Clock = time.perf_counter) -> Iterator[
     # On the instance: drafters hold the same pipeline, and other engines keep theirs.
     for name, call in calls.items():
         setattr(engine.pipeline, name, _timed(call, kernels, device))
+    region.watches.append(kernels)
     try:
         yield kernels
     finally:
+        region.watches.remove(kernels)
         for name in calls:
             delattr(engine.pipeline, name)
         for hook in hooks:

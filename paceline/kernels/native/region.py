@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -12,6 +13,16 @@ from paceline.kernels.native.structures import Code, Operation, Status
 
 observers: list[Callable[[Sequence[tuple[int, int]]], None]] = []
 """Each is called after every native call, on its thread, with the code of each op and the address of its struct."""
+
+
+class Watch(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+watches: list[Watch] = []
+"""Each is started before every native call and stopped after it, on its thread."""
 
 
 def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
@@ -29,7 +40,11 @@ def submit(operations: ctypes.Array[Operation], *, num_threads: int | None = Non
     """As ``run``, for ops that exist already; on ``num_threads``, if they should be fewer."""
     chosen = require()
     threads = torch.get_num_threads() if num_threads is None else num_threads
+    for watch in watches:
+        watch.start()
     status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), threads)
+    for watch in watches:
+        watch.stop()
     if status == Status.NO_MEMORY:
         raise MemoryError("no memory for the intermediate results of native kernels")
     assert status == Status.OK, Status(status)
