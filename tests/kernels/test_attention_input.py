@@ -31,6 +31,18 @@ def changed(name: str, index: int, value: int) -> Visibility:
     return replace(SEEN, **{name: array})
 
 
+def wrapped_starts() -> Visibility:
+    """Rows whose differences are positive in int32 alone."""
+    return Visibility(
+        row_start=np.array([0, 2**31 - 1, -2, 4], dtype=np.int32),
+        visible=SEEN.visible,
+        context=np.repeat(SEEN.context[:1], 3),
+        num_slots=np.repeat(SEEN.num_slots[:1], 3),
+        page_table=np.repeat(SEEN.page_table[:1], 3, axis=0),
+        tree_bits=SEEN.tree_bits,
+    )
+
+
 def narrow_table() -> Visibility:
     return replace(SEEN, page_table=SEEN.page_table[:, :2].copy())
 
@@ -48,6 +60,7 @@ BAD_CALLS = {
     "rows": (lambda: replace(SEEN, tree_bits=SEEN.tree_bits[:2]), ValueError, "tree_bits"),
     "strides": (lambda: replace(SEEN, page_table=SEEN.page_table[:, ::2]), ValueError, "contig"),
     "rows that fall": (lambda: changed("row_start", 1, 9), ValueError, "must rise"),
+    "rows that fall so far that int32 wraps": (wrapped_starts, ValueError, "must rise"),
     "rows that end early": (lambda: changed("row_start", 2, 3), ValueError, "to the 4 rows"),
     "rows that start late": (lambda: changed("row_start", 0, 1), ValueError, "from 0"),
     "slots that are not in use": (lambda: changed("visible", 0, 21), ValueError, "visible"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,25 +93,66 @@ def test_released_weights_still_compute(tmp_path):
 
 
 @needs_library
-def test_tokens_and_positions_outside_the_model_are_refused(tmp_path):
-    tiny(tmp_path, "llama")
-    engine = Models(load_model(tmp_path), {}).engine(model_impl="native")
+def test_a_head_that_is_the_embedding_table_stays(tmp_path):
+    tiny(tmp_path, "llama", tie_word_embeddings=True)
+    expected = run(Models(load_model(tmp_path), {}).engine(model_impl="native"), [Job((1, 2, 3))])
+    model = load_model(tmp_path)
+    pack_weights(model, release=True)
+    pack_weights(model, release=True)  # a second look finds all packed
+    assert model.embedding.tokens.weight.shape[0] == VOCAB_SIZE
+    assert model.head.weight is model.embedding.tokens.weight
+    assert run(Models(model, {}).engine(model_impl="native"), [Job((1, 2, 3))]) == expected
+
+
+def recorded(engine, jobs):
+    """What computes the engine's passes, and the batches of these jobs."""
     batches = []
     compute = engine.runner.executor.run
     engine.runner.executor.run = lambda batch, taps: batches.append(batch) or compute(batch, taps)
-    run(engine, [Job((1, 2, 3))])
-    batch = batches[0]
-    for name, value in (("token_ids", 61), ("token_ids", -1), ("positions", 10**6), ("positions", -1)):
-        numbers = getattr(batch, name).copy()
-        numbers[0] = value
-        with pytest.raises(IndexError):
-            compute(changed(batch, name, numbers), ())
+    for job in jobs:
+        run(engine, [job])
+    return compute, batches
 
 
-def changed(batch, name, numbers):
-    from dataclasses import replace  # noqa: PLC0415
+@needs_library
+def test_what_lies_outside_the_model_or_the_pools_is_refused(tmp_path):
+    tiny(tmp_path, "llama")
+    engine = Models(load_model(tmp_path), {}).engine(model_impl="native")
+    compute, batches = recorded(engine, [Job((1, 2, 3))])
+    batch, store = batches[0], engine.runner.groups[0].store
+    pages = len(store.pools(0)[0])
+    for name, limit in (
+        ("token_ids", VOCAB_SIZE),
+        ("positions", 10**6),
+        ("slots", pages * store.page_size),
+        ("page_table", pages),
+    ):
+        for value in (limit, -1):
+            numbers = np.array(getattr(batch, name))
+            numbers.reshape(-1)[0] = value
+            with pytest.raises(IndexError):
+                compute(replace(batch, **{name: numbers}), ())
 
-    return replace(batch, **{name: np.asarray(numbers)})
+
+@needs_library
+@pytest.mark.parametrize("options", [{}, dynamic()], ids=["one regime", "regimes"])
+def test_a_pass_leaves_nothing_to_the_next(options, tmp_path):
+    """Of few or many rows and logits, turned by one regime's angles or another's: as a fresh executor computes it."""
+    tiny(tmp_path, "llama", **options)
+    models = Models(load_model(tmp_path), {})
+    engine = models.engine(model_impl="native", max_num_batched_tokens=64)
+    compute, batches = recorded(engine, [Job(tuple(random_tokens(count, seed=count))) for count in (2, 41, 3)])
+    executor = NativeExecutor(models.target, engine.runner.executor.layers)
+    assert max(len(batch.token_ids) for batch in batches) > 40 > min(len(batch.token_ids) for batch in batches)
+    for batch in [*batches[::4], *batches[::-4]]:
+        for rows in (batch.logit_rows, np.arange(len(batch.token_ids)), batch.logit_rows[:0]):
+            wanted = replace(batch, logit_rows=rows)
+            fresh = NativeExecutor(models.target, executor.layers).run(wanted, TAPS)
+            expected = [part.clone() for part in (fresh.logits, fresh.hidden, fresh.features)]
+            for found in (executor.run(wanted, TAPS), compute(wanted, TAPS)):
+                assert len(found.logits) == len(rows)
+                for mine, other in zip((found.logits, found.hidden, found.features), expected, strict=True):
+                    assert torch.equal(mine, other)
 
 
 def test_what_native_kernels_cannot_compute_is_computed_in_torch(tmp_path):

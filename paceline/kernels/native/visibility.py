@@ -88,7 +88,7 @@ class Visibility:
 
     def _check_requests(self) -> None:
         starts = self.row_start
-        if starts[0] != 0 or starts[-1] != len(self.visible) or (np.diff(starts) < 0).any():
+        if starts[0] != 0 or starts[-1] != len(self.visible) or (starts[1:] < starts[:-1]).any():
             raise ValueError(f"row_start must rise from 0 to the {len(self.visible)} rows")
         if (self.context < 0).any():
             raise ValueError(f"context has slot {int(self.context.min())}\nSlots start at 0.")
