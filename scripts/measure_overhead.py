@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100, help="per block, at most 150")
     parser.add_argument("--parts", action="store_true", help="times each part, which costs time itself")
+    parser.add_argument("--speculation", action="append", choices=SPECULATION, help="default: each of them")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -208,7 +209,7 @@ def main() -> None:
     common = {"steps": arguments.steps, "parts": arguments.parts}
     cases = [
         {"speculation": speculation, "batch": batch, "text": text, **common}
-        for speculation in SPECULATION
+        for speculation in arguments.speculation or SPECULATION
         for text in ((False, True) if speculation == "off" else (False,))
         for batch in BATCHES
     ]

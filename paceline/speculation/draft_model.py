@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,36 @@ import torch
 from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict, Works
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
+from paceline.core.seats import Seats
 from paceline.models import CausalLM
 from paceline.runner import assemble, assemble_chain_end
 from paceline.sampling import NAN
 from paceline.speculation.base import ProposerTools, proposers
+
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Growing:
+    """The A works of a round whose chains still grow: what every depth asks of them."""
+
+    number: Int64  # [A] rising numbers among the works drafted for
+    seats: Int32  # [A]
+    end: Int32  # [A] slot of the chain's first token
+    output_index: Int64  # [A] output token that the chain's first one decides
+    budget: Int32  # [A] how long the chain may become
+
+    @staticmethod
+    def of(works: Works, seats: Seats) -> _Growing:
+        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
+        return _Growing(np.arange(len(works)), works.seats, works.end, known, works.draft_budget)
+
+    def kept(self, chosen: Bool) -> _Growing:
+        if chosen.all():
+            return self
+        return _Growing(
+            self.number[chosen], self.seats[chosen], self.end[chosen], self.output_index[chosen], self.budget[chosen]
+        )
 
 
 class DraftModelProposer:
@@ -60,15 +86,13 @@ class DraftModelProposer:
     def _catch_up(self, works: Works) -> torch.Tensor | None:
         """Feeds the known tokens that this cache lacks; logits f[R, V] at the end of the works that will draft."""
         start = self.groups[0].num_cached[works.seats]
-        behind = replace(works, start=start, num_known=works.end - start)
+        behind = Works(works.requests, works.seats, start, works.end - start, works.draft_budget)
         collected: list[torch.Tensor] = []
         for part in _pieces(behind, self.tools.max_rows):
-            batch = assemble(part, Drafts.empty(len(part)), self.tools.seats, self.groups)
-            wanted = part.draft_budget > 0
-            rows = (batch.row_start[1:] - 1)[wanted].astype(np.int64)
-            none = np.zeros(0, dtype=np.int64)
-            output = self.runner.forward(replace(batch, logit_rows=rows, prompt_rows=none))
-            if len(rows):
+            none = Drafts.empty(len(part))
+            batch = assemble(part, none, self.tools.seats, self.groups, sampled=part.draft_budget > 0)
+            output = self.runner.forward(batch)
+            if len(batch.logit_rows):
                 collected.append(output.logits)
         return torch.cat(collected) if len(collected) > 1 else (collected[0] if collected else None)
 
@@ -83,45 +107,49 @@ class DraftModelProposer:
         probs = None
         if self.tools.needs_probs and logits is not None:
             probs = logits.new_zeros((*tokens.shape, logits.shape[-1]), dtype=torch.float32)
-        alive = np.arange(len(works))
+        growing, enders = _Growing.of(works, self.tools.seats), _enders(works)
         for depth in range(longest):
             assert logits is not None
-            sampled = self._sample(works, alive, tokens[alive, :depth], logits, probs)
+            number = growing.number
+            path = tokens[:, :depth] if len(number) == len(tokens) else tokens[number, :depth]
+            sampled = self._sample(growing, path, logits, probs)
             good = sampled >= 0
-            tokens[alive[good], depth] = sampled[good]
-            counts[alive[good]] += 1
-            lost = alive[sampled == NAN]
-            if depth == 0:
-                counts[lost] = -1
-            else:
-                self._take_back(works.seats[lost], works.end[lost] + np.int32(depth - 1))
+            tokens[number, depth] = np.where(good, sampled, 0)
+            counts[number] += good
+            if not good.all():
+                self._lose(growing.kept(sampled == NAN), counts, depth)
             # Goes by the tokens before it whether there is another one, as a ratio test needs it.
-            goes_on = good & (works.draft_budget[alive] > depth + 1) & ~_ends(works, alive, sampled)
-            alive = alive[goes_on]
-            if not len(alive):
+            goes_on = good & (growing.budget > depth + 1)
+            if not enders.isdisjoint(sampled.tolist()):
+                goes_on &= ~_ends(works, number, sampled)
+            growing = growing.kept(goes_on)
+            if not len(growing.number):
                 break
-            logits = self._forward(works, alive, tokens[alive, depth], depth)
+            logits = self._forward(growing, tokens[growing.number, depth], depth)
         return Drafts.chains(tokens, counts, probs)
 
-    def _sample(
-        self, works: Works, alive: Int64, path: Int32, logits: torch.Tensor, probs: torch.Tensor | None
-    ) -> Int64:
-        """The next token of the works ``alive``, int64[A]; what they were drawn from goes to ``probs`` f[B, K, V]."""
-        seats = self.tools.seats
-        chosen = works.seats[alive]
-        known = seats.num_tokens[chosen] - seats.prompt_len[chosen]
-        rows = SampleRows(seats=chosen, output_index=known.astype(np.int64) + path.shape[1], path=path)
+    def _sample(self, growing: _Growing, path: Int32, logits: torch.Tensor, probs: torch.Tensor | None) -> Int64:
+        """The next token of each chain, int64[A]; what they were drawn from goes to ``probs`` f[B, K, V]."""
+        depth = path.shape[1]
+        rows = SampleRows(seats=growing.seats, output_index=growing.output_index + depth, path=path)
         if probs is None:
             return self.tools.pipeline.sample(logits, rows)
         tokens, drawn = self.tools.pipeline.draft(logits, rows)
-        probs[torch.from_numpy(alive).to(probs.device), path.shape[1]] = drawn
+        probs[torch.from_numpy(growing.number).to(probs.device), depth] = drawn
         return tokens
 
-    def _forward(self, works: Works, alive: Int64, tokens: Int32, depth: int) -> torch.Tensor:
+    def _forward(self, growing: _Growing, tokens: Int32, depth: int) -> torch.Tensor:
         """Feeds one drafted token per request, behind everything written so far."""
-        seats, slots = works.seats[alive], works.end[alive] + depth
+        seats, slots = growing.seats, growing.end + np.int32(depth)
         self.written[seats] = slots + 1
         return self.runner.forward(assemble_chain_end(seats, slots, tokens, self.tools.seats, self.groups)).logits
+
+    def _lose(self, lost: _Growing, counts: Int32, depth: int) -> None:
+        """Ends chains whose logits at ``depth`` were NaN."""
+        if depth == 0:
+            counts[lost.number] = -1
+        else:
+            self._take_back(lost.seats, lost.end + np.int32(depth - 1))
 
     def _take_back(self, seats: Int32, slots: Int32) -> None:
         """Unmakes the last rows fed, whose logits and hence K/V were NaN: nobody may find them, nor what they leave."""
@@ -142,9 +170,16 @@ class DraftModelProposer:
         self.written[seat] = 0
 
 
-def _ends(works: Works, alive: Int64, sampled: Int64) -> npt.NDArray[np.bool_]:
+def _enders(works: Works) -> set[int]:
+    """Every token that would end one of the requests."""
+    requests = works.requests
+    stops = [request.group.params.stop_token_ids for request in requests]
+    return set[int]().union(*[request.eos_token_ids for request in requests], *stops)
+
+
+def _ends(works: Works, numbers: Int64, sampled: Int64) -> Bool:
     """Whether each sampled token would end its request, bool[A]: what is drafted behind it can never stand."""
-    requests = [works.requests[number] for number in alive]
+    requests = [works.requests[number] for number in numbers]
     ends = [
         token in request.eos_token_ids or token in request.params.stop_token_ids
         for request, token in zip(requests, sampled.tolist(), strict=True)
@@ -167,6 +202,9 @@ def _spread(drafts: Drafts, places: Int64, num_requests: int) -> Drafts:
 
 
 def _select(works: Works, chosen: Int64) -> Works:
+    """The works of the rising numbers ``chosen``."""
+    if len(chosen) == len(works):
+        return works
     return Works(
         requests=[works.requests[number] for number in chosen],
         seats=works.seats[chosen],

@@ -15,6 +15,8 @@ from paceline.core.batch import Drafts, Int32, Verdict, Works
 from paceline.core.errors import ConfigError
 from paceline.speculation.base import Proposer, ProposerTools
 
+Bool = npt.NDArray[np.bool_]
+
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
@@ -41,6 +43,7 @@ class GuardedProposer:
         self.counters = GuardCounters()
         self._in_a_row = Counter[str]()
         self._nodes = _node_table(inner, max_depth)
+        self._nodes_by_depth = np.array(self._nodes)
 
     def bind(self, tools: ProposerTools) -> None:
         self.tools = tools
@@ -100,8 +103,7 @@ class GuardedProposer:
 
     def _copied(self, works: Works) -> Works:
         """Copies: what a drafter writes into its arguments must not reach the step."""
-        return replace(
-            works,
+        return Works(
             requests=list(works.requests),
             seats=works.seats.copy(),
             start=works.start.copy(),
@@ -111,24 +113,31 @@ class GuardedProposer:
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:
         _check_arrays(drafts, len(works), self.vocab_size, self.tools.pipeline.state.device)
+        fresh = Drafts(drafts.tokens, drafts.parents, drafts.counts, drafts.probs)  # of which nothing is cached yet
+        safe, bad = (fresh, self._malformed(works, fresh)) if fresh.is_chain else self._checked_trees(works, fresh)
+        counts = np.where(bad, 0, drafts.counts).astype(np.int32) if bad.any() else drafts.counts
+        if drafts.probs is not None:
+            counts = _drawn(replace(safe, counts=counts), drafts.probs)
+        counts = self._struck(works, drafts.counts, counts)
+        return safe if counts is safe.counts and counts.dtype == np.int32 else replace(safe, counts=counts)
+
+    def _checked_trees(self, works: Works, drafts: Drafts) -> tuple[Drafts, Bool]:
+        """Drafts of which every node has a parent before it, and which of them were malformed [B]."""
         node = np.arange(drafts.width, dtype=np.int32)
         wild = (drafts.parents < -1) | (drafts.parents >= node)
         if not self.takes_trees:
             wild |= drafts.parents != node - 1
         # A chain in their place: what is dropped or padding may hold anything, and depths are read of every node.
         safe = replace(drafts, parents=np.where(wild, node - 1, drafts.parents))
-        bad = self._malformed(works, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
-        counts = np.where(bad, 0, drafts.counts).astype(np.int32)
-        if drafts.probs is not None:
-            counts = _drawn(replace(safe, counts=counts), drafts.probs)
-        return replace(safe, counts=self._struck(works, drafts.counts, counts))
+        return safe, self._malformed(works, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
 
     def _struck(self, works: Works, claimed: Int32, counts: Int32) -> Int32:
         """Takes note of the drafts of which less than was claimed is left; returns ``counts`` [B]."""
         bad = counts != claimed
-        self._strikes[works.seats] = np.where(
-            bad, self._strikes[works.seats] + 1, np.where(claimed > 0, 0, self._strikes[works.seats])
-        )
+        strikes = self._strikes[works.seats]
+        if not (bad.any() or strikes.any()):
+            return counts
+        self._strikes[works.seats] = np.where(bad, strikes + 1, np.where(claimed > 0, 0, strikes))
         for number in np.flatnonzero(self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
             # No more drafts are asked for, and the drafter stops feeding its cache, perhaps with NaN.
             works.requests[number].group.speculate = False
@@ -138,13 +147,12 @@ class GuardedProposer:
             self._reset(works.seats[bad].tolist())
         return counts
 
-    def _malformed(self, works: Works, drafts: Drafts) -> npt.NDArray[np.bool_]:
+    def _malformed(self, works: Works, drafts: Drafts) -> Bool:
         """[B] a token outside the vocabulary, or more nodes or depth than allowed."""
         used = np.arange(drafts.width) < drafts.counts[:, None]
-        allowed = np.array([self._nodes[depth] for depth in works.draft_budget])
-        limit = np.minimum(allowed, drafts.width)
+        limit = np.minimum(self._nodes_by_depth[works.draft_budget], drafts.width)
         wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > works.draft_budget[:, None])
-        bad: npt.NDArray[np.bool_] = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
+        bad: Bool = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Matrix(ctypes.Structure):
         """Rows of contiguous elements; a null pointer for None."""
         if tensor is None:
             return cls()
-        return cls(tensor.data_ptr(), tensor.stride(0), NAMES.index(str(tensor.dtype).removeprefix("torch.")))
+        return cls(tensor.data_ptr(), tensor.stride(0), _number_of(tensor.dtype))
 
 
 class Linear(ctypes.Structure):
@@ -146,6 +147,11 @@ class Gather(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "size", "offset", "add")),
         ("scale", ctypes.c_double),
     )
+
+
+@lru_cache
+def _number_of(dtype: torch.dtype) -> int:
+    return NAMES.index(str(dtype).removeprefix("torch."))
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:

@@ -150,5 +150,6 @@ def check_below(numbers: np.ndarray, limit: int, what: str) -> None:
     Raises:
         IndexError: a number that is negative, or not below ``limit``.
     """
-    if numbers.size and not (numbers.min() >= 0 and numbers.max() < limit):
+    # A negative number is a large one when its sign is taken for a bit like the others.
+    if numbers.size and int(numbers.view(f"u{numbers.itemsize}").max()) >= limit:
         raise IndexError(f"{what} {int(numbers.max())} or {int(numbers.min())} is outside 0..{limit - 1}")
