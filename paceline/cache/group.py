@@ -58,6 +58,8 @@ class LayerGroup:
         held = int(self.num_pages[seat])
         needed = max(0, -(-end // self.page_size) - held)
         shared = self._shared_pages(seat, start)
+        if not (needed or shared):
+            return True
         taken = self.pages.allocate(needed + len(shared))
         if taken is None:
             return False
@@ -69,6 +71,8 @@ class LayerGroup:
 
     def _shared_pages(self, seat: int, start: int) -> list[int]:
         """Pages from slot ``start`` on that another sequence or the prefix index also holds: copy on write."""
+        if not self.pages.num_shared:
+            return []
         first = start // self.page_size
         held = self.page_table[seat, first : self.num_pages[seat]]
         return [first + int(i) for i in np.flatnonzero(self.pages.references[held] > 1)]

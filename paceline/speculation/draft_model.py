@@ -88,12 +88,13 @@ class DraftModelProposer:
         start = self.groups[0].num_cached[works.seats]
         behind = Works(works.requests, works.seats, start, works.end - start, works.draft_budget)
         collected: list[torch.Tensor] = []
-        for part in _pieces(behind, self.tools.max_rows):
+        pieces = list(_pieces(behind, self.tools.max_rows))
+        for part in pieces:
             none = Drafts.empty(len(part))
             batch = assemble(part, none, self.tools.seats, self.groups, sampled=part.draft_budget > 0)
-            output = self.runner.forward(batch)
+            logits = self.runner.forward(batch).logits
             if len(batch.logit_rows):
-                collected.append(output.logits)
+                collected.append(logits if part is pieces[-1] else logits.clone())  # the next pass takes their memory
         return torch.cat(collected) if len(collected) > 1 else (collected[0] if collected else None)
 
     def _draft(self, works: Works, logits: torch.Tensor | None) -> Drafts:
@@ -110,18 +111,17 @@ class DraftModelProposer:
         growing, enders = _Growing.of(works, self.tools.seats), _enders(works)
         for depth in range(longest):
             assert logits is not None
-            number = growing.number
-            path = tokens[:, :depth] if len(number) == len(tokens) else tokens[number, :depth]
-            sampled = self._sample(growing, path, logits, probs)
-            good = sampled >= 0
-            tokens[number, depth] = np.where(good, sampled, 0)
-            counts[number] += good
-            if not good.all():
+            sampled = self._sample(growing, tokens[growing.number, :depth], logits, probs)
+            drawn = sampled.tolist()
+            if min(drawn) < 0:
                 self._lose(growing.kept(sampled == NAN), counts, depth)
+                growing, sampled = growing.kept(sampled >= 0), sampled[sampled >= 0]
+            tokens[growing.number, depth] = sampled
+            counts[growing.number] = depth + 1
             # Goes by the tokens before it whether there is another one, as a ratio test needs it.
-            goes_on = good & (growing.budget > depth + 1)
-            if not enders.isdisjoint(sampled.tolist()):
-                goes_on &= ~_ends(works, number, sampled)
+            goes_on = growing.budget > depth + 1
+            if not enders.isdisjoint(drawn):
+                goes_on &= ~_ends(works, growing.number, sampled)
             growing = growing.kept(goes_on)
             if not len(growing.number):
                 break
