@@ -110,6 +110,17 @@ def test_without_the_library_the_reason_is_told(monkeypatch, tmp_path):
     absent("cannot be loaded")
 
 
+def test_what_to_do_without_the_library_is_told_of_checkouts_and_of_installations(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "PATH", tmp_path / "none.so")
+    monkeypatch.setattr(library, "CHECKOUT", tmp_path)
+    absent("were not built")
+    assert "pip install" in library.reason().fix
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).touch()
+    absent("were not built")
+    assert library.reason().fix.endswith("python setup.py build_ext --inplace")
+
+
 @needs_library
 def test_a_library_of_another_version_is_not_used(monkeypatch):
     monkeypatch.setattr(library, "INTERFACE_VERSION", 999)

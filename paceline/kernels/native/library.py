@@ -18,7 +18,8 @@ VARIABLE = "PACELINE_KERNELS"
 """Names the widest level to use; "off" means none."""
 OFF = "off"
 PATH = Path(__file__).with_name("_native.so")
-REBUILD = "Install paceline again where there is a C++ compiler: pip install --force-reinstall --no-deps paceline"
+CHECKOUT = PATH.parents[3]
+"""Where ``setup.py`` lies, if this is a checkout."""
 
 
 class NativeUnavailableError(PacelineError):
@@ -101,20 +102,26 @@ def require() -> Chosen:
     return found
 
 
+def _how_to_build() -> str:
+    if all((CHECKOUT / name).is_file() for name in ("setup.py", "pyproject.toml")):
+        return f"Build them where there is a C++ compiler: cd {CHECKOUT} && python setup.py build_ext --inplace"
+    return "Install paceline again where there is a C++ compiler: pip install --force-reinstall --no-deps paceline"
+
+
 _selected: list[str] = []
 
 
 @cache
 def _library() -> Library | Absence:
     if not PATH.is_file():
-        return Absence("the native kernels were not built", REBUILD)
+        return Absence("the native kernels were not built", _how_to_build())
     try:
         handle = ctypes.CDLL(str(PATH))
         version = handle.paceline_interface_version()
     except (OSError, AttributeError) as error:
-        return Absence(f"the native kernels cannot be loaded: {error}", REBUILD)
+        return Absence(f"the native kernels cannot be loaded: {error}", _how_to_build())
     if version != INTERFACE_VERSION:
-        return Absence(f"the native kernels have interface {version}, not {INTERFACE_VERSION}", REBUILD)
+        return Absence(f"the native kernels have interface {version}, not {INTERFACE_VERSION}", _how_to_build())
     handle.paceline_level_name.argtypes = handle.paceline_level_supported.argtypes = [ctypes.c_int64]
     handle.paceline_level_name.restype = ctypes.c_char_p
     handle.paceline_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
@@ -141,5 +148,5 @@ def _chosen() -> Chosen | Absence:
     last = found.names.index(wish) if wish else len(found.names) - 1
     index = max((index for index in range(last + 1) if found.supported[index]), default=None)
     if index is None:
-        return Absence("the native kernels were built for another kind of processor", REBUILD)
+        return Absence("the native kernels were built for another kind of processor", _how_to_build())
     return Chosen(found, index)
