@@ -91,7 +91,7 @@ def test_which_files_are_read(capsys, directory, monkeypatch):
     [
         ("[engin]\nseed = 1", "unknown section [engin]", "Did you mean engine?"),
         ("[engine]\nblock_sise = 1", "unknown key [engine] block_sise", "Did you mean block_size?"),
-        ("[engine]\nxyz = 1", "unknown key [engine] xyz", "Choose from: dtype, device"),
+        ("[engine]\nxyz = 1", "unknown key [engine] xyz", "Choose from: dtype, "),
         ("seed = 1", "unknown key seed", "Choose from: model, speculation"),
         ("engine = 1", "engine must be a section", "Write [engine]"),
         ('[engine]\nseed = "a"', "[engine] seed must be an integer in [-9", "Correct it"),

@@ -150,7 +150,7 @@ def test_a_client_that_leaves_disturbs_nobody(service):
 def test_the_control_of_these_tests(service, monkeypatch):
     """A server that forgot to abort would be seen."""
     monkeypatch.setattr(service.engine, "abort", lambda request_id: None)
-    connection = begin(service, "/chat", {"message": "hello", "max_tokens": 100, "ignore_eos": True})
+    connection = begin(service, "/chat", {"message": "hello", "max_tokens": 900, "ignore_eos": True})
     eventually(lambda: service.engine.stats()["num_requests_running"] > 0)
     leave(connection, "close")
     with pytest.raises(AssertionError, match="never happened"):
