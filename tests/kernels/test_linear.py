@@ -68,11 +68,12 @@ def test_threads_cannot_be_seen(level, kind):
 
 @needs_library
 def test_callers_at_the_same_time_get_the_same_bits():
-    packed, x = pack(random_tensor(150, 300), "fp32"), random_tensor(40, 300, seed=1)
+    packed = pack(random_tensor(150, 300), "fp32")
+    rows = [random_tensor(120, 300, seed=seed) for seed in range(8)]  # others', if they shared memory, would show
     with on_threads(2), ThreadPoolExecutor(4) as pool:
-        expected = linear(x, packed)
-        found = list(pool.map(lambda _: linear(x, packed), range(40)))
-    assert all(same_bits(one, expected) for one in found)
+        expected = [linear(x, packed) for x in rows]
+        found = list(pool.map(lambda number: linear(rows[number % 8], packed), range(160)))
+    assert all(same_bits(one, expected[number % 8]) for number, one in enumerate(found))
 
 
 def test_the_check_finds_rows_that_see_each_other():

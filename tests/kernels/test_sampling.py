@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -174,6 +176,21 @@ def test_broken_and_banned_rows_are_told_apart():
     logits[1, 50], logits[2] = torch.nan, -INFINITY
     found = native(room)(logits, rows_of(*[(banned, [])] * 4))
     assert found.tolist() == [BANNED, NAN, NAN, BANNED]
+
+
+@needs_library
+def test_a_nucleus_holds_its_share_to_the_last_unit():
+    """The best token alone is enough up to its exact mass, in units of 2^-40, and not for half a unit more."""
+    best, depth = 2**40, float(torch.tensor(0.7))
+    total = best + round(math.exp(-depth) * best)
+    for wanted, tokens in ((best - 0.5, {0}), (best, {0}), (best + 0.5, {0, 1})):
+        zeros, none = np.zeros(1), np.zeros(1, dtype=np.int64)
+        controls = SeatControls(
+            np.ones(1), np.array([wanted / total]), zeros, zeros, none, none, none, np.zeros(1, dtype=bool)
+        )
+        logits = torch.tensor([[0.0, -depth]]).repeat(64, 1)
+        found = SampleCall(controls, 2)(logits, np.zeros(64, dtype=np.int32), np.arange(64))
+        assert set(found.tolist()) == tokens, wanted
 
 
 @needs_library
