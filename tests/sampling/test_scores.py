@@ -31,7 +31,7 @@ def sampling_params(draw):
         presence_penalty=often(st.floats(-2, 2), 0.0),
         frequency_penalty=often(st.floats(-2, 2), 0.0),
         repetition_penalty=often(st.floats(0.5, 2), 1.0),
-        logit_bias=often(st.dictionaries(TOKENS, st.floats(-5, 5), max_size=4), None),
+        logit_bias=often(st.dictionaries(TOKENS, st.floats(-5, 5, width=32, allow_subnormal=False), max_size=4), None),
         allowed_token_ids=often(st.lists(TOKENS, min_size=1, max_size=12), None),
         min_tokens=often(st.integers(0, 12), 0),
         stop_token_ids=often(st.lists(TOKENS, max_size=3), ()),
