@@ -1,6 +1,6 @@
 """What every test may count on: Ctrl-C interrupts, also in a run that was started in the background.
 
-A shell has such a run ignore SIGINT, and every process that a test starts, in order to interrupt it, would inherit that.
+A shell has such a run ignore SIGINT, and every process that a test starts and interrupts would inherit that.
 """
 
 from __future__ import annotations
