@@ -62,18 +62,17 @@ class Visibility:
 
     def arguments(self) -> structures.Visibility:
         """The native struct; the arrays must outlive it."""
-        return structures.Visibility(
-            len(self.context),
-            len(self.visible),
-            _address(self.row_start),
-            _address(self.visible),
-            None if self.first_visible is None else _address(self.first_visible),
-            _address(self.context),
-            _address(self.tree_bits),
-            self.tree_bits.shape[1],
-            _address(self.page_table),
-            self.page_table.strides[0] // self.page_table.itemsize,
+        seen = structures.Visibility()
+        point_at(
+            seen,
+            row_start=self.row_start,
+            visible=self.visible,
+            first_visible=self.first_visible,
+            context=self.context,
+            tree_bits=self.tree_bits,
+            page_table=self.page_table,
         )
+        return seen
 
     def _check_arrays(self) -> None:
         _check_array("context", self.context, np.int32, [None])
@@ -112,6 +111,24 @@ class Visibility:
             raise ValueError("a row sees nothing\nfirst_visible lies in [0, visible + the number of tree bits).")
 
 
+def point_at(
+    seen: structures.Visibility,
+    *,
+    row_start: Int32,
+    visible: Int32,
+    first_visible: Int32 | None,
+    context: Int32,
+    tree_bits: Int64,
+    page_table: Int32,
+) -> None:
+    """Has the native struct point to sound arrays, which must outlive what it is used for."""
+    seen.requests, seen.rows = len(context), len(visible)
+    seen.row_start, seen.visible = _address(row_start), _address(visible)
+    seen.first_visible = None if first_visible is None else _address(first_visible)
+    seen.context, seen.tree_bits, seen.words = _address(context), _address(tree_bits), tree_bits.shape[1]
+    seen.page_table, seen.page_table_stride = _address(page_table), page_table.strides[0] // page_table.itemsize
+
+
 def _check_array(name: str, array: object, dtype: npt.DTypeLike, shape: list[int | None]) -> None:
     """A C-contiguous array.
 
@@ -131,5 +148,6 @@ def _check_array(name: str, array: object, dtype: npt.DTypeLike, shape: list[int
 
 
 def _address(array: npt.NDArray[Any]) -> int:
-    address: int = array.ctypes.data
+    assert array.flags.c_contiguous
+    address: int = array.__array_interface__["data"][0]
     return address

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.batch import Batch, Int32, Int64
+from paceline.core.batch import Batch, Int64
 from paceline.kernels.native import attention as native_attention
 from paceline.kernels.native import heads as native_heads
 from paceline.kernels.native.heads import Angles, HeadNorms
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.structures import Code, Heads, Matrix, Visibility, pointer
+from paceline.kernels.native.visibility import point_at
 from paceline.layers.norm import HeadNorm
 from paceline.layers.rotary import Rotary
 from paceline.models import CausalLM
@@ -81,7 +82,15 @@ class RecordedAttention:
             check_below(batch.slots[group], num_pages * store.page_size, "cell")
             check_below(batch.page_table[group], num_pages, "page")
             self._cells[group][:rows] = batch.slots[group]
-            _point_at(self._seen[group], batch, group)
+            point_at(
+                self._seen[group],
+                row_start=batch.row_start,
+                visible=batch.visible,
+                first_visible=batch.first_visible[group],
+                context=batch.context,
+                tree_bits=batch.tree_bits,
+                page_table=batch.page_table[group],
+            )
         self._held = (batch,)  # the structs point into its arrays
         if self._rotations:
             self._rotate(batch)
@@ -127,22 +136,6 @@ def _head_norms(norm: HeadNorm | None) -> HeadNorms | None:
         return None
     weight = norm.weight.detach().float()  # a row per head; those of one kind are equal
     return HeadNorms(weight[0].contiguous(), weight[norm.counts[0]].contiguous(), norm.epsilon)
-
-
-def _point_at(seen: Visibility, batch: Batch, group: int) -> None:
-    first, pages = batch.first_visible[group], batch.page_table[group]
-    seen.requests, seen.rows = len(batch.context), len(batch.visible)
-    seen.row_start, seen.visible = _address(batch.row_start), _address(batch.visible)
-    seen.first_visible = None if first is None else _address(first)
-    seen.context, seen.tree_bits = _address(batch.context), _address(batch.tree_bits)
-    seen.words = batch.tree_bits.shape[1]
-    seen.page_table, seen.page_table_stride = _address(pages), pages.strides[0] // pages.itemsize
-
-
-def _address(array: Int32 | Int64) -> int:
-    assert array.flags.c_contiguous
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def check_below(numbers: np.ndarray, limit: int, what: str) -> None:
