@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
+from paceline.kernels.native.sampling import SamplePlan
 from paceline.kernels.philox import Domain
 from paceline.sampling.logprobs import token_logprobs
 from paceline.sampling.noise import Noise, NoiseKeys
@@ -48,10 +49,20 @@ class Pipeline:
         Greedy rows take the first of the best scores. A row is NAN if its logits [R, V] have a NaN, and BANNED if its
         controls leave no token.
         """
+        return self._sampler_of(logits).sample(logits, rows)
+
+    def plan(self, logits: Tensor, rows: SampleRows) -> SamplePlan | None:
+        """``sample`` as a native op that is yet to run, beside others; None where these rows cannot be had as one.
+
+        The logits [R, V] may be written between now and then, the history of the rows is read now.
+        """
+        return self._sampler_of(logits).plan(logits, rows)
+
+    def _sampler_of(self, logits: Tensor) -> Sampler:
         sampler = self._samplers.get(logits.dtype)
         if sampler is None:
             sampler = self._samplers[logits.dtype] = build_sampler(self._sampler, self.state, logits.dtype)
-        return sampler.sample(logits, rows)
+        return sampler
 
     def log_weights(self, logits: Tensor, rows: SampleRows) -> Tensor:
         """f[R, V]: what ``sample`` adds noise to, a row's log-probabilities up to a constant, whatever its controls.

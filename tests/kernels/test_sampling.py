@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.kernels.native import library
+from paceline.kernels.native import library, region, structures
 from paceline.kernels.native.sampling import SampleCall, SeatControls
+from paceline.kernels.native.structures import Code, Matrix
 from paceline.kernels.philox import Domain, gumbel_rows
 from paceline.sampling import BANNED, NAN
 from paceline.sampling.samplers import in_native
@@ -191,6 +192,33 @@ def test_a_nucleus_holds_its_share_to_the_last_unit():
         logits = torch.tensor([[0.0, -depth]]).repeat(64, 1)
         found = SampleCall(controls, 2)(logits, np.zeros(64, dtype=np.int32), np.arange(64))
         assert set(found.tolist()) == tokens, wanted
+
+
+@needs_library
+def test_plans_run_beside_other_ops():
+    """Two steps of a chain in one call: the rows of the second are those that the first's tokens name."""
+    room, depth = Room(vocab=300), 2
+    request, table = room.join(top_k=9), random_logits(300, vocab=300)
+    logits = [random_logits(5, vocab=300, seed=1), torch.zeros(5, 300)]
+    rows = [many_rows(request, 5), many_rows(request, 5)]
+    rows[1].output_index[:] += 1
+    plans = [room.pipeline.plan(logits[index], rows[index]) for index in range(depth)]
+    gather = structures.Gather(
+        Matrix.of(table), Matrix.of(logits[1]), plans[0].tokens.ctypes.data, rows=5, size=300, scale=1.0
+    )
+    region.run([plans[0].step, (Code.GATHER, gather), plans[1].step])
+    first = room.pipeline.sample(logits[0], rows[0])
+    assert (plans[0].tokens == first).all()
+    assert (plans[1].tokens == room.pipeline.sample(table[first], rows[1])).all()
+
+
+@needs_library
+def test_what_needs_torch_has_no_plan():
+    room = Room()
+    plain, penalised = room.join(), room.join(presence_penalty=1.0)
+    assert room.pipeline.plan(random_logits(1), many_rows(plain, 1)) is not None
+    assert room.pipeline.plan(random_logits(2), rows_of((plain, []), (penalised, []))) is None
+    assert room.pipeline.plan(random_logits(1, dtype=torch.float64), many_rows(plain, 1)) is None
 
 
 @needs_library

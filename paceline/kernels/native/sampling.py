@@ -58,16 +58,48 @@ class SeatControls:
         return len(self.temperature)
 
 
+@dataclass(frozen=True, slots=True)
+class SamplePlan:
+    """An op that samples rows, and where their tokens are once it has run.
+
+    ``structure`` may be copied into a list of ops, to run beside others, as long as the plan is kept. Ops that run
+    before it in the same call may write the logits, and those behind it may read ``tokens``, which can be negative.
+    """
+
+    structure: structures.Sample
+    tokens: Int64
+    """[R]: the token of each row, -1 or -2; nothing before the op has run."""
+    keep: tuple[object, ...]
+    """Whatever else the struct points to."""
+
+    @property
+    def step(self) -> tuple[Code, ctypes.Structure]:
+        """As ``region.run`` takes it."""
+        return Code.SAMPLE, self.structure
+
+    def run(self) -> Int64:
+        """Runs the op by itself and returns ``tokens``.
+
+        Raises:
+            NativeUnavailableError: there are no native kernels.
+            MemoryError: there was none for intermediate results.
+        """
+        if len(self.tokens):
+            operations = (Operation * 1)(Operation(Code.SAMPLE, ctypes.addressof(self.structure)))
+            few = len(self.tokens) * self.structure.size <= FEW
+            region.submit(operations, num_threads=1 if few else None)
+        return self.tokens
+
+
 class SampleCall:
-    """Samples rows of a vocabulary's size with the controls of seats. Not for two threads at once."""
+    """Samples rows of a vocabulary's size with the controls of seats."""
 
     def __init__(self, controls: SeatControls, vocab_size: int) -> None:
         self._controls = controls
         self._size = vocab_size
-        self._struct = structures.Sample(size=vocab_size)
-        self._operations = (Operation * 1)(Operation(Code.SAMPLE, ctypes.addressof(self._struct)))
+        self._blank = structures.Sample(size=vocab_size)
         for item, array in zip(fields(controls), controls.arrays(), strict=True):
-            setattr(self._struct, item.name, array.ctypes.data)
+            setattr(self._blank, item.name, array.ctypes.data)
 
     def __call__(
         self,
@@ -78,28 +110,43 @@ class SampleCall:
         edited: torch.Tensor | None = None,
         edit: Int64 | None = None,
     ) -> Int64:
-        """int64[R]: the token of each row of ``logits`` [R, V], -1 if it has a NaN or nothing but -inf.
+        """int64[R]: what ``plan`` describes, run at once.
+
+        Raises:
+            TypeError, ValueError: arguments that do not fit.
+            NativeUnavailableError: there are no native kernels.
+        """
+        return self.plan(logits, seats, output_index, edited=edited, edit=edit).run()
+
+    def plan(
+        self,
+        logits: torch.Tensor,
+        seats: npt.NDArray[np.int32],
+        output_index: Int64,
+        *,
+        edited: torch.Tensor | None = None,
+        edit: Int64 | None = None,
+    ) -> SamplePlan:
+        """An op that finds the token of each row of ``logits`` [R, V], -1 if it has a NaN or nothing but -inf.
 
         Row r belongs to seat ``seats[r]`` and decides output token ``output_index[r]``. Where ``edit[r]`` is not -1,
-        row ``edit[r]`` of ``edited`` float32 [E, V] is sampled in its place; -2 if that allows no token.
+        row ``edit[r]`` of ``edited`` float32 [E, V] is sampled in its place; -2 if that allows no token. Logits and
+        controls are read when the op runs, ``seats`` and the indexes too: they must keep their sizes and bounds.
 
         A row's token depends on nothing else, and is the same at every level and number of threads: the first of the
         largest float32 sums of score and Gumbel noise, whose logarithms are those of the C library.
 
         Raises:
             TypeError, ValueError: arguments that do not fit.
-            NativeUnavailableError: there are no native kernels.
         """
-        rows, struct = len(seats), self._struct
         seats, output_index = np.ascontiguousarray(seats, np.int32), np.ascontiguousarray(output_index, np.int64)
         self._check(logits, seats, output_index, edited, edit)
-        tokens = np.empty(rows, dtype=np.int64)
-        struct.logits, struct.rows = Matrix.of(logits), rows
+        tokens = np.empty(len(seats), dtype=np.int64)
+        struct = structures.Sample.from_buffer_copy(self._blank)
+        struct.logits, struct.rows = Matrix.of(logits), len(seats)
         struct.edited, struct.edit = Matrix.of(edited), None if edit is None else edit.ctypes.data
         struct.seats, struct.output_index, struct.tokens = _addresses(seats, output_index, tokens)
-        if rows:
-            region.submit(self._operations, num_threads=1 if rows * self._size <= FEW else None)
-        return tokens
+        return SamplePlan(struct, tokens, (self._controls, logits, seats, output_index, edited, edit))
 
     def _check(
         self,

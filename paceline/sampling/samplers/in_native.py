@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import fields
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from paceline.core.batch import Int64, SampleRows
 from paceline.kernels.native import library
 from paceline.kernels.native.checks import DTYPES
-from paceline.kernels.native.sampling import SampleCall, SeatControls
+from paceline.kernels.native.sampling import SampleCall, SamplePlan, SeatControls
 from paceline.sampling.processors.min_p import MinP
 from paceline.sampling.processors.temperature import Temperature
 from paceline.sampling.processors.top_k import TopK
@@ -36,9 +37,15 @@ class NativeSampler:
         self._call = SampleCall(controls, state.vocab_size)
         self._memory = torch.empty(0, state.vocab_size)
 
+    def plan(self, logits: Tensor, rows: SampleRows) -> SamplePlan | None:
+        """As every sampler's; None if a control needs torch before the op."""
+        if logits.stride(-1) != 1 or self._edited(rows).any():
+            return None
+        return self._call.plan(logits, rows.seats, rows.output_index)
+
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-        edited = self._state.active[rows.seats, : self._num_edits].any(axis=1)
+        edited = self._edited(rows)
         if not edited.any():
             return self._call(logits, rows.seats, rows.output_index)
         chosen, edit = np.flatnonzero(edited), np.cumsum(edited) - 1
@@ -46,6 +53,11 @@ class NativeSampler:
         scores = self._copied(logits, chosen)
         process(self._state, scores, take_rows(rows, chosen), self._num_edits)
         return self._call(logits, rows.seats, rows.output_index, edited=scores, edit=edit)
+
+    def _edited(self, rows: SampleRows) -> npt.NDArray[np.bool_]:
+        """[R]: whether a control changes single logits of the row."""
+        edited: npt.NDArray[np.bool_] = np.any(self._state.active[rows.seats, : self._num_edits], axis=1)
+        return edited
 
     def _copied(self, logits: Tensor, chosen: Int64) -> Tensor:
         """f32[E, V]: the chosen rows, in memory that the next call uses again: new memory costs more than the copying.

@@ -34,6 +34,9 @@ class TorchSampler:
         result: Int64 = tokens.cpu().numpy()
         return result
 
+    def plan(self, logits: Tensor, rows: SampleRows) -> None:  # noqa: ARG002
+        return None
+
     def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:
         tokens = self._choose(processed(self._state, logits, rows), rows)
         # A ban may have covered the NaN that says this row's numbers cannot be trusted.
