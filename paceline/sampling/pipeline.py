@@ -13,10 +13,9 @@ from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native.sampling import SamplePlan
 from paceline.kernels.philox import Domain
-from paceline.sampling.logprobs import token_logprobs
 from paceline.sampling.noise import Noise, NoiseKeys
 from paceline.sampling.samplers import AUTO, Sampler, build_sampler
-from paceline.sampling.scores import BANNED, NAN, best_tokens, compute_dtype, processed, row_index, take_rows
+from paceline.sampling.scores import BANNED, NAN, best_tokens, processed, row_index, take_rows
 from paceline.sampling.state import SamplingState
 
 
@@ -51,12 +50,13 @@ class Pipeline:
         """
         return self._sampler_of(logits).sample(logits, rows)
 
-    def plan(self, logits: Tensor, rows: SampleRows) -> SamplePlan | None:
+    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
         """``sample`` as a native op that is yet to run, beside others; None where these rows cannot be had as one.
 
-        The logits [R, V] may be written between now and then, the history of the rows is read now.
+        The logits [R, V] may be written between now and then. Rows' histories are read now: unless ``path_known``,
+        there is no plan for rows with controls that may look at them.
         """
-        return self._sampler_of(logits).plan(logits, rows)
+        return self._sampler_of(logits).plan(logits, rows, path_known=path_known)
 
     def _sampler_of(self, logits: Tensor) -> Sampler:
         sampler = self._samplers.get(logits.dtype)
@@ -121,10 +121,7 @@ class Pipeline:
         self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
     ) -> list[TokenLogprobs]:
         """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V], with the ``top[i]`` likeliest."""
-        if not row_indices:
-            return []
-        chosen = row_index(np.asarray(row_indices), logits.device)
-        return token_logprobs(logits[chosen].to(compute_dtype(logits)), tokens, top)
+        return self._sampler_of(logits).logprobs(logits, row_indices, tokens, top) if row_indices else []
 
 
 def probabilities(log_weights: Tensor) -> Tensor:

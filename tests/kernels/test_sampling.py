@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from paceline.kernels.native import library, region, structures
-from paceline.kernels.native.sampling import SampleCall, SeatControls
+from paceline.kernels.native.sampling import EDIT, Edits, SampleCall, SeatControls
 from paceline.kernels.native.structures import Code, Matrix
 from paceline.kernels.philox import Domain, gumbel_rows
-from paceline.sampling import BANNED, NAN
+from paceline.sampling import BANNED, NAN, Pipeline
+from paceline.sampling.edits import EditList
+from paceline.sampling.processors.allowed_token_ids import AllowedTokenIds
+from paceline.sampling.processors.bad_words import BadWords
+from paceline.sampling.processors.logit_bias import LogitBias
+from paceline.sampling.processors.min_tokens import MinTokens
+from paceline.sampling.processors.penalties import Penalties
 from paceline.sampling.samplers import in_native
+from paceline.sampling.scores import take_rows
 from tests.kernels.native import LEVELS, needs_library, on_threads
 from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
 
@@ -40,6 +47,30 @@ CONTROLS = [
     {"repetition_penalty": 1.3, "top_k": 7},
     {"temperature": 0.0, "frequency_penalty": 2.0},
 ]
+EDITING = [
+    {"allowed_token_ids": [0, 1, 70, 130, 131], "temperature": 0.0},
+    {"words": ((5,), (2, 9), (9, 0))},
+    {"min_tokens": 9, "stop_token_ids": [3, 64], "top_k": 5},
+    {"logit_bias": {0: 100.0, 63: -100.0, 64: -3.3, 127: 2.7}, "top_p": 0.9},
+    {"repetition_penalty": 1.3, "frequency_penalty": -0.7, "presence_penalty": 0.3},
+    {"repetition_penalty": 0.6, "temperature": 0.0},
+    {"frequency_penalty": 1.9, "min_p": 0.1, "logit_bias": {2: 7.0}},
+    {
+        "allowed_token_ids": list(range(0, 132, 3)),
+        "words": ((6,), (9, 12)),
+        "min_tokens": 9,
+        "logit_bias": {3: 4.0, 6: 100.0, 12: 0.1, 130: -1.0},
+        "repetition_penalty": 1.7,
+        "frequency_penalty": 0.4,
+        "presence_penalty": -0.6,
+        "temperature": 0.8,
+        "top_k": 20,
+        "top_p": 0.95,
+        "min_p": 0.01,
+    },
+    {},
+]
+"""Controls that change single logits, one by one and all together."""
 
 
 def kinds_of_rows(vocab, seed):
@@ -169,6 +200,131 @@ def test_noise_is_that_of_philox(level):
         noise.scatter_(1, tokens[:, None], -INFINITY)
 
 
+def with_copies(room, kinds):
+    """Has the controls of these types offer no edits."""
+
+    class Plain:
+        def __init__(self, processor):
+            self.join, self.commit, self.leave = processor.join, processor.commit, processor.leave
+            self.apply = processor.apply
+
+    room.state.processors = tuple(
+        Plain(processor) if type(processor) in kinds else processor for processor in room.state.processors
+    )
+
+
+EDITORS = (AllowedTokenIds, BadWords, MinTokens, LogitBias, Penalties)
+
+
+def edited_rows(vocab, seed, kinds=()):
+    """A room, logits [N, V] of every kind, and rows with every control, some behind a draft."""
+    room = Room(vocab=vocab, capacity=len(EDITING))
+    with_copies(room, kinds)
+    room.join(
+        *(
+            make_request(prompt=[1, 0, 8], output=[7, 9, 7, 2], seed=seed * 31 + i, **each)
+            for i, each in enumerate(EDITING)
+        )
+    )
+    kinds_of_logits = kinds_of_rows(vocab, seed)
+    entries = [
+        (room.seats.at(seat), path)
+        for seat in range(len(EDITING))
+        for path in ([], [9], [0, 9], [131, 131])
+        for _ in kinds_of_logits
+    ]
+    return room, kinds_of_logits.repeat(len(entries) // len(kinds_of_logits), 1), rows_of(*entries)
+
+
+@at_every_level
+@pytest.mark.parametrize("vocab", [132, 192, 1000])
+def test_edited_logits_become_the_tokens_of_torch(level, monkeypatch, vocab):
+    room, logits, rows = edited_rows(vocab, seed=vocab)
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    monkeypatch.setattr(in_native, "process", None)  # nothing is copied for torch
+    assert (native(room)(logits, rows) == expected).all()
+    for dtype in (torch.bfloat16, torch.float16):
+        half = logits.to(dtype)
+        expected = type(room.pipeline)(room.state, "torch").sample(half, rows)
+        assert (native(room)(half, rows) == expected).all()
+
+
+@needs_library
+@pytest.mark.parametrize("kinds", [EDITORS, (Penalties,), (AllowedTokenIds, LogitBias), (BadWords, MinTokens)])
+def test_controls_without_edits_compose_with_those_that_have_some(kinds):
+    room, logits, rows = edited_rows(300, seed=1, kinds=kinds)
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    assert (native(room)(logits, rows) == expected).all()
+
+
+@needs_library
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_edited_rows_do_not_see_levels_threads_or_others(count):
+    room, logits, rows = edited_rows(40_000, seed=2)
+    chosen = np.random.default_rng(count).permutation(len(rows))[:count]
+    alone = [int(native(room)(logits[row : row + 1], take_rows(rows, np.array([row])))[0]) for row in chosen]
+    for found in all_levels_and_threads(lambda: native(room)(logits[chosen], take_rows(rows, chosen))):
+        assert found.tolist() == alone
+
+
+@needs_library
+def test_many_edits():
+    """As many as the vocabulary, so that every block is patched."""
+    vocab = 250
+    room = Room(vocab=vocab)
+    penalised = make_request(prompt=list(range(vocab)), repetition_penalty=1.2, logit_bias={5: 1.0}, temperature=0.9)
+    rows, logits = many_rows(room.join(penalised), 200), random_logits(200, vocab=vocab, scale=3.0)
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    assert (native(room)(logits, rows) == expected).all()
+
+
+@needs_library
+@pytest.mark.parametrize("field", ["token", "repetition", "first", "second"])
+def test_a_wrong_edit_is_caught(monkeypatch, field):
+    """The control test: edits that are a little off would show."""
+    room = Room(vocab=200)
+    request = make_request(prompt=[4, 5], output=[6, 6, 7], repetition_penalty=1.3, frequency_penalty=0.5)
+    rows, logits = many_rows(room.join(request), 400), torch.zeros(400, 200)
+    logits[:, 4:8] = random_logits(400, vocab=4) + 6
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    assert (native(room)(logits, rows) == expected).all()
+    true = EditList.collected
+
+    def spoiled(self):
+        found = true(self)
+        found.edits[field] += 1
+        return found
+
+    monkeypatch.setattr(EditList, "collected", spoiled)
+    assert (native(room)(logits, rows) != expected).any()
+
+
+@needs_library
+def test_edits_that_do_not_fit_are_refused():
+    call, seats, index = SampleCall(one_seat(), 70), np.zeros(2, dtype=np.int32), np.zeros(2, dtype=np.int64)
+    start, edits, words = np.array([0, 1, 1]), np.ones(1, dtype=EDIT), np.zeros(2, dtype=np.uint64)
+    logits = torch.zeros(2, 70)
+    assert call(logits, seats, index, edits=Edits(start, edits, {1: words})).tolist()[1] == BANNED
+    beyond, before = edits.copy(), edits.copy()
+    beyond["token"], before["token"] = 70, -1
+    for bad, message in (
+        (Edits(start, beyond, {}), "edits has 70"),
+        (Edits(start, before, {}), "edits has -1"),
+        (Edits(start[:2], edits, {}), "start must be 3"),
+        (Edits(start.astype(np.int32), edits, {}), "start must be 3"),
+        (Edits(np.array([0, 1, 2]), edits, {}), "the 1 edits"),
+        (Edits(np.array([0, 2, 1]), edits, {}), "the 1 edits"),
+        (Edits(np.array([1, 1, 1]), edits, {}), "the 1 edits"),
+        (Edits(start, np.ones(1), {}), "edits must"),
+        (Edits(start, edits, {0: words[:1]}), "allowed has"),
+        (Edits(start, edits, {0: words.astype(np.int64)}), "allowed has"),
+        (Edits(start, edits, {2: words}), "row 2"),
+        (Edits(start, edits, {-1: words}), "row -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(logits, seats, index, edits=bad)
+
+
 @needs_library
 def test_broken_and_banned_rows_are_told_apart():
     room = Room(vocab=100)
@@ -213,12 +369,17 @@ def test_plans_run_beside_other_ops():
 
 
 @needs_library
-def test_what_needs_torch_has_no_plan():
+def test_what_looks_at_an_unknown_path_or_needs_torch_has_no_plan():
     room = Room()
     plain, penalised = room.join(), room.join(presence_penalty=1.0)
-    assert room.pipeline.plan(random_logits(1), many_rows(plain, 1)) is not None
-    assert room.pipeline.plan(random_logits(2), rows_of((plain, []), (penalised, []))) is None
-    assert room.pipeline.plan(random_logits(1, dtype=torch.float64), many_rows(plain, 1)) is None
+    logits, rows = random_logits(2), rows_of((plain, []), (penalised, [3]))
+    assert room.pipeline.plan(logits[:1], many_rows(plain, 1)) is not None
+    assert room.pipeline.plan(logits, rows) is None
+    plan = room.pipeline.plan(logits, rows, path_known=True)
+    assert (plan.run() == room.pipeline.sample(logits, rows)).all()
+    assert room.pipeline.plan(logits.double()[:1], many_rows(plain, 1)) is None
+    with_copies(room, [Penalties])
+    assert Pipeline(room.state).plan(logits, rows, path_known=True) is None
 
 
 @needs_library
@@ -252,10 +413,10 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="output_index"):
         call(logits, seats, index[:1])
     for edit in (np.array([0, 2]), np.array([-2, 0])):
-        with pytest.raises(ValueError, match="edit has"):
-            call(logits, seats, index, edited=logits, edit=edit)
-    with pytest.raises(ValueError, match="edit must"):
-        call(logits, seats, index, edited=logits, edit=np.zeros(2, dtype=np.int32))
+        with pytest.raises(ValueError, match="copy has"):
+            call(logits, seats, index, copies=logits, copy=edit)
+    with pytest.raises(ValueError, match="copy must"):
+        call(logits, seats, index, copies=logits, copy=np.zeros(2, dtype=np.int32))
     with pytest.raises(TypeError, match="top_k"):
         SeatControls(*(np.ones(1),) * 8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,6 +53,39 @@ def check_rows(name: str, tensor: object, shape: Sequence[int | None], *, writte
     if written and found.numel() and _overlaps(found):
         raise ValueError(f"{name} has strides {found.stride()}, so that its rows overlap\nWrite to one that has room.")
     return found
+
+
+def are_rows(tensor: object, rows: int, size: int) -> bool:
+    """Whether ``check_rows`` finds nothing wrong with a matrix; false where a longer look is needed. It costs less."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.dtype in DTYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.shape == (rows, size)
+        and tensor.stride(1) == 1
+        and not tensor.is_neg()
+    )
+
+
+def check_integers(name: str, array: object, size: int) -> None:
+    """A contiguous array int64[size].
+
+    Raises:
+        ValueError: it is something else.
+    """
+    fits = isinstance(array, np.ndarray) and array.dtype == np.int64 and array.shape == (size,)
+    if not fits or not array.flags.c_contiguous:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} must be {size} numbers of int64 side by side")
+
+
+def check_indexes(name: str, indexes: np.ndarray, size: int) -> None:
+    """Raises:
+    ValueError: one of the indexes is negative, or ``size`` or more.
+    """
+    # Negative indexes are large ones when their sign is taken for a bit like the others.
+    if len(indexes) and int(indexes.view(f"u{indexes.itemsize}").max()) >= size:
+        raise ValueError(f"{name} has {indexes.min()} to {indexes.max()}, of which there are only {size}")
 
 
 def check_vector(name: str, tensor: object, size: int, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:

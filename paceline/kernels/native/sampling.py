@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from paceline.kernels.native import region, structures
-from paceline.kernels.native.checks import check_rows
-from paceline.kernels.native.structures import Code, Matrix, Operation
+from paceline.kernels.native.checks import are_rows, check_indexes, check_integers, check_rows
+from paceline.kernels.native.structures import Code, Matrix, Operation, address
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -58,6 +59,30 @@ class SeatControls:
         return len(self.temperature)
 
 
+EDIT = np.dtype(
+    [("token", np.int32), ("repetition", np.float32), ("first", np.float32), ("second", np.float32)], align=True
+)
+"""``paceline_edit``: logit x becomes (x > 0 ? x / repetition : x * repetition) - first - second, each step in float32.
+
+An infinite ``first`` bans the token, whatever its logit.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What becomes of single logits of rows before anything else; a row's edits are made one after the other."""
+
+    start: Int64
+    """[R + 1]: row r has ``edits[start[r] : start[r + 1]]``."""
+    edits: np.ndarray
+    """[E] of ``EDIT``."""
+    allowed: Mapping[int, npt.NDArray[np.uint64]]
+    """By row, if it may not choose every token: [ceil(V / 64)] words, whose bits are set where it may.
+
+    The others are -inf before the row's edits are made.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
     """An op that samples rows, and where their tokens are once it has run.
@@ -96,6 +121,7 @@ class SampleCall:
 
     def __init__(self, controls: SeatControls, vocab_size: int) -> None:
         self._controls = controls
+        self._num_seats = controls.num_seats
         self._size = vocab_size
         self._blank = structures.Sample(size=vocab_size)
         for item, array in zip(fields(controls), controls.arrays(), strict=True):
@@ -107,8 +133,9 @@ class SampleCall:
         seats: npt.NDArray[np.int32],
         output_index: Int64,
         *,
-        edited: torch.Tensor | None = None,
-        edit: Int64 | None = None,
+        edits: Edits | None = None,
+        copies: torch.Tensor | None = None,
+        copy: Int64 | None = None,
     ) -> Int64:
         """int64[R]: what ``plan`` describes, run at once.
 
@@ -116,7 +143,7 @@ class SampleCall:
             TypeError, ValueError: arguments that do not fit.
             NativeUnavailableError: there are no native kernels.
         """
-        return self.plan(logits, seats, output_index, edited=edited, edit=edit).run()
+        return self.plan(logits, seats, output_index, edits=edits, copies=copies, copy=copy).run()
 
     def plan(
         self,
@@ -124,14 +151,15 @@ class SampleCall:
         seats: npt.NDArray[np.int32],
         output_index: Int64,
         *,
-        edited: torch.Tensor | None = None,
-        edit: Int64 | None = None,
+        edits: Edits | None = None,
+        copies: torch.Tensor | None = None,
+        copy: Int64 | None = None,
     ) -> SamplePlan:
         """An op that finds the token of each row of ``logits`` [R, V], -1 if it has a NaN or nothing but -inf.
 
-        Row r belongs to seat ``seats[r]`` and decides output token ``output_index[r]``. Where ``edit[r]`` is not -1,
-        row ``edit[r]`` of ``edited`` float32 [E, V] is sampled in its place; -2 if that allows no token. Logits and
-        controls are read when the op runs, ``seats`` and the indexes too: they must keep their sizes and bounds.
+        Row r belongs to seat ``seats[r]`` and decides output token ``output_index[r]``. Where ``copy[r]`` is not -1,
+        row ``copy[r]`` of ``copies`` float32 [C, V] is sampled in its place; either is subject to ``edits``. -2 if they
+        allow no token. Logits and controls are read when the op runs, all else too: it must keep its sizes and bounds.
 
         A row's token depends on nothing else, and is the same at every level and number of threads: the first of the
         largest float32 sums of score and Gumbel noise, whose logarithms are those of the C library.
@@ -140,40 +168,51 @@ class SampleCall:
             TypeError, ValueError: arguments that do not fit.
         """
         seats, output_index = np.ascontiguousarray(seats, np.int32), np.ascontiguousarray(output_index, np.int64)
-        self._check(logits, seats, output_index, edited, edit)
-        tokens = np.empty(len(seats), dtype=np.int64)
+        rows = len(seats)
+        self._check(logits, seats, output_index)
+        tokens = np.empty(rows, dtype=np.int64)
         struct = structures.Sample.from_buffer_copy(self._blank)
-        struct.logits, struct.rows = Matrix.of(logits), len(seats)
-        struct.edited, struct.edit = Matrix.of(edited), None if edit is None else edit.ctypes.data
-        struct.seats, struct.output_index, struct.tokens = _addresses(seats, output_index, tokens)
-        return SamplePlan(struct, tokens, (self._controls, logits, seats, output_index, edited, edit))
+        struct.logits, struct.rows = Matrix.of(logits), rows
+        struct.seats, struct.output_index, struct.tokens = address(seats), address(output_index), address(tokens)
+        kept: list[object] = [self._controls, logits, seats, output_index]
+        if copy is not None:
+            self._check_copies(copies, copy, rows)
+            struct.copies, struct.copy = Matrix.of(copies), address(copy)
+            kept += (copies, copy)
+        if edits is not None:
+            kept.append(self._set_edits(struct, edits, rows))
+        return SamplePlan(struct, tokens, tuple(kept))
 
-    def _check(
-        self,
-        logits: torch.Tensor,
-        seats: npt.NDArray[np.int32],
-        output_index: Int64,
-        edited: torch.Tensor | None,
-        edit: Int64 | None,
-    ) -> None:
-        check_rows("logits", logits, [len(seats), self._size])
-        _check_indexes("seats", seats, self._controls.num_seats)
+    def _check(self, logits: torch.Tensor, seats: npt.NDArray[np.int32], output_index: Int64) -> None:
+        if not are_rows(logits, len(seats), self._size):
+            check_rows("logits", logits, [len(seats), self._size])
+        check_indexes("seats", seats, self._num_seats)
         if output_index.shape != seats.shape:
             raise ValueError(f"output_index has shape {output_index.shape}, not {seats.shape}")
-        if edit is None:
-            return
-        check_rows("edited", edited, [None, self._size])
-        assert edited is not None
-        if edit.shape != seats.shape or edit.dtype != np.int64 or not edit.flags.c_contiguous:
-            raise ValueError(f"edit must be {len(seats)} numbers of int64 side by side")
-        _check_indexes("edit", edit + 1, len(edited) + 1)
 
+    def _check_copies(self, copies: torch.Tensor | None, copy: Int64, rows: int) -> None:
+        found = check_rows("copies", copies, [None, self._size])
+        check_integers("copy", copy, rows)
+        check_indexes("copy", copy + 1, len(found) + 1)
 
-def _check_indexes(name: str, indexes: np.ndarray, size: int) -> None:
-    """Negative indexes are large ones when their sign is taken for a bit like the others."""
-    if len(indexes) and int(indexes.view(f"u{indexes.itemsize}").max()) >= size:
-        raise ValueError(f"{name} has {indexes.min()} to {indexes.max()}, of which there are only {size}")
-
-
-def _addresses(*arrays: np.ndarray) -> tuple[int, ...]:
-    return tuple(array.__array_interface__["data"][0] for array in arrays)
+    def _set_edits(self, struct: structures.Sample, edits: Edits, rows: int) -> object:
+        """Points the struct at edits that fit; returns what must be kept for it."""
+        check_integers("start", edits.start, rows + 1)
+        found, start = edits.edits, edits.start
+        if found.dtype != EDIT or found.ndim != 1 or not found.flags.c_contiguous:
+            raise ValueError(f"edits must be a vector of {EDIT} side by side")
+        if start[0] != 0 or start[-1] != len(found) or (np.diff(start) < 0).any():
+            raise ValueError(f"start must go from 0 to the {len(found)} edits")
+        check_indexes("edits", found["token"], self._size)
+        struct.edit_start, struct.edits = address(start), address(found)
+        if not edits.allowed:
+            return edits
+        pointers = np.zeros(rows, dtype=np.uint64)
+        for row, words in edits.allowed.items():
+            if not 0 <= row < rows:
+                raise ValueError(f"allowed has row {row}, of which there are only {rows}")
+            if words.dtype != np.uint64 or words.shape != (-(-self._size // 64),) or not words.flags.c_contiguous:
+                raise ValueError(f"allowed has {words.dtype}{list(words.shape)} for row {row}, not a bit per token")
+            pointers[row] = address(words)
+        struct.allowed = address(pointers)
+        return edits, tuple(edits.allowed.values()), pointers

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 NAMES = ("float32", "bfloat16", "float16")
@@ -27,6 +28,7 @@ class Code(IntEnum):
     ATTENTION = 7
     SAMPLE = 8
     GATHER = 9
+    LOGPROBS = 10
 
 
 class Status(IntEnum):
@@ -132,11 +134,21 @@ class Attention(ctypes.Structure):
 
 class Sample(ctypes.Structure):
     _fields_ = (
-        *((name, Matrix) for name in ("logits", "edited")),
+        *((name, Matrix) for name in ("logits", "copies")),
         *((name, ctypes.c_int64) for name in ("rows", "size")),
-        *((name, ctypes.c_void_p) for name in ("tokens", "edit", "seats", "output_index")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "copy", "allowed", "edit_start", "edits")),
+        *((name, ctypes.c_void_p) for name in ("seats", "output_index")),
         *((name, ctypes.c_void_p) for name in ("temperature", "top_p", "min_p", "min_p_margin")),
         *((name, ctypes.c_void_p) for name in ("top_k", "seed", "sample_index", "greedy")),
+    )
+
+
+class Logprobs(ctypes.Structure):
+    _fields_ = (
+        ("logits", Matrix),
+        *((name, ctypes.c_int64) for name in ("rows", "size", "width")),
+        *((name, ctypes.c_void_p) for name in ("index", "tokens", "top")),
+        *((name, ctypes.c_void_p) for name in ("log_sums", "own_logits", "ranks", "top_tokens", "top_logits")),
     )
 
 
@@ -156,3 +168,10 @@ def _number_of(dtype: torch.dtype) -> int:
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where a contiguous array's memory starts."""
+    assert array.flags.c_contiguous
+    found: int = array.__array_interface__["data"][0]
+    return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from paceline.core.batch import Batch, Int32, Int64
 from paceline.kernels.native import structures
+from paceline.kernels.native.structures import address
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,10 +123,10 @@ def point_at(
 ) -> None:
     """Has the native struct point to sound arrays, which must outlive what it is used for."""
     seen.requests, seen.rows = len(context), len(visible)
-    seen.row_start, seen.visible = _address(row_start), _address(visible)
-    seen.first_visible = None if first_visible is None else _address(first_visible)
-    seen.context, seen.tree_bits, seen.words = _address(context), _address(tree_bits), tree_bits.shape[1]
-    seen.page_table, seen.page_table_stride = _address(page_table), page_table.strides[0] // page_table.itemsize
+    seen.row_start, seen.visible = address(row_start), address(visible)
+    seen.first_visible = None if first_visible is None else address(first_visible)
+    seen.context, seen.tree_bits, seen.words = address(context), address(tree_bits), tree_bits.shape[1]
+    seen.page_table, seen.page_table_stride = address(page_table), page_table.strides[0] // page_table.itemsize
 
 
 def _check_array(name: str, array: object, dtype: npt.DTypeLike, shape: list[int | None]) -> None:
@@ -145,9 +145,3 @@ def _check_array(name: str, array: object, dtype: npt.DTypeLike, shape: list[int
         raise ValueError(f"{name} has shape {list(array.shape)}, not [{sizes}]")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} has strides {array.strides}\nMake it contiguous.")
-
-
-def _address(array: npt.NDArray[Any]) -> int:
-    assert array.flags.c_contiguous
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -11,7 +11,7 @@ from paceline.core.registry import Registry
 from paceline.sampling.controls import Controls
 from paceline.sampling.processors.allowed_token_ids import AllowedTokenIds
 from paceline.sampling.processors.bad_words import BadWords
-from paceline.sampling.processors.base import Processor
+from paceline.sampling.processors.base import Editing, Processor
 from paceline.sampling.processors.logit_bias import LogitBias
 from paceline.sampling.processors.min_p import MinP
 from paceline.sampling.processors.min_tokens import MinTokens
@@ -31,4 +31,4 @@ processors.add("min_p")(MinP)
 processors.add("top_k")(TopK)
 processors.add("top_p")(TopP)
 
-__all__ = ["Processor", "processors"]
+__all__ = ["Editing", "Processor", "processors"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList, Words, packed_bits
 
 
 class AllowedTokenIds:
@@ -16,6 +19,7 @@ class AllowedTokenIds:
     def __init__(self, controls: Controls) -> None:
         self.controls = controls
         self._banned: dict[int, torch.Tensor] = {}  # seat -> bool[V]
+        self._words: dict[int, Words] = {}  # seat -> a bit per token, set where it is allowed
 
     def join(self, request: Request) -> bool:
         allowed = request.params.allowed_token_ids
@@ -24,6 +28,7 @@ class AllowedTokenIds:
         banned = np.ones(self.controls.vocab_size, dtype=bool)
         banned[list(allowed)] = False
         self._banned[request.seat] = torch.from_numpy(banned).to(self.controls.device)
+        self._words[request.seat] = packed_bits(~banned)
         return True
 
     def commit(self, seat: int, tokens: list[int]) -> None:
@@ -31,7 +36,12 @@ class AllowedTokenIds:
 
     def leave(self, seat: int) -> None:
         self._banned.pop(seat, None)
+        self._words.pop(seat, None)
 
     def apply(self, scores: torch.Tensor, rows: SampleRows) -> None:
         for row, seat in enumerate(rows.seats.tolist()):
             scores[row].masked_fill_(self._banned[seat], -torch.inf)
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        for row in chosen:
+            edits.allow(row, self._words[int(rows.seats[row])])

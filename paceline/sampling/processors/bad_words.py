@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList
 from paceline.sampling.processors.base import ban
 
 Words = dict[int, list[tuple[int, ...]]]
@@ -52,6 +54,10 @@ class BadWords:
 
     def apply(self, scores: torch.Tensor, rows: SampleRows) -> None:
         ban(scores, [self._banned(seat, rows.path[row]) for row, seat in enumerate(rows.seats.tolist())])
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        for row in chosen:
+            edits.ban(row, self._banned(int(rows.seats[row]), rows.path[row]))
 
     def _banned(self, seat: int, path: np.ndarray) -> np.ndarray:
         longer = self._longer[seat]

@@ -6,7 +6,7 @@ Shape letters: R rows, D depth of a row's draft path, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList
 
 
 class Processor(Protocol):
@@ -35,6 +36,21 @@ class Processor(Protocol):
         """Changes ``scores`` f[R, V] in place. The control acts on the seat of every row.
 
         What a row becomes must not depend on the other rows, and must count ``rows.path`` as output tokens.
+        """
+        ...
+
+
+@runtime_checkable
+class Editing(Protocol):
+    """What a processor may offer besides ``apply``: the same change as edits of single scores.
+
+    Rows all of whose processors before temperature offer it are sampled natively without a copy of their logits.
+    """
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        """Notes what ``apply`` would do to the rows ``chosen`` of ``rows``, bit for bit in float32.
+
+        Edits are made in the order of the processors. A banned score must stay so, whatever comes later.
         """
         ...
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList
 from paceline.sampling.processors.base import scatter_index
 
 
@@ -39,3 +42,8 @@ class LogitBias:
         index = scatter_index([self._tokens[seat] for seat in seats], scores.device)
         biases = torch.from_numpy(np.concatenate([self._biases[seat] for seat in seats]))
         scores[index] += biases.to(scores.device, scores.dtype)
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        for row in chosen:
+            seat = int(rows.seats[row])
+            edits.change(row, self._tokens[seat], first=-self._biases[seat])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList
 from paceline.sampling.processors.base import ban
 
 
@@ -40,3 +43,9 @@ class MinTokens:
             ban(
                 scores, [self._ends[seat] if is_early else nothing for seat, is_early in zip(seats, early, strict=True)]
             )
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        for row in chosen:
+            seat = int(rows.seats[row])
+            if rows.output_index[row] < self.controls.min_tokens[seat]:
+                edits.ban(row, self._ends[seat])

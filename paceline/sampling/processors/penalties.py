@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 from paceline.core.batch import Int64, SampleRows
 from paceline.core.request import Request
 from paceline.sampling.controls import Controls
+from paceline.sampling.edits import EditList
 from paceline.sampling.processors.base import scatter_index
 
 
@@ -86,6 +87,18 @@ class Penalties:
         before = scores[row, token]
         after = torch.where(before > 0, before / repetition, before * repetition)
         scores[row, token] = after - counts * frequency - (counts > 0) * presence
+
+    def edit(self, rows: SampleRows, chosen: Sequence[int], edits: EditList) -> None:
+        for row in chosen:
+            seat = int(rows.seats[row])
+            tokens, counts = self._seen(seat, rows.path[row])
+            edits.change(
+                row,
+                tokens,
+                repetition=self.controls.repetition_penalty[seat],
+                first=counts.astype(np.float32) * np.float32(self.controls.frequency_penalty[seat]),
+                second=(counts > 0) * np.float32(self.controls.presence_penalty[seat]),
+            )
 
     def _seen(self, seat: int, path: np.ndarray) -> tuple[Int64, Int64]:
         return self._counted[seat].with_path(self._inside(path.tolist()))

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from paceline.core.batch import Int64, SampleRows
+from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native.sampling import SamplePlan
 
 
@@ -21,9 +22,14 @@ class Sampler(Protocol):
         """
         ...
 
-    def plan(self, logits: torch.Tensor, rows: SampleRows) -> SamplePlan | None:
+    def logprobs(self, logits: torch.Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
+        """Of ``tokens[i]``, at least one, under row ``rows[i]`` of ``logits`` [R, V], with the ``top[i]`` likeliest."""
+        ...
+
+    def plan(self, logits: torch.Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
         """A native op that does the same when it runs, beside others; None if these rows cannot be had as one.
 
-        The logits [R, V] may be written between now and then, the history of the rows is read now.
+        The logits [R, V] may be written between now and then. The history of rows is read now, so that there is no
+        plan for controls that look at it unless ``path_known``.
         """
         ...

@@ -1,6 +1,6 @@
-"""Samples all rows with one native call; controls that edit single logits run in torch before it.
+"""Samples all rows with one native call; controls that offer no edits run in torch before it.
 
-Shape letters: R rows, V vocabulary, E edited rows.
+Shape letters: R rows, V vocabulary, C copied rows, P processors before temperature.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from paceline.core.batch import Int64, SampleRows
+from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native import library
 from paceline.kernels.native.checks import DTYPES
-from paceline.kernels.native.sampling import SampleCall, SamplePlan, SeatControls
+from paceline.kernels.native.sampling import Edits, SampleCall, SamplePlan, SeatControls
+from paceline.sampling import logprobs
+from paceline.sampling.edits import EditList
+from paceline.sampling.processors import Editing
 from paceline.sampling.processors.min_p import MinP
 from paceline.sampling.processors.temperature import Temperature
 from paceline.sampling.processors.top_k import TopK
@@ -23,6 +27,7 @@ from paceline.sampling.processors.top_p import TopP
 from paceline.sampling.scores import process, take_rows
 from paceline.sampling.state import SamplingState
 
+Bool = npt.NDArray[np.bool_]
 FUSED = (Temperature, MinP, TopK, TopP)
 """The processors that the native call contains, in its order; all others must come before them."""
 
@@ -32,35 +37,55 @@ class NativeSampler:
 
     def __init__(self, state: SamplingState) -> None:
         self._state = state
-        self._num_edits = len(state.processors) - len(FUSED)
+        self._before = state.processors[: -len(FUSED)]
+        self._needs_copy = np.array([not isinstance(processor, Editing) for processor in self._before], dtype=bool)
         controls = SeatControls(*(getattr(state, item.name) for item in fields(SeatControls)))
         self._call = SampleCall(controls, state.vocab_size)
         self._memory = torch.empty(0, state.vocab_size)
 
-    def plan(self, logits: Tensor, rows: SampleRows) -> SamplePlan | None:
-        """As every sampler's; None if a control needs torch before the op."""
-        if logits.stride(-1) != 1 or self._edited(rows).any():
+    def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
+        return logprobs.in_native(logits, rows, tokens, top)
+
+    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
+        """As every sampler's; None also if a control without edits needs torch before the op."""
+        acting = self._acting(rows)
+        if logits.stride(-1) != 1 or acting[:, self._needs_copy].any():
             return None
-        return self._call.plan(logits, rows.seats, rows.output_index)
+        if not acting.any():
+            return self._call.plan(logits, rows.seats, rows.output_index)
+        if not path_known:
+            return None
+        return self._call.plan(logits, rows.seats, rows.output_index, edits=self._edits(rows, acting))
 
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()
-        edited = self._edited(rows)
-        if not edited.any():
+        acting = self._acting(rows)
+        if not acting.any():
             return self._call(logits, rows.seats, rows.output_index)
-        chosen, edit = np.flatnonzero(edited), np.cumsum(edited) - 1
-        edit[~edited] = -1
+        copied: Bool = np.any(acting[:, self._needs_copy], axis=1)
+        edits = self._edits(rows, acting & ~copied[:, None])
+        if not copied.any():
+            return self._call(logits, rows.seats, rows.output_index, edits=edits)
+        chosen, copy = np.flatnonzero(copied), np.cumsum(copied) - 1
+        copy[~copied] = -1
         scores = self._copied(logits, chosen)
-        process(self._state, scores, take_rows(rows, chosen), self._num_edits)
-        return self._call(logits, rows.seats, rows.output_index, edited=scores, edit=edit)
+        process(self._state, scores, take_rows(rows, chosen), len(self._before))
+        return self._call(logits, rows.seats, rows.output_index, edits=edits, copies=scores, copy=copy)
 
-    def _edited(self, rows: SampleRows) -> npt.NDArray[np.bool_]:
-        """[R]: whether a control changes single logits of the row."""
-        edited: npt.NDArray[np.bool_] = np.any(self._state.active[rows.seats, : self._num_edits], axis=1)
-        return edited
+    def _acting(self, rows: SampleRows) -> Bool:
+        """[R, P]: which of the processors before temperature act on which row."""
+        acting: Bool = self._state.active[rows.seats, : len(self._before)]
+        return acting
+
+    def _edits(self, rows: SampleRows, acting: Bool) -> Edits:
+        edits = EditList(len(rows))
+        for processor, on in zip(self._before, acting.T, strict=True):
+            if isinstance(processor, Editing) and on.any():
+                processor.edit(rows, np.flatnonzero(on).tolist(), edits)
+        return edits.collected()
 
     def _copied(self, logits: Tensor, chosen: Int64) -> Tensor:
-        """f32[E, V]: the chosen rows, in memory that the next call uses again: new memory costs more than the copying.
+        """f32[C, V]: the chosen rows, in memory that the next call uses again: new memory costs more than the copying.
 
         A sampler belongs to one engine, which samples one step at a time.
         """

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from paceline.core.batch import Int64, SampleRows
+from paceline.core.outputs import TokenLogprobs
+from paceline.sampling import logprobs
 from paceline.sampling.noise import Noise
 from paceline.sampling.scores import BANNED, NAN, best_tokens, compute_dtype, processed, row_index, take_rows
 from paceline.sampling.state import SamplingState
@@ -34,7 +36,10 @@ class TorchSampler:
         result: Int64 = tokens.cpu().numpy()
         return result
 
-    def plan(self, logits: Tensor, rows: SampleRows) -> None:  # noqa: ARG002
+    def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
+        return logprobs.in_torch(logits, rows, tokens, top)
+
+    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> None:  # noqa: ARG002
         return None
 
     def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:

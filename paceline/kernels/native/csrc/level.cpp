@@ -37,6 +37,8 @@ namespace {
 
 #include "philox.h"
 
+#include "logits.h"
+
 #include "selection.h"
 
 #include "nucleus.h"
@@ -44,6 +46,8 @@ namespace {
 #include "sample.h"
 
 #include "gather.h"
+
+#include "logprobs.h"
 
 }  // namespace
 
@@ -66,6 +70,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_attention, attention_scratch},
         {run_sample, sample_scratch},
         {run_gather, no_scratch},
+        {run_logprobs, logprobs_scratch},
     },
 };
 

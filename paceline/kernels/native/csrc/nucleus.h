@@ -5,9 +5,9 @@ constexpr int64_t num_buckets = 4096;
 constexpr float deepest = 30.0f;  // a token so far below the best has no mass
 
 // round(e^-depth 2^40) for depths from 0 to `deepest`, with the same bits at every level: nothing is fused.
-inline int64_t mass_of(float depth) {
+inline int64_t mass_of(double depth) {
     constexpr double magic = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
-    const double x = -(double)depth, shifted = x * 1.4426950408889634 + magic, n = shifted - magic;
+    const double x = -depth, shifted = x * 1.4426950408889634 + magic, n = shifted - magic;
     const double r = x - n * 0x1.62e42fee00000p-1 - n * 0x1.a39ef35793c76p-33;
     double p = 1.0 / 479001600;
     p = p * r + 1.0 / 39916800;
@@ -47,9 +47,8 @@ inline int32_t bucket_of(float depth) {
 }
 
 struct NucleusRoom {
-    uint32_t *keys;      // [blocks][block_size]
-    int64_t *weights;    // [blocks][block_size]
-    int64_t *histogram;  // [num_buckets]
+    uint32_t *keys;    // [blocks][block_size]
+    int64_t *weights;  // [blocks][block_size]
 };
 
 // How far a block's tokens are below the best, no more than `deepest`; tokens below `least` are at the bottom.
@@ -87,25 +86,28 @@ inline int64_t collect(const Depths &depths, int32_t bucket, const NucleusRoom &
     return count;
 }
 
-// The score of the last token of the smallest set of likeliest tokens that holds `share` of the mass of all scores from
-// `least` on. `best` is the row's best score.
-inline float last_of_nucleus(const LogitRow &logits, const float *maxima, const Scale &scale, float best, float least,
-                             double share, const NucleusRoom &room) {
-    if (best == INFINITY) return best;
-    const int64_t blocks = logits.num_blocks();
-    float space[block_size];
-    memset(room.histogram, 0, num_buckets * sizeof(int64_t));
-    for (int64_t index = 0; index < blocks; ++index) {
+// Adds the masses of all scores from `least` on in blocks [first, last) to the histogram. `best` is the row's best.
+inline void add_masses(const LogitRow &logits, const float *maxima, const Scale &scale, float best, float least,
+                       int64_t first, int64_t last, int64_t *histogram) {
+    float room[block_size];
+    for (int64_t index = first; index < last; ++index) {
         const float maximum = scale.of(maxima[index]);
         if (maximum < least || best - maximum >= deepest) continue;
-        add_masses(Depths(scale, logits.block(index, space), best, least), room.histogram);
+        add_masses(Depths(scale, logits.block(index, room), best, least), histogram);
     }
+}
+
+// The score of the last token of the smallest set of likeliest tokens that holds `share` of the mass of the histogram,
+// to which every block has been added.
+inline float last_of_nucleus(const LogitRow &logits, const float *maxima, const Scale &scale, float best, float least,
+                             double share, const int64_t *histogram, const NucleusRoom &room) {
+    float space[block_size];
     int64_t total = 0, count = 0;
-    for (int64_t i = 0; i < num_buckets; ++i) total += room.histogram[i];
+    for (int64_t i = 0; i < num_buckets; ++i) total += histogram[i];
     int64_t needed = smaller((int64_t)ceil((double)total * share), total);
     int32_t bucket = 0;
-    for (; room.histogram[bucket] < needed; ++bucket) needed -= room.histogram[bucket];
-    for (int64_t index = 0; index < blocks; ++index) {
+    for (; histogram[bucket] < needed; ++bucket) needed -= histogram[bucket];
+    for (int64_t index = 0; index < logits.num_blocks(); ++index) {
         const float maximum = scale.of(maxima[index]);
         if (maximum < least || bucket_of(best - maximum) > bucket) continue;
         count = collect(Depths(scale, logits.block(index, space), best, least), bucket, room, count);

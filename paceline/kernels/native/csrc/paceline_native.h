@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 5
+#define PACELINE_INTERFACE_VERSION 6
 
 #ifdef __cplusplus
 extern "C" {
@@ -27,6 +27,7 @@ enum paceline_code {
     PACELINE_ATTENTION,
     PACELINE_SAMPLE,
     PACELINE_GATHER,
+    PACELINE_LOGPROBS,
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
@@ -128,13 +129,22 @@ typedef struct {
     const paceline_visibility *visibility;
 } paceline_attention;
 
+// A token's logit x becomes (x > 0 ? x / repetition : x * repetition) - first - second, or -inf if `first` is infinite.
+typedef struct {
+    int32_t token;
+    float repetition, first, second;
+} paceline_edit;
+
 // tokens[row] = the token that each row of logits becomes under the controls of its seat, or a paceline_no_token.
 typedef struct {
     paceline_matrix logits;  // [rows, size]
-    paceline_matrix edited;  // float32 [any, size]: rows whose logits controls have changed
+    paceline_matrix copies;  // float32 [any, size]: rows whose logits controls have changed
     int64_t rows, size;
     int64_t *tokens;
-    const int64_t *edit;  // [rows]: the row of `edited` to use instead, or -1; NULL: none
+    const int64_t *copy;  // [rows]: the row of `copies` to use instead, or -1; NULL: none
+    const uint64_t *const *allowed;  // [rows]: a row's words of a bit per token, NULL: all tokens; NULL: so for all rows
+    const int64_t *edit_start;       // [rows + 1]: where a row's edits start; NULL: there are none
+    const paceline_edit *edits;      // made in this order, where tokens that are not allowed are -inf already
     const int32_t *seats;  // [rows]
     const int64_t *output_index;  // [rows]
     // By seat.
@@ -150,6 +160,21 @@ typedef struct {
     int64_t rows, size, offset, add;
     double scale;
 } paceline_gather;
+
+// What the log-probabilities of tokens under rows of logits are made of: a token's is its logit less the row's log sum of
+// exponentials. Ranks count from 1; the best tokens come in the order of their numbers, of equals the lowest.
+typedef struct {
+    paceline_matrix logits;  // [any, size]
+    int64_t rows, size, width;
+    const int64_t *index;   // [rows] of logits
+    const int64_t *tokens;  // [rows]
+    const int64_t *top;     // [rows]: how many of the best tokens are wanted, up to `width`
+    double *log_sums;       // [rows]; NaN where a logit is NaN or the best is not finite
+    float *own_logits;      // [rows]
+    int64_t *ranks;         // [rows]
+    int32_t *top_tokens;    // [rows, width]
+    float *top_logits;      // [rows, width]
+} paceline_logprobs;
 
 typedef struct {
     int64_t code;

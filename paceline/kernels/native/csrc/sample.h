@@ -14,48 +14,66 @@ struct Drawn {
 };
 
 struct SampledRow {
+    int64_t number;  // in the call
     LogitRow logits;
-    float *maxima;       // of its blocks
-    float *raw_maxima;   // of the logits before controls changed them; NULL if none did
+    float *maxima;      // of its blocks
+    float *raw_maxima;  // of the logits before controls changed them; NULL if none did
     Scale scale;
-    float least;         // scores below it are not kept
-    bool drawn;          // the token is chosen with noise
+    float best, least;  // scores; those below the least are not kept
+    bool drawn;         // the token is chosen with noise
+    bool by_mass;       // top-p may yet raise the least
     NoiseKey key;
     Drawn found;
 };
 
 struct SampleRoom {
     NucleusRoom nucleus;  // of this thread alone
+    int64_t *histograms;  // [team][num_buckets]
     SampledRow *rows;     // those in work, shared by a team
     Drawn *partial;       // [team][rows in work]
     float *maxima;        // [rows in work][2][blocks]
-    int64_t blocks;
+    int32_t *patch_of;    // [rows in work][blocks]
+    float *patches;       // [rows in work][most_patches][block_size]
+    int64_t blocks, most_patches;
 };
 
 // Threads share rows where there are fewer; else each takes its own, one after the other.
 inline int64_t rows_in_work(const paceline_sample &a, int64_t team_size) { return smaller(a.rows, 2 * team_size); }
 
+inline int64_t num_edits(const paceline_sample &a, int64_t row) {
+    return a.edit_start == nullptr ? 0 : a.edit_start[row + 1] - a.edit_start[row];
+}
+
 inline SampleRoom deal(const paceline_sample &a, Dealer &dealer, int64_t index, int64_t team_size) {
     SampleRoom room;
     const int64_t rows = rows_in_work(a, team_size);
     room.blocks = LogitRow{&a.logits, 0, a.size}.num_blocks();
+    room.most_patches = 0;
+    for (int64_t row = 0; row < a.rows; ++row)
+        room.most_patches = larger(room.most_patches, smaller(num_edits(a, row), room.blocks));
     room.rows = dealer.take<SampledRow>(rows);
     room.partial = dealer.take<Drawn>(rows * team_size);
     room.maxima = dealer.take<float>(rows * 2 * room.blocks);
+    room.patch_of = dealer.take<int32_t>(room.most_patches > 0 ? rows * room.blocks : 0);
+    room.patches = dealer.take<float>(rows * room.most_patches * block_size);
+    room.histograms = dealer.take<int64_t>(team_size * num_buckets);
     for (int64_t thread = 0; thread < team_size; ++thread) {
         const NucleusRoom own = {dealer.take<uint32_t>(room.blocks * block_size),
-                                 dealer.take<int64_t>(room.blocks * block_size), dealer.take<int64_t>(num_buckets)};
+                                 dealer.take<int64_t>(room.blocks * block_size)};
         if (thread == index) room.nucleus = own;
     }
     return room;
 }
 
-inline SampledRow sampled_row(const paceline_sample &a, int64_t row, float *maxima, int64_t blocks) {
-    const int64_t edited = a.edit == nullptr ? -1 : a.edit[row];
+inline SampledRow sampled_row(const paceline_sample &a, int64_t number, float *maxima, int64_t blocks) {
+    const int64_t copy = a.copy == nullptr ? -1 : a.copy[number];
     SampledRow found{};
-    found.logits = edited < 0 ? LogitRow{&a.logits, row, a.size} : LogitRow{&a.edited, edited, a.size};
+    found.number = number;
+    found.logits = copy < 0 ? LogitRow{&a.logits, number, a.size} : LogitRow{&a.copies, copy, a.size};
+    if (a.allowed != nullptr) found.logits.allowed = a.allowed[number];
+    const bool changed = copy >= 0 || found.logits.allowed != nullptr || num_edits(a, number) > 0;
     found.maxima = maxima;
-    found.raw_maxima = edited < 0 ? nullptr : maxima + blocks;
+    found.raw_maxima = changed ? maxima + blocks : nullptr;
     return found;
 }
 
@@ -76,27 +94,21 @@ inline float noisy_score(const SampledRow &row, float logit, int64_t token) {
     return row.scale.of(logit) + gumbel(words[token % 4]);
 }
 
-// Temperature, min-p, top-k and top-p, in this order: the least score that all of them keep.
-inline float least_kept(const paceline_sample &a, int32_t seat, const SampledRow &row, float best_logit,
-                        const NucleusRoom &room) {
-    const float best = row.scale.of(best_logit);
+// Temperature, min-p and top-k, in this order: the least score that all of them keep.
+inline float least_kept(const paceline_sample &a, int32_t seat, const SampledRow &row, uint32_t *keys) {
     float least = -INFINITY;
-    if (a.min_p[seat] > 0) least = best + (float)a.min_p_margin[seat];
+    if (a.min_p[seat] > 0) least = row.best + (float)a.min_p_margin[seat];
     if (a.top_k[seat] > 0 && a.top_k[seat] < a.size) {
-        const float last = row.scale.of(kth_largest(row.logits, row.maxima, a.top_k[seat], room.keys));
-        least = last > least ? last : least;
-    }
-    if (a.top_p[seat] < 1) {
-        const float last = last_of_nucleus(row.logits, row.maxima, row.scale, best, least, a.top_p[seat], room);
+        const float last = row.scale.of(kth_largest(row.logits, row.maxima, a.top_k[seat], keys));
         least = last > least ? last : least;
     }
     return least;
 }
 
-// What is known of a row once its maxima are: its token, or what the noise is to be added to.
-inline void settle(const paceline_sample &a, int64_t index, SampledRow &row, const NucleusRoom &room) {
+// What is known of a row once the maxima of its logits are: its token, or what the noise is to be added to.
+inline void settle(const paceline_sample &a, SampledRow &row, uint32_t *keys) {
     const int64_t blocks = row.logits.num_blocks();
-    const int32_t seat = a.seats[index];
+    const int32_t seat = a.seats[row.number];
     const float best = largest_maximum(row.maxima, blocks);
     const float raw = row.raw_maxima == nullptr ? best : largest_maximum(row.raw_maxima, blocks);
     if (!(raw > -INFINITY) || !(best > -INFINITY)) {
@@ -107,58 +119,104 @@ inline void settle(const paceline_sample &a, int64_t index, SampledRow &row, con
     if (a.greedy[seat]) return;
     const float wished = (float)a.temperature[seat], highest = 3.40282347e38f, tiny = 1.17549435e-38f;
     row.scale = {best < highest ? best : highest, wished > tiny ? wished : tiny, a.temperature[seat] != 1.0};
-    row.least = least_kept(a, seat, row, best, room);
-    row.key = {(uint32_t)a.seed[seat], (uint32_t)((uint64_t)a.seed[seat] >> 32), (uint32_t)a.output_index[index],
+    row.best = row.scale.of(best);
+    row.least = least_kept(a, seat, row, keys);
+    row.by_mass = a.top_p[seat] < 1;
+    if (row.by_mass && row.best == INFINITY) row.least = INFINITY, row.by_mass = false;
+    row.key = {(uint32_t)a.seed[seat], (uint32_t)((uint64_t)a.seed[seat] >> 32), (uint32_t)a.output_index[row.number],
                (uint32_t)a.sample_index[seat], 0};
     row.found.sum = noisy_score(row, best, row.found.token);
     row.drawn = true;
 }
 
-// Tokens of a block whose noise could make them the best get it.
-inline void draw_from_block(const SampledRow &row, int64_t index, Drawn &found) {
-    const float maximum = row.scale.of(row.maxima[index]);
-    if (maximum < row.least || maximum + largest_noise < found.sum) return;
-    float room[block_size], scores[block_size], bounds[block_size];
-    uint32_t words[words_at_once];
-    row.scale.of_block(row.logits.block(index, room), scores);
-    noise_words(row.key, (uint32_t)(index * (block_size / 4)), words);
-    int any = 0;
-    for (int64_t i = 0; i < block_size; ++i) {
-        bounds[i] = scores[i] + noise_bound(words[i]);
-        any |= (bounds[i] >= found.sum) & (scores[i] >= row.least);
+// Applies the edits of a row, whose blocks then have other maxima.
+inline void edit(const paceline_sample &a, SampledRow &row, int32_t *patch_of, float *patches) {
+    patch(row.logits, a.edits + a.edit_start[row.number], num_edits(a, row.number), patch_of, patches);
+    for (int64_t i = 0; i < row.logits.num_blocks(); ++i)
+        if (patch_of[i] >= 0) row.maxima[i] = row.logits.maximum(i);
+}
+
+// Top-p: threads add up the masses of their blocks, one of them then finds the threshold.
+inline void keep_nucleus(const paceline_sample &a, SampledRow &row, const SampleRoom &room, const Team &team) {
+    const int64_t blocks = room.blocks;
+    int64_t *own = room.histograms + team.index * num_buckets;
+    memset(own, 0, num_buckets * sizeof(int64_t));
+    add_masses(row.logits, row.maxima, row.scale, row.best, row.least, team.first(blocks), team.last(blocks), own);
+    team.wait();
+    if (team.index == 0) {
+        for (int64_t i = num_buckets; i < team.size * num_buckets; ++i) own[i % num_buckets] += own[i];
+        const float last = last_of_nucleus(row.logits, row.maxima, row.scale, row.best, row.least,
+                                           a.top_p[a.seats[row.number]], own, room.nucleus);
+        row.least = last > row.least ? last : row.least;
     }
-    if (!any) return;
+    team.wait();
+}
+
+// Tokens of a block whose noise could make them the best get it; `words` are the block's.
+inline void draw_from_block(const SampledRow &row, int64_t index, const uint32_t *words, Drawn &found) {
+    float room[block_size], scores[block_size], bounds[block_size];
+    row.scale.of_block(row.logits.block(index, room), scores);
+    for (int64_t i = 0; i < block_size; ++i) bounds[i] = scores[i] + noise_bound(words[i]);
+    const Lanes left = max(load(bounds), load(bounds + width));
+    const Lanes right = max(load(bounds + 2 * width), load(bounds + 3 * width));
+    if (!any_reaches(max(left, right), found.sum)) return;
     for (int64_t i = 0; i < block_size; ++i)
         if (bounds[i] >= found.sum && scores[i] >= row.least)
             found.take(scores[i] + gumbel(words[i]), index * block_size + i);
 }
 
+// The best of blocks [first, last) and what is found already. Words of several blocks come first, as each waits for long
+// chains of instructions, of which a processor can then work at several.
+inline Drawn drawn_from(const SampledRow &row, int64_t first, int64_t last) {
+    constexpr int64_t blocks_at_once = 8;
+    Drawn found = row.found;
+    uint32_t words[blocks_at_once][words_at_once];
+    int64_t chosen[blocks_at_once], count = 0;
+    for (int64_t index = first; index < last; ++index) {
+        const float maximum = row.scale.of(row.maxima[index]);
+        if (maximum >= row.least && maximum + largest_noise >= found.sum) chosen[count++] = index;
+        if (count < blocks_at_once && index + 1 < last) continue;
+        for (int64_t i = 0; i < count; ++i) noise_words(row.key, (uint32_t)(chosen[i] * (block_size / 4)), words[i]);
+        for (int64_t i = 0; i < count; ++i) draw_from_block(row, chosen[i], words[i], found);
+        count = 0;
+    }
+    return found;
+}
+
 // Rows [first, last), at most `rows_in_work`, by the whole team.
 inline void sample_rows(const paceline_sample &a, int64_t first, int64_t last, const SampleRoom &room, const Team &team) {
-    const int64_t rows = last - first, blocks = room.blocks, all = rows * blocks;
-    for (int64_t row = team.first(rows); row < team.last(rows); ++row)
-        room.rows[row] = sampled_row(a, first + row, room.maxima + row * 2 * blocks, blocks);
+    const int64_t rows = last - first, blocks = room.blocks;
+    for (int64_t i = team.first(rows); i < team.last(rows); ++i)
+        room.rows[i] = sampled_row(a, first + i, room.maxima + i * 2 * blocks, blocks);
     team.wait();
-    for (int64_t i = team.first(all); i < team.last(all); ++i) {
-        const SampledRow &row = room.rows[i / blocks];
-        row.maxima[i % blocks] = row.logits.maximum(i % blocks);
-        if (row.raw_maxima != nullptr)
-            row.raw_maxima[i % blocks] = LogitRow{&a.logits, first + i / blocks, a.size}.maximum(i % blocks);
+    for (int64_t i = 0; i < rows; ++i) {
+        const SampledRow &row = room.rows[i];
+        const LogitRow given{&a.logits, row.number, a.size};
+        for (int64_t index = team.first(blocks); index < team.last(blocks); ++index) {
+            row.maxima[index] = row.logits.maximum(index);
+            if (row.raw_maxima != nullptr) row.raw_maxima[index] = given.maximum(index);
+        }
     }
     team.wait();
-    for (int64_t row = team.first(rows); row < team.last(rows); ++row)
-        settle(a, first + row, room.rows[row], room.nucleus);
+    for (int64_t i = team.first(rows); i < team.last(rows); ++i) {
+        if (num_edits(a, first + i) > 0)
+            edit(a, room.rows[i], room.patch_of + i * blocks, room.patches + i * room.most_patches * block_size);
+        settle(a, room.rows[i], room.nucleus.keys);
+    }
     team.wait();
+    for (int64_t i = 0; i < rows; ++i)
+        if (room.rows[i].by_mass) keep_nucleus(a, room.rows[i], room, team);
     Drawn *partial = room.partial + team.index * rows;
-    for (int64_t row = 0; row < rows; ++row) partial[row] = room.rows[row].found;
-    for (int64_t i = team.first(all); i < team.last(all); ++i)
-        if (room.rows[i / blocks].drawn) draw_from_block(room.rows[i / blocks], i % blocks, partial[i / blocks]);
+    for (int64_t i = 0; i < rows; ++i) {
+        const SampledRow &row = room.rows[i];
+        partial[i] = row.drawn ? drawn_from(row, team.first(blocks), team.last(blocks)) : row.found;
+    }
     team.wait();
-    for (int64_t row = team.first(rows); row < team.last(rows); ++row) {
-        Drawn found = room.partial[row];
+    for (int64_t i = team.first(rows); i < team.last(rows); ++i) {
+        Drawn found = room.partial[i];
         for (int64_t thread = 1; thread < team.size; ++thread)
-            found.take(room.partial[thread * rows + row].sum, room.partial[thread * rows + row].token);
-        a.tokens[first + row] = found.token;
+            found.take(room.partial[thread * rows + i].sum, room.partial[thread * rows + i].token);
+        a.tokens[first + i] = found.token;
     }
 }
 
@@ -170,6 +228,9 @@ inline void run_sample(const void *arguments, const Team &team) {
     room.rows += team.index;
     room.partial += team.index;
     room.maxima += team.index * 2 * room.blocks;
+    room.patch_of += team.index * room.blocks;
+    room.patches += team.index * room.most_patches * block_size;
+    room.histograms += team.index * num_buckets;
     const Team alone{0, 1, team.scratch, nullptr};
     for (int64_t row = team.first(a.rows); row < team.last(a.rows); ++row) sample_rows(a, row, row + 1, room, alone);
 }
