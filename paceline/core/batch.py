@@ -28,6 +28,8 @@ class Works:
     start: Int32  # [B] first slot fed = tokens already cached
     num_known: Int32  # [B] known tokens fed
     draft_budget: Int32  # [B] 0 unless the known tokens reach the end
+    ahead: int = 0
+    """Tokens that each request may feed as soon as they are sampled, where a step can be several passes in one."""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -176,6 +178,23 @@ class Batch:
     prompt_rows: Int64  # rows whose logits only serve prompt_logprobs
     first_visible: tuple[Int32 | None, ...]  # per group [T]; None where the whole prefix is visible
     pooled_rows: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows that embeddings sum up
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """N passes one behind another over one row per request; what it is fed is known only when the pass before is over.
+
+    A row lies at its slot, has that position, and sees every slot up to its own.
+    """
+
+    slots: Int32  # [N, B] slot in its sequence
+    cells: Int64  # [G, N, B] physical cell that the row's K/V is written to
+    page_table: tuple[Int32, ...]  # per group [B, P]
+    longest: Int32  # [B] as in ``Batch``
+    first_visible: tuple[Int32 | None, ...]  # per group [N, B]; None where the whole prefix is visible
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 @dataclass(frozen=True, slots=True)

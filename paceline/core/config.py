@@ -87,6 +87,14 @@ class EngineConfig:
     ] = "error"
     max_num_seqs: Annotated[int, About("Answers generated at the same time.", low=1, high=4096)] = 64
     max_num_batched_tokens: Annotated[int, About("Tokens computed per step.", low=1, high=MAX_INT32)] = 2048
+    num_scheduler_steps: Annotated[
+        int | None,
+        About(
+            "Tokens a step may decode in one go for requests that are not drafted for; by default what takes 4 ms.",
+            low=1,
+            high=64,
+        ),
+    ] = None
     enable_prefix_caching: Annotated[bool, About("Keep the K/V of shared prompt beginnings.")] = True
     prefix_cache_max_entries: Annotated[
         int | None,

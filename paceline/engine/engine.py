@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from paceline.core.seats import Seats
 from paceline.engine.isolation import isolate
 from paceline.engine.outcome import Computation, Outcome
 from paceline.engine.pooling import pool_hidden
+from paceline.engine.run_ahead import RunAhead
 from paceline.engine.stats import Counters
 from paceline.engine.step_times import StepTimes
 from paceline.runner import ModelRunner
@@ -52,7 +54,7 @@ class Engine:
         self.pipeline, self.verifier, self.proposer = pipeline, verifier, proposer
         self.target_groups = scheduler.target_groups
         self.counters = Counters(max_depth=scheduler.max_depth)
-        self.step_times = StepTimes()
+        self.step_times, self.run_ahead = StepTimes(), RunAhead(config.num_scheduler_steps)
         self.selector = selectors["sample"]
         self.computation = Computation(
             seats=seats, runner=runner, pipeline=pipeline, verifier=verifier, selector=self.selector
@@ -93,6 +95,7 @@ class Engine:
     def step(self) -> list[Progress]:
         """Advances every planned request by at least one token, or one chunk of its prompt."""
         began = time.monotonic()
+        self.scheduler.most_ahead = self.run_ahead.most_ahead
         works = self.scheduler.plan()
         progress = [Progress(request, 0) for request in self._refused()]
         if not len(works):
@@ -100,11 +103,17 @@ class Engine:
         self.counters.num_steps += 1
         drafts = self._propose(works)
         if self._attempt(works, drafts, progress):
-            if self.proposer is not None:
-                self.step_times.record(works, drafts, progress, time.monotonic() - began)
+            self._clock(works, drafts, progress, time.monotonic() - began)
         else:
             self._isolate(works, progress)
         return progress
+
+    def _clock(self, works: Works, drafts: Drafts, progress: list[Progress], seconds: float) -> None:
+        """Takes note of how long a step took."""
+        if self.proposer is not None:
+            self.step_times.record(works, drafts, progress, seconds)
+        if not drafts.width:
+            self.run_ahead.record(works, max((item.num_new for item in progress), default=1), seconds)
 
     def _propose(self, works: Works) -> Drafts:
         if self.proposer is None:
@@ -135,7 +144,7 @@ class Engine:
         return True
 
     def _isolate(self, works: Works, progress: list[Progress]) -> None:
-        """Repeats a step that failed, without drafts and in parts; ends the requests that fail alone.
+        """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
 
         Raises:
             Exception: what a row that is nobody's meets as well: then no request is to blame.
@@ -158,7 +167,7 @@ class Engine:
                 self.computation.probe(seat)
                 healthy = True
 
-        isolate(works, attempt, fail)
+        isolate(replace(works, ahead=0), attempt, fail)
 
     def _accept(self, outcome: Outcome) -> list[Progress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
@@ -167,7 +176,8 @@ class Engine:
         for request, place, entry in outcome.prompt_logprobs:
             assert request.group.prompt_logprobs is not None
             request.group.prompt_logprobs[place] = entry
-        progress = [Progress(request, 0) for request in pool_hidden(works, batch, outcome.output)]
+        pooled = pool_hidden(works, batch, outcome.output) if outcome.output is not None else []
+        progress = [Progress(request, 0) for request in pooled]
         # Of the others the chunk did not reach the last known token.
         sampled = np.flatnonzero(batch.sample_start[1:] - batch.sample_start[:-1]).tolist()
         num_nodes, logprobs = drafts.counts.tolist(), outcome.logprobs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 
 from paceline.core.batch import Works
 from paceline.core.request import Request
@@ -28,5 +27,11 @@ def isolate(works: Works, attempt: Callable[[Works], bool], fail: Callable[[Requ
 
 
 def take(works: Works, chosen: slice) -> Works:
-    """The works of some of the requests."""
-    return Works(**{item.name: getattr(works, item.name)[chosen] for item in fields(works)})
+    """The works of some of the requests, of a single pass."""
+    return Works(
+        works.requests[chosen],
+        works.seats[chosen],
+        works.start[chosen],
+        works.num_known[chosen],
+        works.draft_budget[chosen],
+    )

@@ -10,14 +10,24 @@ from paceline.core.request import Request
 from paceline.sampling import Pipeline
 
 
+def need_logprobs(works: Works) -> bool:
+    """Whether any request needs log-probabilities of its output tokens."""
+    return any(_needs_them(request) for request in works.requests)
+
+
+def _needs_them(request: Request) -> bool:
+    params = request.group.params
+    return params.logprobs is not None or params.best_of is not None
+
+
 def token_logprobs(
     pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
 ) -> Mapping[int, list[TokenLogprobs]]:
     """One entry per token of the verdict, by number of request, for those that need them."""
-    params = [request.group.params for request in works.requests]
-    wanted = [number for number, one in enumerate(params) if one.logprobs is not None or one.best_of is not None]
+    wanted = [number for number, request in enumerate(works.requests) if _needs_them(request)]
     if not wanted:
         return {}
+    params = [request.group.params for request in works.requests]
     numbers = [number for number in wanted for _ in verdict.tokens[number]]
     found = pipeline.logprobs(
         output.logits,

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.core.batch import Batch, Drafts, Output, SampleRows, Verdict, Works
+from paceline.core.batch import Batch, Drafts, Int64, Output, SampleRows, Verdict, Works
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.core.seats import Seats
-from paceline.engine.logprobs import prompt_logprobs, token_logprobs
+from paceline.engine.logprobs import need_logprobs, prompt_logprobs, token_logprobs
 from paceline.runner import ModelRunner, assemble, assemble_chain_end, sample_rows
 from paceline.sampling import Pipeline, Selector
 from paceline.speculation import Verifier
+from paceline.speculation.verify.base import append
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Outcome:
     works: Works
     drafts: Drafts
     batch: Batch
-    output: Output
+    output: Output | None
+    """None where nothing was wanted but tokens."""
     verdict: Verdict
     logprobs: Mapping[int, list[TokenLogprobs]]
     """By number of request: one entry per token of the verdict, for requests that need them."""
@@ -43,8 +45,11 @@ class Computation:
     def run(self, works: Works, drafts: Drafts) -> Outcome:
         """Raises whatever a part raises; nothing has changed then."""
         batch = assemble(works, drafts, self.seats, self.runner.groups)
-        output = self.runner.forward(batch)
         rows = sample_rows(works, drafts, self.seats, batch.sample_start)
+        verdict = self._sampled(works, drafts, batch, rows)
+        if verdict is not None:
+            return Outcome(works, drafts, batch, None, self.selector.select(works, verdict), {}, [])
+        output = self.runner.forward(batch)
         verdict = self.verifier.verify(output.logits, rows, drafts, batch.sample_start, self.pipeline)
         verdict = self.selector.select(works, verdict)
         return Outcome(
@@ -57,6 +62,21 @@ class Computation:
             prompt_logprobs(self.pipeline, works, batch, output),
         )
 
+    def _sampled(self, works: Works, drafts: Drafts, batch: Batch, rows: SampleRows) -> Verdict | None:
+        """The verdict, where tokens are all that is wanted and passes and samplings can be one native call."""
+        drafted = bool(drafts.counts.any())
+        if not len(rows) or len(batch.prompt_rows) or len(batch.pooled_rows) or need_logprobs(works):
+            return None
+        if drafted and not self.verifier.keeps_text:
+            return None
+        counts = np.full(len(rows), works.ahead, dtype=np.int32)
+        sampled = self.runner.chain(batch, rows, counts, self.pipeline)
+        if sampled is None:
+            return None
+        if works.ahead:
+            return _run_ahead(sampled)
+        return self.verifier.judge(sampled[0].tolist(), drafts, batch.sample_start)
+
     def probe(self, free_seat: int) -> None:
         """Computes a row that is nobody's, in the padding page; raises what any request would meet."""
         seats, zeros = np.array([free_seat], dtype=np.int32), np.zeros(1, dtype=np.int32)
@@ -65,3 +85,14 @@ class Computation:
         self.pipeline.sample(output.logits, SampleRows(seats, zeros.astype(np.int64), nothing))
         for group in self.runner.groups:
             group.store.clear_pages([0])
+
+
+def _run_ahead(sampled: Int64) -> Verdict:
+    """Of int64[passes, R]: what each row was given, up to what is no token; all but the last were fed, like a draft."""
+    verdict = Verdict([], [], [])
+    for row, tokens in enumerate(sampled.T.tolist()):
+        good = next((place for place, token in enumerate(tokens) if token < 0), len(tokens))
+        if good < len(tokens):
+            del tokens[max(good, 1) :]
+        append(verdict, tokens, list(range(len(tokens) - 1)), [row] * len(tokens))
+    return verdict

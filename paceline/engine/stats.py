@@ -37,8 +37,11 @@ class Counters:
         return np.cumsum(self.accepted_at_once[:0:-1], dtype=np.int64)[::-1]
 
     def record(self, request: Request, num_nodes: int, num_accepted: int, num_kept: int, now: float) -> None:
-        """One request's part in one step; accepted nodes past the request's end do not count."""
-        accepted = min(num_accepted, num_kept)
+        """One request's part in one step; accepted nodes past the request's end do not count.
+
+        Without a draft every token took a pass, even where one step was several of them.
+        """
+        accepted = min(num_accepted, num_kept) if num_nodes else 0
         if num_kept == 1:
             request.token_times.append(now)
             request.token_drafted.append(accepted == 1)
@@ -46,7 +49,7 @@ class Counters:
             request.token_times += [now] * num_kept
             request.token_drafted += [True] * accepted + [False] * (num_kept - accepted)
         if num_kept:
-            request.num_decode_steps += 1
+            request.num_decode_steps += 1 if num_nodes else num_kept
             self.num_generated += num_kept
         if num_nodes:
             request.num_drafted += num_nodes

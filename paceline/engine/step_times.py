@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from paceline.core.batch import Drafts, Works
@@ -25,13 +25,14 @@ class StepTimes:
     def __init__(self) -> None:
         self._plain: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_KEPT))
 
-    def record(self, works: Works, drafts: Drafts, kept: Iterable[tuple[Request, int]], seconds: float) -> None:
-        """``kept``: how many tokens the step gave to each request."""
+    def record(self, works: Works, drafts: Drafts, kept: Sequence[tuple[Request, int]], seconds: float) -> None:
+        """``kept``: how many tokens the step gave to each request; without drafts, each took a pass."""
         if works.num_known.max() > 1 or any(request.group.pooled is not None for request in works.requests):
             return
         drafted = bool(drafts.counts.any())
         if not drafted:
-            self._plain[len(works)].append(seconds)
+            passes = max((count for _, count in kept), default=1)
+            self._plain[len(works)].append(seconds / max(1, passes))
         plain = self._plain_seconds(len(works)) if drafted else None
         for request, count in kept:
             comparison = request.comparison

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Drafts, Int32, Int64, SampleRows, Works
+from paceline.core.batch import Batch, Behind, Drafts, Int32, Int64, SampleRows, Works
 from paceline.core.seats import Seats
 from paceline.runner.layout import layout, stretches
 
@@ -90,6 +90,21 @@ def assemble_chain_end(chosen: Int32, slots: Int32, tokens: Int32, seats: Seats,
         prompt_rows=_NO_ROWS,
         first_visible=tuple([_first_visible(group, slots) for group in groups]),
     )
+
+
+def assemble_behind(batch: Batch, rows: SampleRows, counts: Int32, groups: Sequence[LayerGroup]) -> Behind:
+    """Passes behind ``batch``, of which row r of ``rows`` is the one row of request r that is sampled.
+
+    As many passes as the largest of ``counts`` [B]. A request with less room takes part in the others for nobody: its
+    row reads what it has and writes to the padding page.
+    """
+    number = np.arange(int(counts.max(initial=0)), dtype=np.int32)[:, None]
+    slots = batch.context + np.minimum(number, counts - 1)  # [passes, B]
+    cells = _cells(groups, rows.seats, slots)
+    if counts.min(initial=len(number)) < len(number):
+        cells[:, number >= counts] = 0
+    first_visible = tuple([_first_visible(group, slots) for group in groups])
+    return Behind(slots, cells, batch.page_table, batch.longest, first_visible)
 
 
 def _cells(groups: Sequence[LayerGroup], seats: Int32, slots: Int32) -> Int64:

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from paceline.attention import LayerMap, attention_backends
-from paceline.core.batch import Batch
+from paceline.core.batch import Batch, Behind, Int64, SampleRows
+from paceline.kernels.native.sampling import NativeSampling
 from paceline.models import CausalLM
 
 
@@ -28,6 +29,14 @@ class Executor(Protocol):
     """Computes the passes of one model; all its layers write K/V to the pool and attend through it."""
 
     def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass: ...
+
+    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
+        """int64[1 + N, R]: samples the ``rows`` of a pass, feeds the tokens to the N passes ``behind``, samples those.
+
+        If there are any behind, every request is sampled once, and there are no edits. A row that cannot be sampled is
+        negative, and what follows it is nobody's. None, and nothing was computed, if passes must be called one by one.
+        """
+        ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """f[N, D] after the final norm -> f[N, V]."""
@@ -53,6 +62,9 @@ class TorchExecutor:
         )
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
+
+    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:  # noqa: ARG002
+        return None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.logits(hidden)

@@ -8,10 +8,12 @@ import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Int64, Output
+from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
+from paceline.runner.assemble import assemble_behind
 from paceline.runner.impl import Choice, build_executor
+from paceline.sampling import Pipeline
 
 PROMPT_ROWS_AT_ONCE = 256
 """Prompt rows whose logits are made together: bounds their memory at 256 x vocabulary."""
@@ -53,6 +55,23 @@ class ModelRunner:
             features=found.features,
             pooled=self._chosen(found.hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
         )
+
+    @torch.inference_mode()
+    def chain(self, batch: Batch, rows: SampleRows, counts: Int32, pipeline: Pipeline) -> Int64 | None:
+        """Samples ``rows`` of a pass over ``batch``, feeds what came to a pass behind it, samples that, and so on.
+
+        int64[1 + the largest of counts, R]: row r is fed ``counts[r]`` of its own tokens, the first of them to slot
+        ``batch.context[r]``, and what it is given past that is nobody's. If any is fed, row r must be the only one of
+        request r.
+        A row that cannot be sampled is negative, as in ``Pipeline.sample``, and all behind it is nobody's.
+
+        None, and nothing was computed, where passes must be computed one by one, and rows be sampled between them.
+        """
+        sampling = pipeline.native(rows, at_once=not counts.any())
+        if sampling is None:
+            return None
+        behind = assemble_behind(batch, rows, counts, self.groups) if counts.any() else None
+        return self.executor.chain(batch, rows, sampling, behind)
 
     def _chosen(self, hidden: torch.Tensor, rows: Int64) -> torch.Tensor:
         return hidden[torch.from_numpy(rows).to(self.device)]

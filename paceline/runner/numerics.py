@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.core.batch import Batch
+from paceline.core.batch import Batch, Behind, Int64, SampleRows
 from paceline.core.registry import Registry
+from paceline.kernels.native.sampling import NativeSampling
 from paceline.runner.executor import Executor, Pass
 
 MANY_ROWS = 64
@@ -34,6 +35,9 @@ class FastExecutor:
     def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
         executor = self._few if len(batch.token_ids) < MANY_ROWS else self._many
         return executor.run(batch, taps)
+
+    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
+        return self._few.chain(batch, rows, sampling, behind) if len(batch.token_ids) < MANY_ROWS else None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._few.logits(hidden)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
-from paceline.kernels.native.sampling import SamplePlan
+from paceline.kernels.native.sampling import NativeSampling
 from paceline.kernels.philox import Domain
 from paceline.sampling.noise import Noise, NoiseKeys
 from paceline.sampling.samplers import AUTO, Sampler, build_sampler
@@ -48,20 +48,20 @@ class Pipeline:
         Greedy rows take the first of the best scores. A row is NAN if its logits [R, V] have a NaN, and BANNED if its
         controls leave no token.
         """
-        return self._sampler_of(logits).sample(logits, rows)
+        return self._sampler_of(logits.dtype).sample(logits, rows)
 
-    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
-        """``sample`` as a native op that is yet to run, beside others; None where these rows cannot be had as one.
+    def native(self, rows: SampleRows, *, at_once: bool = True) -> NativeSampling | None:
+        """What samples float32 logits of ``rows`` natively, beside other ops; None where these rows cannot be had so.
 
-        The logits [R, V] may be written between now and then. Rows' histories are read now: unless ``path_known``,
-        there is no plan for rows with controls that may look at them.
+        Histories are read now. Unless ``at_once`` the call must also do for rows behind these, whose histories nobody
+        knows yet.
         """
-        return self._sampler_of(logits).plan(logits, rows, path_known=path_known)
+        return self._sampler_of(torch.float32).native(rows, at_once=at_once)
 
-    def _sampler_of(self, logits: Tensor) -> Sampler:
-        sampler = self._samplers.get(logits.dtype)
+    def _sampler_of(self, dtype: torch.dtype) -> Sampler:
+        sampler = self._samplers.get(dtype)
         if sampler is None:
-            sampler = self._samplers[logits.dtype] = build_sampler(self._sampler, self.state, logits.dtype)
+            sampler = self._samplers[dtype] = build_sampler(self._sampler, self.state, dtype)
         return sampler
 
     def log_weights(self, logits: Tensor, rows: SampleRows) -> Tensor:
@@ -121,7 +121,7 @@ class Pipeline:
         self, logits: Tensor, row_indices: list[int], tokens: list[int], top: list[int]
     ) -> list[TokenLogprobs]:
         """Of ``tokens[i]`` under row ``row_indices[i]`` of the raw logits [R, V], with the ``top[i]`` likeliest."""
-        return self._sampler_of(logits).logprobs(logits, row_indices, tokens, top) if row_indices else []
+        return self._sampler_of(logits.dtype).logprobs(logits, row_indices, tokens, top) if row_indices else []
 
 
 def probabilities(log_weights: Tensor) -> Tensor:

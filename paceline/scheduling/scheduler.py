@@ -51,6 +51,8 @@ class Scheduler:
         """Nodes by depth; asked for once, as the guard keeps to its first answer."""
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
+        self.most_ahead = 0
+        """Tokens that a plain step may feed as soon as they are sampled."""
         self._num_shares = 0
         self._last_served = np.zeros(seats.capacity, dtype=np.int64)
         """[S] the number of the last share that this seat was given."""
@@ -119,10 +121,24 @@ class Scheduler:
         ends = known + num_nodes
         if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
+        ahead = 0 if drafting else self._ahead(seats, known)
+        if ahead and self._reserves(seats, ends + np.int32(ahead)):
+            return Works(list(self.running), seats, start, num_known, depth, ahead)
         held = self.cache.holds(seats, ends, self.target_groups)
         if not (held and self._drafter_holds(seats, ends, drafting)):
             return None
         return Works(list(self.running), seats, start, num_known, depth)
+
+    def _ahead(self, seats: Int32, known: Int32) -> int:
+        """How many tokens every one of these seats has room for behind the next one, of those that a step may feed."""
+        return max(0, min(self.most_ahead, int((self.seating.last_slot[seats] - known).min())))
+
+    def _reserves(self, seats: Int32, ends: Int32) -> bool:
+        """Whether the slots [0, ends) of all seats are writable now, in the target's groups."""
+        if self.cache.holds(seats, ends, self.target_groups):
+            return True
+        pairs = zip(seats.tolist(), ends.tolist(), strict=True)
+        return all(self.cache.reserve(seat, end, self.target_groups) for seat, end in pairs)
 
     def _steady_depths(self, seats: Int32, known: Int32) -> tuple[Int32, list[int]]:
         """How deep each running request may be drafted for, int32[running], and the numbers of those that are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,9 @@ class DraftModelProposer:
     def propose(self, works: Works) -> Drafts:
         active = self._active(works)
         mine = _select(works, active)
+        drafts = self._chain(mine)
+        if drafts is not None:
+            return _spread(drafts, active, len(works))
         logits = self._catch_up(mine)
         self.written[mine.seats] = mine.end
         drafting = np.flatnonzero(mine.draft_budget > 0)
@@ -83,10 +87,59 @@ class DraftModelProposer:
         speculate = np.array([request.group.speculate for request in works.requests], dtype=bool)
         return np.flatnonzero(speculate & (works.end + works.draft_budget <= self.model.config.max_position_embeddings))
 
+    def _chain(self, works: Works) -> Drafts | None:
+        """The whole drafts in one go, where the runner can do that and everybody drafts; else None."""
+        if self.tools.needs_probs or not len(works) or works.draft_budget.min() < 1:
+            return None
+        behind = self._behind(works)
+        if int(behind.num_known.sum()) > self.tools.max_rows:
+            return None
+        seats, budget = self.tools.seats, works.draft_budget
+        batch = assemble(behind, Drafts.empty(len(works)), seats, self.groups, sampled=budget > 0)
+        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
+        rows = SampleRows(works.seats, known, np.zeros((len(works), 0), dtype=np.int32))
+        sampled = self.runner.chain(batch, rows, budget - 1, self.tools.pipeline)
+        if sampled is None:
+            return None
+        counts = self._counts(works, sampled)
+        self.written[works.seats] = works.end + np.maximum(counts - 1, 0)
+        return Drafts.chains(np.ascontiguousarray(sampled.T, dtype=np.int32), counts)
+
+    def _counts(self, works: Works, sampled: Int64) -> Int32:
+        """How much of each chain int64[K, B] is a draft, int32[B]: up to a token that ends its request, or is none.
+
+        It is -1 where not even the first token is good, as in ``_draft``.
+        """
+        counts = works.draft_budget.copy()
+        if sampled.min() < 0:
+            self._cut(works, sampled, counts)
+        enders = _enders(works)
+        if not enders.isdisjoint(chain.from_iterable(sampled.tolist())):
+            numbers = np.arange(len(works))
+            for depth in reversed(range(len(sampled))):
+                ends = _ends(works, numbers, sampled[depth]) & (counts > depth)
+                counts[ends] = depth + 1
+        return counts
+
+    def _cut(self, works: Works, sampled: Int64, counts: Int32) -> None:
+        """Ends chains before what is no token, and unmakes what was fed from the row on that it was sampled from."""
+        good = np.logical_and.accumulate(sampled >= 0, axis=0).sum(axis=0)
+        for number in np.flatnonzero(good < counts).tolist():
+            first, seat = int(good[number]), works.seats[number : number + 1]
+            for depth in range(max(first - 1, 0), int(counts[number]) - 1):
+                self._take_back(seat, works.end[number : number + 1] + np.int32(depth))
+            counts[number] = first or -1
+        for group in self.groups:
+            group.store.clear_pages([0])  # to which rows without room were written
+
+    def _behind(self, works: Works) -> Works:
+        """The known tokens that this cache lacks."""
+        start = self.groups[0].num_cached[works.seats]
+        return Works(works.requests, works.seats, start, works.end - start, works.draft_budget)
+
     def _catch_up(self, works: Works) -> torch.Tensor | None:
         """Feeds the known tokens that this cache lacks; logits f[R, V] at the end of the works that will draft."""
-        start = self.groups[0].num_cached[works.seats]
-        behind = Works(works.requests, works.seats, start, works.end - start, works.draft_budget)
+        behind = self._behind(works)
         collected: list[torch.Tensor] = []
         pieces = list(_pieces(behind, self.tools.max_rows))
         for part in pieces:

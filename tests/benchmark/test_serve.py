@@ -233,7 +233,7 @@ def test_dialogues_find_their_prefixes_and_without_the_cache_do_not(pair, tmp_pa
 
 def test_a_service_that_runs_already(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--num-requests", "2", "--input-lens", "12", "--output-lens", "6", "--pairs", "1", "--warmup", "0"]
+    options = ["--num-requests", "2", "--input-lens", "12", "--output-lens", "40", "--pairs", "1", "--warmup", "0"]
     with running_service([pair[0], "--draft", pair[1], "--device", "cpu", "--max-num-seqs", "4"]) as client:
         url = ["--url", str(client.base_url), "--concurrency", "2", "--json", "out.json"]
         monkeypatch.setenv("PACELINE_API_KEY", "wrong")

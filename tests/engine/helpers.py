@@ -14,6 +14,7 @@ from paceline import LLM, RequestOutput, SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
+from paceline.runner import ModelRunner
 from tests.invariance.engines import check_books
 
 END = 1
@@ -101,3 +102,15 @@ def reference_logprobs(model: PreTrainedModel, tokens: list[int]) -> torch.Tenso
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
         return logits.log_softmax(-1)
+
+
+def around_passes(runner: ModelRunner, wrap: Callable[[Any, Callable[[], Any]], Any]) -> Callable[[], None]:
+    """Has ``wrap(batch, compute)`` stand around every pass and every chain of them, until what it returns is called."""
+    forward, chain = runner.forward, runner.chain
+    runner.forward = lambda batch, *more: wrap(batch, lambda: forward(batch, *more))  # type: ignore[method-assign]
+    runner.chain = lambda batch, *more: wrap(batch, lambda: chain(batch, *more))  # type: ignore[method-assign]
+
+    def undo() -> None:
+        runner.forward, runner.chain = forward, chain  # type: ignore[method-assign]
+
+    return undo

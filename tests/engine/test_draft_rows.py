@@ -36,6 +36,7 @@ def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, mon
         return forward(batch)
 
     monkeypatch.setattr(runner, "forward", spoiled)
+    monkeypatch.setattr(runner, "chain", lambda *_: None)
     params = greedy(max_tokens=5, ignore_eos=True)
     first, again = (finish(engine, [begin(engine, PROMPT, params)]) for _ in range(2))
     plain = models.engine()

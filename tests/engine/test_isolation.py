@@ -20,7 +20,7 @@ from paceline.engine.engine import Engine
 from paceline.engine.isolation import isolate
 from paceline.engine.worker import EngineWorker
 from paceline.sampling import Pipeline, SamplingState
-from tests.engine.helpers import assert_idle, begin, finish, greedy, make, random_prompt, seeded
+from tests.engine.helpers import around_passes, assert_idle, begin, finish, greedy, make, random_prompt, seeded
 from tests.invariance.engines import Models
 
 PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 9), (2, 17), (3, 4), (4, 12), (5, 6))]
@@ -57,14 +57,13 @@ class Poison:
     def __init__(self, engine: Engine, victim: Request, error: BaseException, *, after: int = 0) -> None:
         self.engine, self.victim, self.error, self.after = engine, victim, error, after
         self.num_calls = self.num_raised = 0
-        self._forward = engine.runner.forward
-        engine.runner.forward = self.forward  # type: ignore[method-assign]
+        around_passes(engine.runner, self._around)
 
-    def forward(self, batch: Any) -> Any:
+    def _around(self, batch: Any, compute: Callable[[], Any]) -> Any:
         self.num_calls += 1
         group, seat = self.engine.cache.groups[0], self.victim.seat
         mine = group.held_pages(seat) if seat >= 0 and len(self.victim.output_token_ids) >= self.after else []
-        output = self._forward(batch)
+        output = compute()
         if np.isin(batch.slots[0] // group.page_size, mine).any():
             self.num_raised += 1
             self._spoil(group, seat, len(mine))
@@ -173,14 +172,14 @@ def test_what_a_failed_step_wrote_reaches_nobody(clears, models: Models, monkeyp
 @pytest.mark.parametrize("speculation", SPECULATION)
 def test_what_fails_once_is_repeated_and_harms_nobody(speculation, models: Models, expected) -> None:
     engine = models.engine(SPECULATION[speculation], **SMALL)
-    forward, calls = engine.runner.forward, iter(range(10**9))
+    calls = iter(range(10**9))
 
-    def unsteady(batch: Any) -> Any:
+    def unsteady(_: Any, compute: Callable[[], Any]) -> Any:
         if next(calls) % 5 == 3:
             raise RuntimeError("now and then")
-        return forward(batch)
+        return compute()
 
-    engine.runner.forward = unsteady  # type: ignore[method-assign]
+    around_passes(engine.runner, unsteady)
     assert finish(engine, mates(engine)) == expected
     assert_clean(engine)
     assert not engine.counters.finished["error"]
@@ -189,15 +188,15 @@ def test_what_fails_once_is_repeated_and_harms_nobody(speculation, models: Model
 @pytest.mark.parametrize("speculation", SPECULATION)
 def test_a_step_too_large_for_memory_is_done_in_parts(speculation, models: Models, expected) -> None:
     engine = models.engine(SPECULATION[speculation], **SMALL)
-    forward, passes = engine.runner.forward, []
+    passes = []
 
-    def small(batch: Any) -> Any:
+    def small(batch: Any, compute: Callable[[], Any]) -> Any:
         if len(batch.token_ids) > 17:
             raise torch.OutOfMemoryError("out of memory")
         passes.append(len(batch.token_ids))
-        return forward(batch)
+        return compute()
 
-    engine.runner.forward = small  # type: ignore[method-assign]
+    around_passes(engine.runner, small)
     assert finish(engine, mates(engine)) == expected
     assert max(passes) <= 17
     assert not engine.counters.finished["error"]
@@ -210,13 +209,13 @@ def test_a_lost_device_ends_the_engine_after_bounded_work(num_calls, speculation
     groups = mates(engine)[:num_calls]
     for _ in range(4):
         engine.step()
-    forward, calls = engine.runner.forward, []
+    calls = []
 
-    def lost(batch: Any) -> Any:
+    def lost(batch: Any, _: Callable[[], Any]) -> Any:
         calls.append(len(batch.token_ids))
         raise RuntimeError("the device is gone")
 
-    engine.runner.forward = lost  # type: ignore[method-assign]
+    recover = around_passes(engine.runner, lost)
     with pytest.raises(RuntimeError, match="the device is gone"):
         engine.step()
     assert len(calls) <= 3 + math.log2(8)
@@ -225,7 +224,7 @@ def test_a_lost_device_ends_the_engine_after_bounded_work(num_calls, speculation
     for request in [*engine.scheduler.running, *engine.scheduler.waiting]:
         engine.abort(request.group)
     assert_clean(engine)
-    engine.runner.forward = forward  # type: ignore[method-assign]
+    recover()
     assert finish(engine, mates(engine)) == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from paceline import InvalidRequestError
 from paceline.engine.intake import Intake
-from tests.engine.helpers import answers, assert_idle, begin, finish, greedy, random_prompt, seeded
+from tests.engine.helpers import answers, around_passes, assert_idle, begin, finish, greedy, random_prompt, seeded
 from tests.invariance.engines import Models
 
 NEAR = {"method": "draft_model", "model": "near", "num_speculative_tokens": 4}
@@ -54,11 +54,10 @@ def test_drafts_leave_room_for_the_other_decodes(budget, models: Models) -> None
     finish(engine, groups)
 
 
-def test_no_step_exceeds_the_token_budget(speculation, models: Models, monkeypatch) -> None:
+def test_no_step_exceeds_the_token_budget(speculation, models: Models) -> None:
     engine = models.engine(speculation, max_num_batched_tokens=9, block_size=4)
     rows = []
-    forward = engine.runner.forward
-    monkeypatch.setattr(engine.runner, "forward", lambda batch: rows.append(len(batch.token_ids)) or forward(batch))
+    around_passes(engine.runner, lambda batch, compute: rows.append(len(batch.token_ids)) or compute())
     groups = [begin(engine, random_prompt(n, 5 + 9 * n), seeded(n, n=2)) for n in range(4)]
     finish(engine, groups)
     assert max(rows) == 9

@@ -25,7 +25,7 @@ def step(times: StepTimes, requests: list[Request], kept: list[int], seconds: fl
     works = Works(requests, zeros, zeros, np.full(len(requests), known, dtype=np.int32), zeros)
     for request in requests:
         request.num_drafted += drafted
-    times.record(works, drafts, zip(requests, kept, strict=True), seconds)
+    times.record(works, drafts, list(zip(requests, kept, strict=True)), seconds)
 
 
 def test_a_step_of_several_tokens_stands_for_as_many_plain_ones():

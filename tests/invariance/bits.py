@@ -9,7 +9,7 @@ import torch
 from paceline.core.batch import Drafts, Works
 from paceline.engine.engine import Engine
 from paceline.engine.outcome import Outcome
-from tests.invariance.engines import Hook, Job, Tokens, run
+from tests.invariance.engines import Hook, Job, Tokens, one_by_one, run
 from tests.kernels.native import same_bits
 
 Logits = dict[tuple[tuple[int, ...], int, int], torch.Tensor]
@@ -19,7 +19,7 @@ Logits = dict[tuple[tuple[int, ...], int, int], torch.Tensor]
 def run_for_logits(engine: Engine, jobs: Sequence[Job], *, hook: Hook | None = None) -> tuple[list[Tokens], Logits]:
     """The answers of jobs whose prompts differ, and the logits of every token that was accepted."""
     kept: Logits = {}
-    compute = engine.computation.run
+    compute = one_by_one(engine).computation.run
 
     def recorded(works: Works, drafts: Drafts) -> Outcome:
         outcome = compute(works, drafts)

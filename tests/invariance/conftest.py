@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,3 +31,18 @@ def llama(tmp_path_factory) -> Models:
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory) -> Models:
     return _models(tmp_path_factory.mktemp("gpt2"), tiny_gpt2)
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory) -> Any:
+    """(family, kind of weights) -> ``Known``"""
+    from tests.invariance.known import Known  # noqa: PLC0415 (it needs this module)
+
+    cache: dict[tuple[str, str], Known] = {}
+
+    def get(family: str, kind: str) -> Known:
+        if (family, kind) not in cache:
+            cache[family, kind] = Known(tmp_path_factory.mktemp("bits"), family, kind)
+        return cache[family, kind]
+
+    return get

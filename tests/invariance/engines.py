@@ -45,6 +45,17 @@ class Models:
         return join_parts(self.target, config, torch.device("cpu"), self.drafts.__getitem__)
 
 
+def one_by_one(engine: Engine) -> Engine:
+    """The engine, which from now on computes pass by pass and samples between them, as it does without native kernels.
+
+    What stands around ``forward`` then sees every pass, and logits are there to be looked at.
+    """
+    drafter = getattr(getattr(engine.proposer, "inner", None), "runner", None)
+    for runner in filter(None, (engine.runner, drafter)):
+        runner.chain = lambda *_: None
+    return engine
+
+
 Hook = Callable[[Engine, int], None]
 
 

@@ -358,7 +358,8 @@ def test_plans_run_beside_other_ops():
     logits = [random_logits(5, vocab=300, seed=1), torch.zeros(5, 300)]
     rows = [many_rows(request, 5), many_rows(request, 5)]
     rows[1].output_index[:] += 1
-    plans = [room.pipeline.plan(logits[index], rows[index]) for index in range(depth)]
+    call = room.pipeline.native(rows[0]).call
+    plans = [call.plan(logits[index], rows[index].seats, rows[index].output_index) for index in range(depth)]
     gather = structures.Gather(
         Matrix.of(table), Matrix.of(logits[1]), plans[0].tokens.ctypes.data, rows=5, size=300, scale=1.0
     )
@@ -369,17 +370,17 @@ def test_plans_run_beside_other_ops():
 
 
 @needs_library
-def test_what_looks_at_an_unknown_path_or_needs_torch_has_no_plan():
+def test_what_looks_at_an_unknown_path_or_needs_torch_is_not_native():
     room = Room()
     plain, penalised = room.join(), room.join(presence_penalty=1.0)
     logits, rows = random_logits(2), rows_of((plain, []), (penalised, [3]))
-    assert room.pipeline.plan(logits[:1], many_rows(plain, 1)) is not None
-    assert room.pipeline.plan(logits, rows) is None
-    plan = room.pipeline.plan(logits, rows, path_known=True)
-    assert (plan.run() == room.pipeline.sample(logits, rows)).all()
-    assert room.pipeline.plan(logits.double()[:1], many_rows(plain, 1)) is None
+    assert room.pipeline.native(many_rows(plain, 1), at_once=False) is not None
+    assert room.pipeline.native(rows, at_once=False) is None
+    found = room.pipeline.native(rows)
+    tokens = found.call(logits, rows.seats, rows.output_index, edits=found.edits)
+    assert (tokens == room.pipeline.sample(logits, rows)).all()
     with_copies(room, [Penalties])
-    assert Pipeline(room.state).plan(logits, rows, path_known=True) is None
+    assert Pipeline(room.state).native(rows) is None
 
 
 @needs_library

@@ -16,7 +16,7 @@ from paceline.runner import Choice, resolve_impl
 from paceline.runner.executor import TorchExecutor
 from paceline.runner.native import NativeExecutor, obstacle, pack_weights
 from tests.checkpoints import tiny_gpt2
-from tests.invariance.engines import Job, Models, run
+from tests.invariance.engines import Job, Models, one_by_one, run
 from tests.kernels.native import needs_library
 from tests.models.zoo import BASE, VOCAB_SIZE, dynamic, phi3_longrope, random_tokens, tiny
 
@@ -50,7 +50,7 @@ def passes(model, impl):
     kind = {"native": NativeExecutor, "torch": TorchExecutor}[impl]
     assert isinstance(engine.runner.executor, kind)
     found = []
-    compute = engine.runner.executor.run
+    compute = one_by_one(engine).runner.executor.run
 
     def recorded(batch, _taps):
         result = compute(batch, TAPS)
@@ -107,7 +107,7 @@ def test_a_head_that_is_the_embedding_table_stays(tmp_path):
 def recorded(engine, jobs):
     """What computes the engine's passes, and the batches of these jobs."""
     batches = []
-    compute = engine.runner.executor.run
+    compute = one_by_one(engine).runner.executor.run
     engine.runner.executor.run = lambda batch, taps: batches.append(batch) or compute(batch, taps)
     for job in jobs:
         run(engine, [job])

@@ -13,7 +13,7 @@ from paceline.runner.executor import TorchExecutor
 from paceline.runner.impl import model_impls
 from paceline.runner.native import NativeExecutor
 from paceline.runner.numerics import MANY_ROWS, FastExecutor
-from tests.invariance.engines import Job, Models, run
+from tests.invariance.engines import Job, Models, one_by_one, run
 from tests.kernels.native import needs_library
 from tests.models.zoo import random_tokens, tiny
 
@@ -33,7 +33,7 @@ def test_exact_is_the_default():
 @needs_library
 def test_fast_passes_of_many_rows_are_torchs(model):
     engine = Models(model, {}).engine(model_impl="native", numerics="fast", max_num_batched_tokens=256)
-    executor = engine.runner.executor
+    executor = one_by_one(engine).runner.executor
     assert isinstance(executor, FastExecutor)
     rows = {}
     for name, kind in (("_few", NativeExecutor), ("_many", TorchExecutor)):

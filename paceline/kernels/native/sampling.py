@@ -180,8 +180,20 @@ class SampleCall:
             struct.copies, struct.copy = Matrix.of(copies), address(copy)
             kept += (copies, copy)
         if edits is not None:
-            kept.append(self._set_edits(struct, edits, rows))
+            kept.append(self.set_edits(struct, edits, rows))
         return SamplePlan(struct, tokens, tuple(kept))
+
+    def arguments(
+        self, logits: torch.Tensor, seats: npt.NDArray[np.int32], output_index: Int64, tokens: Int64
+    ) -> structures.Sample:
+        """The native struct of a call over rows of these very arrays, which must outlive it: their number is set later.
+
+        What they hold when it is run must be sound, as for a call.
+        """
+        struct = structures.Sample.from_buffer_copy(self._blank)
+        struct.logits = Matrix.of(logits)
+        struct.seats, struct.output_index, struct.tokens = address(seats), address(output_index), address(tokens)
+        return struct
 
     def _check(self, logits: torch.Tensor, seats: npt.NDArray[np.int32], output_index: Int64) -> None:
         if not are_rows(logits, len(seats), self._size):
@@ -195,8 +207,15 @@ class SampleCall:
         check_integers("copy", copy, rows)
         check_indexes("copy", copy + 1, len(found) + 1)
 
-    def _set_edits(self, struct: structures.Sample, edits: Edits, rows: int) -> object:
-        """Points the struct at edits that fit; returns what must be kept for it."""
+    def set_edits(self, struct: structures.Sample, edits: Edits | None, rows: int) -> object:
+        """Points the struct of a call over so many rows at edits, or at none; returns what must be kept for it.
+
+        Raises:
+            ValueError: edits that do not fit.
+        """
+        struct.edit_start = struct.edits = struct.allowed = None
+        if edits is None:
+            return None
         check_integers("start", edits.start, rows + 1)
         found, start = edits.edits, edits.start
         if found.dtype != EDIT or found.ndim != 1 or not found.flags.c_contiguous:
@@ -216,3 +235,11 @@ class SampleCall:
             pointers[row] = address(words)
         struct.allowed = address(pointers)
         return edits, tuple(edits.allowed.values()), pointers
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSampling:
+    """What samples some rows natively: the call of their seats' controls, and what their histories make of logits."""
+
+    call: SampleCall
+    edits: Edits | None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.batch import Batch, Int64
+from paceline.core.batch import Batch, Behind, Int32, Int64
 from paceline.kernels.native import attention as native_attention
 from paceline.kernels.native import heads as native_heads
 from paceline.kernels.native.heads import Angles, HeadNorms
@@ -19,6 +19,9 @@ from paceline.layers.norm import HeadNorm
 from paceline.layers.rotary import Rotary
 from paceline.models import CausalLM
 from paceline.runner.native.recorder import Recorder
+
+_NO_BITS = np.zeros((0, 0), dtype=np.int64)
+"""Of rows that see no draft: no word is read of any of them."""
 
 
 @dataclass(slots=True)
@@ -40,6 +43,7 @@ class RecordedAttention:
         """``positions`` [capacity] are those of the step's rows, kept up to date by the caller."""
         self._model, self._layers = model, layers
         self._seen = [Visibility() for _ in layers.stores]
+        self._num_pages = [len(store.pools(0)[0]) for store in layers.stores]
         self._cells = [np.zeros_like(positions) for _ in layers.stores]
         self._held: tuple[object, ...] = ()
         self._rotations = [_rotation(rotary, torch.from_numpy(positions)) for rotary in model.rotaries]
@@ -76,14 +80,11 @@ class RecordedAttention:
         Raises:
             IndexError: a page or a cell that the pools do not have.
         """
-        rows = len(batch.token_ids)
-        for group, store in enumerate(self._layers.stores):
-            num_pages = len(store.pools(0)[0])
-            check_below(batch.slots[group], num_pages * store.page_size, "cell")
+        for group, (seen, num_pages) in enumerate(zip(self._seen, self._num_pages, strict=True)):
             check_below(batch.page_table[group], num_pages, "page")
-            self._cells[group][:rows] = batch.slots[group]
+            self._write_to(group, batch.slots[group])
             point_at(
-                self._seen[group],
+                seen,
                 row_start=batch.row_start,
                 visible=batch.visible,
                 first_visible=batch.first_visible[group],
@@ -93,17 +94,44 @@ class RecordedAttention:
             )
         self._held = (batch,)  # the structs point into its arrays
         if self._rotations:
-            self._rotate(batch)
+            self._rotate(batch.positions, batch.longest, batch.row_request)
 
-    def _rotate(self, batch: Batch) -> None:
-        regimes = self._model.regimes(batch.longest)
+    def plan_behind(self, behind: Behind, number: int, row_start: Int32) -> None:
+        """As ``plan``, for pass ``number`` of those behind one whose page table was planned; one row per request.
+
+        Raises:
+            IndexError: a cell that the pools do not have.
+        """
+        visible = behind.slots[number] + np.int32(1)
+        for group, seen in enumerate(self._seen):
+            first_visible = behind.first_visible[group]
+            self._write_to(group, behind.cells[group, number])
+            point_at(
+                seen,
+                row_start=row_start,
+                visible=visible,
+                first_visible=None if first_visible is None else first_visible[number],
+                context=visible,
+                tree_bits=_NO_BITS,
+                page_table=behind.page_table[group],
+            )
+        self._held = (behind, row_start, visible)
+        if self._rotations:
+            self._rotate(behind.slots[number].astype(np.int64), behind.longest, row_start[:-1])
+
+    def _write_to(self, group: int, cells: Int64) -> None:
+        check_below(cells, self._num_pages[group] * self._layers.stores[group].page_size, "cell")
+        self._cells[group][: len(cells)] = cells
+
+    def _rotate(self, positions: Int64, longest: Int32, row_request: Int32) -> None:
+        regimes = self._model.regimes(longest)
         for rotation in self._rotations:
             angles = rotation.table
             if angles is None or (regimes is not None and rotation.rotary.depends_on_length):
-                of_rows = None if regimes is None else regimes[batch.row_request]
-                angles = _angles(rotation.rotary, torch.from_numpy(batch.positions), of_rows)
+                of_rows = None if regimes is None else regimes[row_request]
+                angles = _angles(rotation.rotary, torch.from_numpy(positions), of_rows)
             else:
-                check_below(batch.positions, len(angles.cosine), "position")
+                check_below(positions, len(angles.cosine), "position")
             if angles is not rotation.used:
                 self._point_at_angles(rotation, angles)
 

@@ -28,6 +28,8 @@ class Recorder:
     def __init__(self, capacity: dict[str, int]) -> None:
         """``capacity``: rows per count that buffers have room for."""
         self.capacity = capacity
+        self.count = TOKENS
+        """The rows that ops are over unless they say otherwise."""
         self._steps: list[tuple[Code, ctypes.Structure, str]] = []
         self._keep: list[object] = []
         self._free: dict[tuple[int, str], list[torch.Tensor]] = defaultdict(list)
@@ -36,14 +38,15 @@ class Recorder:
     def finish(self) -> Program:
         return Program(self._steps, self._keep)
 
-    def add(self, code: Code, structure: ctypes.Structure, *keep: object, count: str = TOKENS) -> int:
+    def add(self, code: Code, structure: ctypes.Structure, *keep: object, count: str | None = None) -> int:
         """Records an op; ``keep`` is what its struct points to. Returns its number."""
-        self._steps.append((code, structure, count))
+        self._steps.append((code, structure, self.count if count is None else count))
         self._keep.extend(keep)
         return len(self._steps) - 1
 
-    def take(self, size: int, count: str = TOKENS) -> torch.Tensor:
+    def take(self, size: int, count: str | None = None) -> torch.Tensor:
         """float32[capacity, size], of unknown content; ``give`` lets others have it."""
+        count = self.count if count is None else count
         kind = size, count
         if self._free[kind]:
             return self._free[kind].pop()
@@ -55,7 +58,7 @@ class Recorder:
         """Nothing recorded from now on reads what ``buffer`` holds."""
         self._free[self._kind_of[buffer.data_ptr()]].append(buffer)
 
-    def linear(self, x: torch.Tensor, packed: PackedLinear, count: str = TOKENS) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, packed: PackedLinear, count: str | None = None) -> torch.Tensor:
         """-> [rows, out], in a new buffer."""
         out = self.take(packed.out_features, count)
         self.add(Code.LINEAR, linear.arguments(x, packed, out), x, packed, out, count=count)
@@ -90,7 +93,7 @@ class Recorder:
         scale: float = 1.0,
         offset: int = 0,
         add: bool = False,
-        count: str = TOKENS,
+        count: str | None = None,
     ) -> None:
         """``out`` becomes, or gains, rows of the table by index, or all its rows in order."""
         structure = gather.arguments(table, out, index, scale=scale, offset=offset, add=add)

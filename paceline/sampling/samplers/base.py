@@ -8,7 +8,7 @@ import torch
 
 from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
-from paceline.kernels.native.sampling import SamplePlan
+from paceline.kernels.native.sampling import NativeSampling
 
 
 class Sampler(Protocol):
@@ -26,10 +26,10 @@ class Sampler(Protocol):
         """Of ``tokens[i]``, at least one, under row ``rows[i]`` of ``logits`` [R, V], with the ``top[i]`` likeliest."""
         ...
 
-    def plan(self, logits: torch.Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
-        """A native op that does the same when it runs, beside others; None if these rows cannot be had as one.
+    def native(self, rows: SampleRows, *, at_once: bool) -> NativeSampling | None:
+        """The native call that samples ``rows`` just so, beside other ops.
 
-        The logits [R, V] may be written between now and then. The history of rows is read now, so that there is no
-        plan for controls that look at it unless ``path_known``.
+        Unless ``at_once``, it must also do for rows behind them, whose histories nobody knows yet. None if there is no
+        such call.
         """
         ...

@@ -16,7 +16,7 @@ from paceline.core.batch import Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native import library
 from paceline.kernels.native.checks import DTYPES
-from paceline.kernels.native.sampling import Edits, SampleCall, SamplePlan, SeatControls
+from paceline.kernels.native.sampling import Edits, NativeSampling, SampleCall, SeatControls
 from paceline.sampling import logprobs
 from paceline.sampling.edits import EditList
 from paceline.sampling.processors import Editing
@@ -46,16 +46,14 @@ class NativeSampler:
     def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
         return logprobs.in_native(logits, rows, tokens, top)
 
-    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> SamplePlan | None:
-        """As every sampler's; None also if a control without edits needs torch before the op."""
+    def native(self, rows: SampleRows, *, at_once: bool) -> NativeSampling | None:
+        """As every sampler's; None also if a control without edits needs torch before the call."""
         acting = self._acting(rows)
-        if logits.stride(-1) != 1 or acting[:, self._needs_copy].any():
-            return None
         if not acting.any():
-            return self._call.plan(logits, rows.seats, rows.output_index)
-        if not path_known:
+            return NativeSampling(self._call, None)
+        if not at_once or acting[:, self._needs_copy].any():
             return None
-        return self._call.plan(logits, rows.seats, rows.output_index, edits=self._edits(rows, acting))
+        return NativeSampling(self._call, self._edits(rows, acting))
 
     def sample(self, logits: Tensor, rows: SampleRows) -> Int64:
         logits = logits if logits.stride(-1) == 1 else logits.contiguous()

@@ -39,7 +39,7 @@ class TorchSampler:
     def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
         return logprobs.in_torch(logits, rows, tokens, top)
 
-    def plan(self, logits: Tensor, rows: SampleRows, *, path_known: bool = False) -> None:  # noqa: ARG002
+    def native(self, rows: SampleRows, *, at_once: bool) -> None:  # noqa: ARG002
         return None
 
     def _with_controls(self, logits: Tensor, rows: SampleRows) -> Tensor:

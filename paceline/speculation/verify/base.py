@@ -22,6 +22,13 @@ class Verifier(Protocol):
     keeps_text: ClassVar[bool]
     """A seed's text is that of plain decoding; else only its distribution is, and the text of greedy requests."""
 
+    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+        """The verdict that ``sampled`` [R] alone gives, which is what ``Pipeline.sample`` says of the rows.
+
+        Only of a verifier that ``keeps_text``, or without drafts.
+        """
+        ...
+
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:

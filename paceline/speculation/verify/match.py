@@ -27,7 +27,10 @@ class MatchVerifier:
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
-        sampled, starts = pipeline.sample(logits, rows).tolist(), sample_start.tolist()
+        return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
+
+    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+        starts = sample_start.tolist()
         if not drafts.width:
             return undrafted(sampled, starts)
         decide = _walk_chains if drafts.is_chain else _walk_trees

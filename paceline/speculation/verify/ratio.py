@@ -39,11 +39,15 @@ class RatioVerifier(ABC):
     def accepted(self, passed: Tensor) -> Tensor:
         """int64[B] how many draft tokens stand, given bool[B, K] which of them passed."""
 
+    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+        assert not drafts.counts.any()
+        return undrafted(sampled, sample_start.tolist())
+
     def verify(
         self, logits: Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
         if not drafts.counts.any():
-            return undrafted(pipeline.sample(logits, rows).tolist(), sample_start.tolist())
+            return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
         verified = np.flatnonzero(np.diff(sample_start))
         grid = _grid(sample_start, verified, int(drafts.counts.max())).to(logits.device)
         log_weights = pipeline.log_weights(logits, rows)

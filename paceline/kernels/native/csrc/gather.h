@@ -5,7 +5,8 @@ inline void run_gather(const void *arguments, const Team &team) {
     const paceline_gather &a = *(const paceline_gather *)arguments;
     const Lanes scale = broadcast((float)a.scale);
     for (int64_t row = team.first(a.rows); row < team.last(a.rows); ++row) {
-        const int64_t source = a.index == nullptr ? row : a.index[row] + a.offset;
+        // A row that could not be sampled (-1) is followed by some token; nobody reads what comes of it.
+        const int64_t source = a.index == nullptr ? row : (a.index[row] < 0 ? 0 : a.index[row]) + a.offset;
         for (int64_t i = 0; i < a.size; i += width) {
             const int64_t count = a.size - i;
             Lanes x = load_as(a.table.dtype, address(a.table, source, i), count) * scale;

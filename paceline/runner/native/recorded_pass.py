@@ -1,0 +1,104 @@
+"""One pass's ops within a program, from token ids to logits; knows its input buffers and what a step writes there."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from paceline.attention import LayerMap
+from paceline.core.batch import Batch, Behind, Int32, Int64
+from paceline.models import CausalLM
+from paceline.runner.native.attention import RecordedAttention, check_below
+from paceline.runner.native.lowering import blocks, record_embedding
+from paceline.runner.native.recorder import LOGITS, Recorder
+from paceline.runner.native.stream import Stream
+from paceline.runner.native.weights import packed_of
+
+
+class RecordedPass:
+    """What a model computes of ``recorder.count`` rows; ``bind`` comes once the program is finished.
+
+    ``hidden`` f32[T, D] after the final norm, ``logits`` f32[R, V] without a soft cap.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        layers: LayerMap,
+        recorder: Recorder,
+        taps: tuple[int, ...] = (),
+        token_ids: Int64 | None = None,
+    ) -> None:
+        """``token_ids`` [T] is where an op before writes them; else the passes planned have them."""
+        self.model, self._taps = model, taps
+        tokens = recorder.capacity[recorder.count]
+        self._token_ids = np.zeros(tokens, dtype=np.int64) if token_ids is None else token_ids
+        self._positions = np.zeros(tokens, dtype=np.int64)
+        self._logit_rows = np.arange(recorder.capacity[LOGITS], dtype=np.int64)
+        self._vocab_size = model.embedding.tokens.weight.shape[0]
+        self._num_positions = _learned_positions(model)
+        self.features = torch.empty(tokens, len(taps) * model.config.hidden_size) if taps else None
+        self.attention = RecordedAttention(model, layers, self._positions)
+        x = record_embedding(model.embedding, recorder, *map(torch.from_numpy, (self._token_ids, self._positions)))
+        stream = Stream(recorder, x)
+        for layer, block in enumerate(model.blocks):
+            self._tap(stream, layer)
+            blocks.of(block)(block, stream, layer, self.attention.record)
+        self._tap(stream, len(model.blocks))
+        self.hidden = stream.normed(model.norm)
+        recorder.give(stream.rows())
+        self.logits = self._record_logits(recorder)
+
+    def _tap(self, stream: Stream, layer: int) -> None:
+        size = self.model.config.hidden_size
+        for place, tap in enumerate(self._taps):
+            if tap == layer:
+                assert self.features is not None
+                stream.recorder.gather(stream.rows(), self.features[:, place * size : (place + 1) * size])
+
+    def _record_logits(self, recorder: Recorder) -> torch.Tensor:
+        narrow, head = self.model.narrow, packed_of(self.model.head)
+        chosen = recorder.take(self.hidden.shape[1], LOGITS)
+        recorder.gather(self.hidden, chosen, torch.from_numpy(self._logit_rows), count=LOGITS)
+        if narrow is not None:
+            wide, chosen = chosen, recorder.linear(chosen, packed_of(narrow), LOGITS)
+            recorder.give(wide)
+        logits = recorder.linear(chosen, head, LOGITS)
+        recorder.give(chosen)
+        return logits
+
+    def give(self, recorder: Recorder) -> None:
+        """Nothing recorded from now on reads ``hidden`` or ``logits``."""
+        recorder.give(self.hidden)
+        recorder.give(self.logits)
+
+    def plan(self, batch: Batch) -> None:
+        """Has the ops compute the rows of ``batch``.
+
+        Raises:
+            IndexError: a token, a position, a page or a cell that there is not.
+        """
+        check_below(batch.token_ids, self._vocab_size, "token id")
+        self._token_ids[: len(batch.token_ids)] = batch.token_ids
+        self._logit_rows[: len(batch.logit_rows)] = batch.logit_rows
+        self._place(batch.positions)
+        self.attention.plan(batch)
+
+    def plan_behind(self, behind: Behind, number: int, row_start: Int32) -> None:
+        """Has the ops compute pass ``number`` of ``behind``, of tokens that an op before writes; every row is sampled.
+
+        Raises:
+            IndexError: a position or a cell that there is not.
+        """
+        self._place(behind.slots[number])
+        self.attention.plan_behind(behind, number, row_start)
+
+    def _place(self, positions: Int32 | Int64) -> None:
+        if self._num_positions is not None:
+            check_below(positions, self._num_positions, "position")
+        self._positions[: len(positions)] = positions
+
+
+def _learned_positions(model: CausalLM) -> int | None:
+    embedding = model.embedding
+    return None if embedding.positions is None else embedding.positions.weight.shape[0] - embedding.first_position
