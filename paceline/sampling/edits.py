@@ -5,6 +5,8 @@ Shape letters: R rows, V vocabulary.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 import numpy.typing as npt
 
@@ -58,7 +60,6 @@ class EditList:
 
     def collected(self) -> Edits:
         """All that was noted."""
-        start = np.zeros(len(self._parts) + 1, dtype=np.int64)
-        np.cumsum([sum(map(len, parts)) for parts in self._parts], out=start[1:])
+        start = np.array([0, *accumulate(sum(map(len, parts)) for parts in self._parts)], dtype=np.int64)
         flat = [part for parts in self._parts for part in parts]
         return Edits(start, np.concatenate(flat) if flat else np.zeros(0, dtype=EDIT), self._allowed)

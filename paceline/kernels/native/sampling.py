@@ -220,10 +220,10 @@ class SampleCall:
         found, start = edits.edits, edits.start
         if found.dtype != EDIT or found.ndim != 1 or not found.flags.c_contiguous:
             raise ValueError(f"edits must be a vector of {EDIT} side by side")
-        if start[0] != 0 or start[-1] != len(found) or (np.diff(start) < 0).any():
+        if start[0] != 0 or start[-1] != len(found) or (start[1:] < start[:-1]).any():
             raise ValueError(f"start must go from 0 to the {len(found)} edits")
         check_indexes("edits", found["token"], self._size)
-        struct.edit_start, struct.edits = address(start), address(found)
+        struct.edit_start, struct.edits = address(start), found.ctypes.data  # it has many fields to describe
         if not edits.allowed:
             return edits
         pointers = np.zeros(rows, dtype=np.uint64)

@@ -37,8 +37,9 @@ class NativeSampler:
 
     def __init__(self, state: SamplingState) -> None:
         self._state = state
-        self._before = state.processors[: -len(FUSED)]
-        self._needs_copy = np.array([not isinstance(processor, Editing) for processor in self._before], dtype=bool)
+        before = state.processors[: -len(FUSED)]
+        self._editors = [processor if isinstance(processor, Editing) else None for processor in before]
+        self._needs_copy = np.array([editor is None for editor in self._editors], dtype=bool)
         controls = SeatControls(*(getattr(state, item.name) for item in fields(SeatControls)))
         self._call = SampleCall(controls, state.vocab_size)
         self._memory = torch.empty(0, state.vocab_size)
@@ -61,25 +62,25 @@ class NativeSampler:
         if not acting.any():
             return self._call(logits, rows.seats, rows.output_index)
         copied: Bool = np.any(acting[:, self._needs_copy], axis=1)
-        edits = self._edits(rows, acting & ~copied[:, None])
         if not copied.any():
-            return self._call(logits, rows.seats, rows.output_index, edits=edits)
+            return self._call(logits, rows.seats, rows.output_index, edits=self._edits(rows, acting))
+        edits = self._edits(rows, acting & ~copied[:, None])
         chosen, copy = np.flatnonzero(copied), np.cumsum(copied) - 1
         copy[~copied] = -1
         scores = self._copied(logits, chosen)
-        process(self._state, scores, take_rows(rows, chosen), len(self._before))
+        process(self._state, scores, take_rows(rows, chosen), len(self._editors))
         return self._call(logits, rows.seats, rows.output_index, edits=edits, copies=scores, copy=copy)
 
     def _acting(self, rows: SampleRows) -> Bool:
         """[R, P]: which of the processors before temperature act on which row."""
-        acting: Bool = self._state.active[rows.seats, : len(self._before)]
+        acting: Bool = self._state.active[rows.seats, : len(self._editors)]
         return acting
 
     def _edits(self, rows: SampleRows, acting: Bool) -> Edits:
         edits = EditList(len(rows))
-        for processor, on in zip(self._before, acting.T, strict=True):
-            if isinstance(processor, Editing) and on.any():
-                processor.edit(rows, np.flatnonzero(on).tolist(), edits)
+        for editor, acts in zip(self._editors, acting.T.tolist(), strict=True):
+            if editor is not None and any(acts):
+                editor.edit(rows, [row for row, act in enumerate(acts) if act], edits)
         return edits.collected()
 
     def _copied(self, logits: Tensor, chosen: Int64) -> Tensor:
