@@ -157,6 +157,21 @@ def test_many_small_rows_like_torch():
         assert (native(room)(many, rows) == expected).all()
 
 
+@at_every_level
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 0.1, 1.0, 4.0, 40.0])
+def test_nuclei_of_large_vocabularies(level, scale):
+    """With bounds on most masses alone, and where these do not tell."""
+    vocab = 9001
+    controls = [{"top_p": share} for share in (1e-6, 0.1, 0.5, 0.9, 0.99, 0.999999)]
+    controls += [{"top_p": 0.9, "top_k": 3000}, {"top_p": 0.9, "min_p": 0.01, "temperature": 0.6}]
+    logits = random_logits(8, vocab=vocab, seed=6, scale=scale)
+    logits[1, 4000] += 9.0 + 2 * scale
+    logits[2], logits[3, ::2] = (logits[2] * 2).round() / 2, -INFINITY
+    logits[4, 500:] -= 25.0
+    logits[5] = -torch.arange(vocab).div(64, rounding_mode="floor") * scale / 9
+    check_like_torch(logits, controls=controls)
+
+
 def all_levels_and_threads(sample):
     found = []
     for name in library.levels():
@@ -336,17 +351,19 @@ def test_broken_and_banned_rows_are_told_apart():
 
 
 @needs_library
-def test_a_nucleus_holds_its_share_to_the_last_unit():
+@pytest.mark.parametrize("vocab", [2, 5000])
+def test_a_nucleus_holds_its_share_to_the_last_unit(vocab):
     """The best token alone is enough up to its exact mass, in units of 2^-40, and not for half a unit more."""
     best, depth = 2**40, float(torch.tensor(0.7))
     total = best + round(math.exp(-depth) * best)
-    for wanted, tokens in ((best - 0.5, {0}), (best, {0}), (best + 0.5, {0, 1})):
+    for wanted, tokens in ((best - 0.5, {0}), (best, {0}), (best + 0.5, {0, vocab - 1})):
         zeros, none = np.zeros(1), np.zeros(1, dtype=np.int64)
         controls = SeatControls(
             np.ones(1), np.array([wanted / total]), zeros, zeros, none, none, none, np.zeros(1, dtype=bool)
         )
-        logits = torch.tensor([[0.0, -depth]]).repeat(64, 1)
-        found = SampleCall(controls, 2)(logits, np.zeros(64, dtype=np.int32), np.arange(64))
+        logits = torch.full((64, vocab), -INFINITY)
+        logits[:, 0], logits[:, -1] = 0.0, -depth
+        found = SampleCall(controls, vocab)(logits, np.zeros(64, dtype=np.int32), np.arange(64))
         assert set(found.tolist()) == tokens, wanted
 
 

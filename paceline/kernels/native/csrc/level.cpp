@@ -41,7 +41,11 @@ namespace {
 
 #include "selection.h"
 
+#include "masses.h"
+
 #include "nucleus.h"
+
+#include "shallow.h"
 
 #include "sample.h"
 

@@ -43,6 +43,23 @@ inline bool unordered(Lanes a, Lanes b) {
 inline bool any_reaches(Lanes x, float least) { return largest_of(x) >= least; }
 #endif
 
+// Bit i is set where value i of a block is no more than the limit.
+inline uint64_t at_most(const float *x, float limit) {
+    uint64_t bits = 0;
+#if defined(__AVX512F__)
+    const __m512 limits = _mm512_set1_ps(limit);
+    for (int64_t i = 0; i < block_size; i += width)
+        bits |= (uint64_t)_mm512_cmp_ps_mask(load(x + i).v, limits, _CMP_LE_OQ) << i;
+#elif defined(__AVX2__)
+    const __m256 limits = _mm256_set1_ps(limit);
+    for (int64_t i = 0; i < block_size; i += 8)
+        bits |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x + i), limits, _CMP_LE_OQ)) << i;
+#else
+    for (int64_t i = 0; i < block_size; ++i) bits |= (uint64_t)(x[i] <= limit) << i;
+#endif
+    return bits;
+}
+
 // The logits whose bits are set; -inf for the others.
 inline void keep_bits(const float *x, uint64_t bits, float *kept) {
 #if defined(__AVX512F__)

@@ -24,17 +24,26 @@ struct SampledRow {
     bool by_mass;       // top-p may yet raise the least
     NoiseKey key;
     Drawn found;
+
+    Kept kept(float reach) const { return {logits, maxima, scale, best, least, reach}; }
 };
 
 struct SampleRoom {
-    NucleusRoom nucleus;  // of this thread alone
+    uint32_t *keys;       // [team][blocks][block_size]
+    int64_t *weights;     // [team][blocks][block_size]
     int64_t *histograms;  // [team][num_buckets]
+    Shallow *shallow;     // [team]
     SampledRow *rows;     // those in work, shared by a team
     Drawn *partial;       // [team][rows in work]
     float *maxima;        // [rows in work][2][blocks]
     int32_t *patch_of;    // [rows in work][blocks]
     float *patches;       // [rows in work][most_patches][block_size]
     int64_t blocks, most_patches;
+
+    NucleusRoom of_thread(int64_t index) const {
+        const int64_t first = index * blocks * block_size;
+        return {keys + first, weights + first, histograms + index * num_buckets};
+    }
 };
 
 // Threads share rows where there are fewer; else each takes its own, one after the other.
@@ -44,7 +53,7 @@ inline int64_t num_edits(const paceline_sample &a, int64_t row) {
     return a.edit_start == nullptr ? 0 : a.edit_start[row + 1] - a.edit_start[row];
 }
 
-inline SampleRoom deal(const paceline_sample &a, Dealer &dealer, int64_t index, int64_t team_size) {
+inline SampleRoom deal(const paceline_sample &a, Dealer &dealer, int64_t team_size) {
     SampleRoom room;
     const int64_t rows = rows_in_work(a, team_size);
     room.blocks = LogitRow{&a.logits, 0, a.size}.num_blocks();
@@ -57,11 +66,9 @@ inline SampleRoom deal(const paceline_sample &a, Dealer &dealer, int64_t index, 
     room.patch_of = dealer.take<int32_t>(room.most_patches > 0 ? rows * room.blocks : 0);
     room.patches = dealer.take<float>(rows * room.most_patches * block_size);
     room.histograms = dealer.take<int64_t>(team_size * num_buckets);
-    for (int64_t thread = 0; thread < team_size; ++thread) {
-        const NucleusRoom own = {dealer.take<uint32_t>(room.blocks * block_size),
-                                 dealer.take<int64_t>(room.blocks * block_size)};
-        if (thread == index) room.nucleus = own;
-    }
+    room.shallow = dealer.take<Shallow>(team_size);
+    room.keys = dealer.take<uint32_t>(team_size * room.blocks * block_size);
+    room.weights = dealer.take<int64_t>(team_size * room.blocks * block_size);
     return room;
 }
 
@@ -136,18 +143,44 @@ inline void edit(const paceline_sample &a, SampledRow &row, int32_t *patch_of, f
         if (patch_of[i] >= 0) row.maxima[i] = row.logits.maximum(i);
 }
 
-// Top-p: threads add up the masses of their blocks, one of them then finds the threshold.
+// The least score that top-p keeps, from what the threads of a team have listed; it goes on by mass where that does not tell.
+inline void keep_listed(const paceline_sample &a, SampledRow &row, float reach, const SampleRoom &room,
+                        int64_t team_size) {
+    const NucleusRoom all = room.of_thread(0);
+    Shallow found = room.shallow[0];
+    for (int64_t thread = 1; thread < team_size; ++thread) {
+        const NucleusRoom other = room.of_thread(thread);
+        const int64_t count = room.shallow[thread].count;
+        memcpy(all.keys + found.count, other.keys, count * sizeof(*all.keys));
+        memcpy(all.weights + found.count, other.weights, count * sizeof(*all.weights));
+        found = {found.sum + room.shallow[thread].sum, found.count + count};
+    }
+    float last;
+    row.by_mass = !last_of_listed(row.kept(reach), a.top_p[a.seats[row.number]], found.sum, found.count, all, last);
+    if (!row.by_mass && last > row.least) row.least = last;
+}
+
+// Top-p: threads look at their blocks, one of them then finds the threshold.
 inline void keep_nucleus(const paceline_sample &a, SampledRow &row, const SampleRoom &room, const Team &team) {
-    const int64_t blocks = room.blocks;
-    int64_t *own = room.histograms + team.index * num_buckets;
-    memset(own, 0, num_buckets * sizeof(int64_t));
-    add_masses(row.logits, row.maxima, row.scale, row.best, row.least, team.first(blocks), team.last(blocks), own);
+    const int64_t first = team.first(room.blocks), last = team.last(room.blocks);
+    const double share = a.top_p[a.seats[row.number]];
+    const NucleusRoom own = room.of_thread(team.index);
+    Limit limit{deepest, a.size};
+    if (room.blocks >= fewest_blocks) limit = likely_limit(row.kept(deepest), share);
+    if (limit.count <= a.size / listed_share) {
+        room.shallow[team.index] = listed(row.kept(limit.depth), first, last, own);
+        team.wait();
+        if (team.index == 0) keep_listed(a, row, limit.depth, room, team.size);
+        team.wait();
+        if (!row.by_mass) return;
+    }
+    memset(own.histogram, 0, num_buckets * sizeof(int64_t));
+    add_masses(row.kept(limit.depth), first, last, own.histogram);
     team.wait();
     if (team.index == 0) {
-        for (int64_t i = num_buckets; i < team.size * num_buckets; ++i) own[i % num_buckets] += own[i];
-        const float last = last_of_nucleus(row.logits, row.maxima, row.scale, row.best, row.least,
-                                           a.top_p[a.seats[row.number]], own, room.nucleus);
-        row.least = last > row.least ? last : row.least;
+        for (int64_t i = num_buckets; i < team.size * num_buckets; ++i) own.histogram[i % num_buckets] += own.histogram[i];
+        const float least = last_of_nucleus(row.kept(limit.depth), share, own);
+        row.least = least > row.least ? least : row.least;
     }
     team.wait();
 }
@@ -201,7 +234,7 @@ inline void sample_rows(const paceline_sample &a, int64_t first, int64_t last, c
     for (int64_t i = team.first(rows); i < team.last(rows); ++i) {
         if (num_edits(a, first + i) > 0)
             edit(a, room.rows[i], room.patch_of + i * blocks, room.patches + i * room.most_patches * block_size);
-        settle(a, room.rows[i], room.nucleus.keys);
+        settle(a, room.rows[i], room.of_thread(team.index).keys);
     }
     team.wait();
     for (int64_t i = 0; i < rows; ++i)
@@ -223,7 +256,7 @@ inline void sample_rows(const paceline_sample &a, int64_t first, int64_t last, c
 inline void run_sample(const void *arguments, const Team &team) {
     const paceline_sample &a = *(const paceline_sample *)arguments;
     Dealer dealer{(uintptr_t)team.scratch};
-    SampleRoom room = deal(a, dealer, team.index, team.size);
+    SampleRoom room = deal(a, dealer, team.size);
     if (a.rows < 2 * team.size) return sample_rows(a, 0, a.rows, room, team);
     room.rows += team.index;
     room.partial += team.index;
@@ -231,12 +264,15 @@ inline void run_sample(const void *arguments, const Team &team) {
     room.patch_of += team.index * room.blocks;
     room.patches += team.index * room.most_patches * block_size;
     room.histograms += team.index * num_buckets;
+    room.shallow += team.index;
+    room.keys += team.index * room.blocks * block_size;
+    room.weights += team.index * room.blocks * block_size;
     const Team alone{0, 1, team.scratch, nullptr};
     for (int64_t row = team.first(a.rows); row < team.last(a.rows); ++row) sample_rows(a, row, row + 1, room, alone);
 }
 
 inline size_t sample_scratch(const void *arguments, int64_t team_size) {
     Dealer dealer{0};
-    deal(*(const paceline_sample *)arguments, dealer, 0, team_size);
+    deal(*(const paceline_sample *)arguments, dealer, team_size);
     return dealer.next;
 }

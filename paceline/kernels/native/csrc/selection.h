@@ -18,15 +18,21 @@ inline uint32_t ordered(float x) {
 }
 inline float from_ordered(uint32_t key) { return from_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
+struct Selected {
+    uint32_t key;
+    int64_t needed, weight;  // how much of its own weight was needed, and how much it has
+};
+
 // The largest key that, with those above it, has the `needed` weight; each weighs 1 without weights. Destroys both.
-inline uint32_t select_key(uint32_t *keys, int64_t *weights, int64_t count, int64_t needed) {
-    uint32_t found = 0;
+inline Selected select_key(uint32_t *keys, int64_t *weights, int64_t count, int64_t needed) {
+    Selected found{0, needed, 0};
     for (int shift = 24; shift >= 0; shift -= 8) {
         int64_t histogram[256] = {};
         for (int64_t i = 0; i < count; ++i) histogram[keys[i] >> shift & 255] += weights == nullptr ? 1 : weights[i];
         uint32_t digit = 255;
-        for (; digit > 0 && histogram[digit] < needed; --digit) needed -= histogram[digit];
-        found |= digit << shift;
+        for (; digit > 0 && histogram[digit] < found.needed; --digit) found.needed -= histogram[digit];
+        found.key |= digit << shift;
+        found.weight = histogram[digit];
         int64_t kept = 0;
         for (int64_t i = 0; i < count; ++i) {
             const bool same = (keys[i] >> shift & 255) == digit;
@@ -46,7 +52,7 @@ inline float kth_largest(const LogitRow &logits, const float *maxima, int64_t k,
     float least = -INFINITY, room[block_size];
     if (k <= blocks) {
         for (int64_t i = 0; i < blocks; ++i) keys[i] = ordered(maxima[i]);
-        least = from_ordered(select_key(keys, nullptr, blocks, k));
+        least = from_ordered(select_key(keys, nullptr, blocks, k).key);
     }
     int64_t count = 0;
     for (int64_t index = 0; index < blocks; ++index) {
@@ -57,5 +63,5 @@ inline float kth_largest(const LogitRow &logits, const float *maxima, int64_t k,
             count += x[i] >= least;
         }
     }
-    return from_ordered(select_key(keys, nullptr, count, k));
+    return from_ordered(select_key(keys, nullptr, count, k).key);
 }
