@@ -7,6 +7,7 @@ scratch. A multiplication and an addition are two operations; only products coun
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ import torch
 
 from paceline.benchmark.traffic import ATTENTION, LINEAR, OTHER, UNCOUNTED, Traffic
 from paceline.kernels.native import structures
-from paceline.kernels.native.packing import WIDTH, kinds
+from paceline.kernels.native.packing import WIDTH, kinds, weight_shape
 from paceline.kernels.native.structures import Code, Matrix
 
 Count = Callable[[Any], tuple[int, int]]
@@ -75,13 +76,8 @@ def moved(matrix: Matrix, rows: int, size: int) -> int:
 def weight_bytes(kind: int, in_features: int, out_features: int, group_size: int) -> int:
     """Of a packed matrix with its scales and sums, as ``PackedLinear`` lays them out; without a bias."""
     how = next(kinds[name] for name in kinds if kinds[name].code == kind)
-    unit = max(how.step, group_size)
-    blocks, inputs = -(-out_features // WIDTH), -(-in_features // unit) * unit
-    per_byte = 2 if group_size else 1  # grouped weights are nibbles
-    weights = blocks * WIDTH * inputs * how.dtype.itemsize // per_byte
-    scales = 0 if how.scale_dtype is None else blocks * WIDTH * (inputs // (group_size or inputs))
-    sums = blocks * WIDTH * WORD if how.dtype is torch.int8 else 0
-    return weights + sums + scales * (0 if how.scale_dtype is None else how.scale_dtype.itemsize)
+    shape = weight_shape(how, in_features, out_features, group_size)
+    return math.prod(shape) * how.dtype.itemsize + (2 * WORD * WIDTH * shape[0] if how.has_sums else 0)
 
 
 @counts(Code.LINEAR, LINEAR, structures.Linear)

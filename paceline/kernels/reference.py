@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from paceline.kernels.native.heads import Angles, HeadNorms
-from paceline.kernels.native.packing import PackedLinear, kinds, unpack
+from paceline.kernels.native.packing import PackedLinear, kinds, quantised_kinds, unpack
 from paceline.kernels.native.pools import Pools
 from paceline.kernels.native.visibility import Visibility
 
@@ -30,7 +30,7 @@ def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def linear(x: torch.Tensor, packed: PackedLinear) -> torch.Tensor:
     """[T, in] -> [T, out] of x's type, summed in float64."""
     weight = unpack(packed).double()
-    if packed.scale is None:
+    if packed.kind not in quantised_kinds:
         y = functional.linear(x.to(kinds[packed.kind].activation_dtype).double(), weight)
     else:
         steps, scale = quantised(x)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from paceline.kernels.native.packing import PackedLinear, unpack
+from paceline.kernels.native.packing import PackedLinear, quantised_kinds, unpack
 from paceline.kernels.reference import quantised as rounded
 from paceline.layers.placement import Placement
 
@@ -85,7 +85,7 @@ class Linear(nn.Module):
     @property
     def quantised(self) -> bool:
         """The weights are integers and scales; ``weight`` has no memory before torch computes with it."""
-        return self.packed is not None and self.packed.scale is not None
+        return self.packed is not None and self.packed.kind in quantised_kinds
 
     def quantise_to(self, packed: PackedLinear) -> None:
         """From now on computes with these weights and this bias; ``weight`` gives up its memory."""

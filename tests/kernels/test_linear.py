@@ -169,7 +169,7 @@ def test_int4_groups(group_size):
     for first in range(0, 200, group_size):
         group, error = weight[:, first : first + group_size], (found - weight)[:, first : first + group_size]
         assert (error.abs().amax(1) <= group.abs().amax(1) / 7.9).all()
-    assert packed.scale.numel() == 48 * -(-200 // group_size)
+    assert packed.weight.nbytes == 64 * -(-200 // group_size) * (group_size // 2 + 2)
 
 
 X, W = random_tensor(4, 8), random_tensor(3, 8)
@@ -204,7 +204,7 @@ def test_bad_input_raises(call, error, message):
         call()
 
 
-PARTS = {"weight": torch.zeros(3, 8), "in_features": 600, "out_features": 40, "bias": torch.zeros(3), "group_size": 48}
+PARTS = {"weight": torch.zeros(3, 8), "in_features": 600, "out_features": 90, "bias": torch.zeros(3), "group_size": 48}
 
 
 @of_every_kind

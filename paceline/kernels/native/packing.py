@@ -1,7 +1,7 @@
 """Knows how a matrix is packed for each kind of native linear, and what the packed one stands for; computes in torch.
 
-Blocks of 16 outputs follow each other; in a block, ``step`` neighbouring inputs of all 16 outputs lie together, so that
-a product reads its weights in the order of memory.
+Panels of 64 outputs follow each other; in a panel, ``step`` neighbouring inputs of all 64 outputs lie together, so that
+a product reads its weights in the order of memory, as one stream.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch.nn import functional
 from paceline.core.registry import Registry
 from paceline.kernels.native.checks import check_shape, check_tensor
 
-WIDTH = 16
+WIDTH = 64
+"""Outputs of a panel."""
 GROUP_SIZES = (32, 64, 128)
+SCALE_DTYPE = torch.float16
+"""Of int4's scales."""
 MOST_INTEGER_INPUTS = 65536
 """More products of bytes than that may not fit an int32."""
 
@@ -29,13 +32,16 @@ class PackedLinear:
     in_features: int
     out_features: int
     weight: torch.Tensor
-    """[ceil(out / 16), inputs / step, 16, step]; padded with zeros. int4: two nibbles to a byte."""
+    """[ceil(out / 64), inputs / step, 64, step]; padded with zeros.
+
+    int4: [ceil(out / 64), groups, bytes], of each group its weights, two nibbles to a byte, and 64 scales, float16.
+    """
     scale: torch.Tensor | None
-    """int8: float32[ceil(out / 16) * 16]. int4: float16[ceil(out / 16), groups, 16]."""
+    """int8: float32[ceil(out / 64) * 64]."""
     sums: torch.Tensor | None
-    """int8: int32[ceil(out / 16) * 16], of each output's quantised weights."""
+    """int8: int32[ceil(out / 64) * 64], of each output's quantised weights."""
     bias: torch.Tensor | None
-    """float32[ceil(out / 16) * 16]"""
+    """float32[ceil(out / 64) * 64]"""
     group_size: int
     """Inputs that share a scale; 0 for kinds without groups."""
 
@@ -48,21 +54,32 @@ class PackedLinear:
         TypeError, ValueError: parts that do not fit each other, which would let a kernel read beside them.
         """
         kind = kinds[self.kind]
-        grouped = kind.scale_dtype is torch.float16
-        if min(self.in_features, self.out_features) < 1 or self.group_size not in (GROUP_SIZES if grouped else (0,)):
+        sizes = GROUP_SIZES if kind.grouped else (0,)
+        if min(self.in_features, self.out_features) < 1 or self.group_size not in sizes:
             raise ValueError(
                 f"{self.in_features} inputs, {self.out_features} outputs and groups of {self.group_size} "
                 f"make no matrix of kind {self.kind}\nMake it with pack()."
             )
-        blocks = -(-self.out_features // WIDTH)
-        inputs = -(-self.in_features // max(kind.step, self.group_size)) * max(kind.step, self.group_size)
-        scales = [blocks, inputs // self.group_size, WIDTH] if grouped else [blocks * WIDTH]
-        weights = [blocks, inputs // kind.step, WIDTH, kind.step // 2 if grouped else kind.step]
+        weights = weight_shape(kind, self.in_features, self.out_features, self.group_size)
+        outputs = [weights[0] * WIDTH]
         _check_part("weight", self.weight, kind.dtype, weights)
-        _check_part("scale", self.scale, kind.scale_dtype, scales)
-        _check_part("sums", self.sums, torch.int32 if kind.dtype is torch.int8 else None, [blocks * WIDTH])
+        _check_part("scale", self.scale, torch.float32 if kind.has_sums else None, outputs)
+        _check_part("sums", self.sums, torch.int32 if kind.has_sums else None, outputs)
         if self.bias is not None:
-            _check_part("bias", self.bias, torch.float32, [blocks * WIDTH])
+            _check_part("bias", self.bias, torch.float32, outputs)
+
+
+def weight_shape(kind: Kind, in_features: int, out_features: int, group_size: int) -> list[int]:
+    """Of the packed weights of a matrix [out, in]."""
+    panels = -(-out_features // WIDTH)
+    if kind.grouped:
+        return [panels, -(-in_features // group_size), _group_bytes(group_size)]
+    return [panels, -(-in_features // kind.step), WIDTH, kind.step]
+
+
+def _group_bytes(group_size: int) -> int:
+    """Nibbles and scales of all outputs of a panel."""
+    return WIDTH * (group_size // 2 + SCALE_DTYPE.itemsize)
 
 
 def _check_part(name: str, part: torch.Tensor | None, dtype: torch.dtype | None, shape: list[int]) -> None:
@@ -95,8 +112,13 @@ class Kind(Protocol):
         ...
 
     @property
-    def scale_dtype(self) -> torch.dtype | None:
-        """float32 for a scale per output, float16 for one per output and group."""
+    def grouped(self) -> bool:
+        """Weights are nibbles, and there is a scale per output and group of inputs among them."""
+        ...
+
+    @property
+    def has_sums(self) -> bool:
+        """There is a scale per output and a sum of its weights beside them."""
         ...
 
     @property
@@ -206,16 +228,16 @@ def _padded(tensor: torch.Tensor, dimension: int, unit: int) -> torch.Tensor:
     return functional.pad(tensor, sides).contiguous()
 
 
-def to_blocks(rows: torch.Tensor, step: int) -> torch.Tensor:
-    """[out, in] -> [ceil(out / 16), ceil(in / step), 16, step]."""
+def to_panels(rows: torch.Tensor, step: int) -> torch.Tensor:
+    """[out, in] -> [ceil(out / 64), ceil(in / step), 64, step]."""
     padded = _padded(_padded(rows, 0, WIDTH), 1, step)
-    blocks: torch.Tensor = padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2)
-    return blocks.contiguous()
+    panels: torch.Tensor = padded.unflatten(0, (-1, WIDTH)).unflatten(2, (-1, step)).transpose(1, 2)
+    return panels.contiguous()
 
 
-def from_blocks(blocks: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
-    """The inverse of ``to_blocks``."""
-    rows: torch.Tensor = blocks.transpose(1, 2).flatten(2).flatten(0, 1)
+def from_panels(panels: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
+    """The inverse of ``to_panels``."""
+    rows: torch.Tensor = panels.transpose(1, 2).flatten(2).flatten(0, 1)
     return rows[:out_features, :in_features]
 
 
@@ -228,14 +250,15 @@ class FloatKind:
     step: int
     dtype: torch.dtype
     activation_dtype: torch.dtype
-    scale_dtype: None = None
+    grouped: bool = False
+    has_sums: bool = False
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, _group_size: int, /) -> PackedLinear:
         out, inputs = weight.shape
-        return PackedLinear(self.name, inputs, out, to_blocks(weight.to(self.dtype), self.step), None, None, bias, 0)
+        return PackedLinear(self.name, inputs, out, to_panels(weight.to(self.dtype), self.step), None, None, bias, 0)
 
     def unpack(self, packed: PackedLinear) -> torch.Tensor:
-        return from_blocks(packed.weight, packed.out_features, packed.in_features).float()
+        return from_panels(packed.weight, packed.out_features, packed.in_features).float()
 
 
 for _kind in (
@@ -269,7 +292,8 @@ class Int8Kind:
     code = 3
     step = 4
     dtype = torch.int8
-    scale_dtype = torch.float32
+    grouped = False
+    has_sums = True
     activation_dtype = torch.float32
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
@@ -288,12 +312,12 @@ class Int8Kind:
         out, inputs = steps.shape
         check_shape("scale", scale, [out, 1])
         sums = _padded(steps.sum(1, dtype=torch.int32), 0, WIDTH)
-        blocks = to_blocks(steps, self.step)
-        return PackedLinear("int8", inputs, out, blocks, _padded(scale[:, 0], 0, WIDTH), sums, bias, 0)
+        panels = to_panels(steps, self.step)
+        return PackedLinear("int8", inputs, out, panels, _padded(scale[:, 0], 0, WIDTH), sums, bias, 0)
 
     def unpack(self, packed: PackedLinear) -> torch.Tensor:
         assert packed.scale is not None
-        steps = from_blocks(packed.weight, packed.out_features, packed.in_features).float()
+        steps = from_panels(packed.weight, packed.out_features, packed.in_features).float()
         return steps * packed.scale[: packed.out_features, None]
 
 
@@ -303,7 +327,8 @@ class Int4Kind:
     code = 4
     step = 8
     dtype = torch.uint8
-    scale_dtype = torch.float16
+    grouped = True
+    has_sums = False
     activation_dtype = torch.float32
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
@@ -315,7 +340,7 @@ class Int4Kind:
         _check_group_size(group_size)
         groups = _padded(weight, 1, group_size).unflatten(1, (-1, group_size))  # [out, groups, group_size]
         extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-        scale = (extreme / -8).half()
+        scale = (extreme / -8).to(SCALE_DTYPE)
         if not scale.isfinite().all():
             raise ValueError("weight has numbers whose scales float16 cannot hold\nPack it as int8 or fp32.")
         wide = scale.float()
@@ -328,19 +353,21 @@ class Int4Kind:
         _check_group_size(group_size)
         out, inputs = steps.shape
         check_shape("scale", scale, [out, -(-inputs // group_size)])
-        narrow = scale.half()
+        narrow = scale.to(SCALE_DTYPE)
         if not narrow.isfinite().all() or steps.min() < -8 or steps.max() > 7:
             raise ValueError("steps lie outside [-8, 7], or scale outside float16\nPack them as int8.")
         nibbles = (_padded(steps, 1, group_size) + 8).to(torch.uint8)
-        blocks = to_blocks(_joined(nibbles), self.step // 2)
-        return PackedLinear("int4", inputs, out, blocks, to_blocks(narrow, 1)[..., 0], None, bias, group_size)
+        panels = to_panels(_joined(nibbles), self.step // 2).flatten(1).unflatten(1, (narrow.shape[1], -1))
+        scales = to_panels(narrow, 1).view(torch.uint8).flatten(2)
+        return PackedLinear("int4", inputs, out, torch.cat((panels, scales), 2), None, None, bias, group_size)
 
     def unpack(self, packed: PackedLinear) -> torch.Tensor:
-        assert packed.scale is not None
-        groups, inputs = packed.scale.shape[1], packed.scale.shape[1] * packed.group_size
-        joined = from_blocks(packed.weight, packed.out_features, inputs // 2).unflatten(1, (-1, 4))
+        groups, inputs = packed.weight.shape[1], packed.weight.shape[1] * packed.group_size
+        panels, scales = packed.weight.split((WIDTH * packed.group_size // 2, WIDTH * SCALE_DTYPE.itemsize), 2)
+        joined = from_panels(panels.flatten(1).unflatten(1, (-1, WIDTH, 4)), packed.out_features, inputs // 2)
+        joined = joined.unflatten(1, (-1, 4))
         nibbles = torch.stack((joined & 15, joined >> 4), 2).flatten(1)  # [out, padded inputs]
-        scale = from_blocks(packed.scale[..., None], packed.out_features, groups).float()
+        scale = from_panels(scales.contiguous().view(SCALE_DTYPE)[..., None], packed.out_features, groups).float()
         weight: torch.Tensor = (nibbles.float() - 8).unflatten(1, (groups, -1)) * scale[:, :, None]
         return weight.flatten(1)[:, : packed.in_features]
 

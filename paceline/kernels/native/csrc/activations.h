@@ -13,13 +13,20 @@ struct Activations {
     float *scales;                      // [rows]
     int32_t *offsets;                   // [rows][groups], int4's: nibbles stand for numbers 8 less
     float *wide;                        // [padded], of this thread alone
-    typename Kind::Sum *spilled;        // [rows][most_blocks], of this thread alone
+    typename Kind::Sum *spilled;        // [rows][panel_blocks], of this thread alone
     int64_t padded, groups;
     int64_t stride;  // not of 2^n bytes, so that rows do not compete for the same lines of a cache
     bool alone;
 };
 
-constexpr int most_blocks = 4;  // of outputs in a tile
+// Blocks of 16 outputs whose weights lie side by side, step by step: what a thread reads is one stream, and yet there
+// are sums enough that do not wait for each other.
+constexpr int panel_blocks = 4;
+
+// Of int4: the weights of a group and, behind them, their scales.
+constexpr int64_t group_bytes(int64_t group_size) {
+    return panel_blocks * (group_size / 8 * 64 + width * (int64_t)sizeof(Fp16));
+}
 
 inline int64_t padded_inputs(const paceline_linear &a, int64_t step) {
     return rounded_up(a.in_features, a.kind == PACELINE_INT4 ? a.group_size : step);
@@ -27,6 +34,12 @@ inline int64_t padded_inputs(const paceline_linear &a, int64_t step) {
 
 inline int64_t num_groups(const paceline_linear &a) {
     return a.kind == PACELINE_INT4 ? padded_inputs(a, 1) / a.group_size : 1;
+}
+
+template <class Kind>
+int64_t panel_bytes(const paceline_linear &a) {
+    if (Kind::grouped) return num_groups(a) * group_bytes(a.group_size);
+    return padded_inputs(a, Kind::step) / Kind::step * panel_blocks * Kind::step_bytes;
 }
 
 template <class Kind>
@@ -48,7 +61,7 @@ Activations<Kind> deal(const paceline_linear &a, Dealer &dealer, int64_t index, 
     Activations<Kind> own = found;
     for (int64_t thread = 0; thread < team_size; ++thread) {
         own.wide = dealer.take<float>(found.padded + width);
-        own.spilled = dealer.take<typename Kind::Sum>(rows * most_blocks);
+        own.spilled = dealer.take<typename Kind::Sum>(rows * panel_blocks);
         if (found.alone) deal_prepared(own, dealer, rows);
         if (thread == index) found = own;
     }

@@ -11,6 +11,8 @@
 
 #include "tiles.h"
 
+constexpr int64_t chunk_bytes = 16384;  // of a block
+
 // What turns a block's sums into its outputs.
 template <class Kind>
 struct Ending {
@@ -30,7 +32,7 @@ template <>
 struct Ending<Int8Kind> {
     Ending(const paceline_linear &a, int64_t output)
         : offset(broadcast((int32_t)activation_offset) * load(a.sums + output)),
-          scale(load((const float *)a.scale + output)) {}
+          scale(load(a.scale + output)) {}
     Lanes operator()(const Activations<Int8Kind> &x, Ints sum, int64_t row) const {
         return to_float(sum - offset) * (broadcast(x.scales[row]) * scale);
     }
@@ -38,48 +40,65 @@ struct Ending<Int8Kind> {
     Lanes scale;
 };
 
+// The outputs of blocks [block, block + blocks), all of one panel, whose sums rest in memory.
 template <class Kind>
 void finish(const paceline_linear &a, const Activations<Kind> &x, int64_t first_row, int64_t rows, int64_t block,
             int64_t blocks) {
-    for (int64_t i = 0; i < blocks; ++i) {
-        const int64_t output = (block + i) * width;
+    for (int64_t i = block; i < block + blocks; ++i) {
+        const int64_t output = i * width;
         const Ending<Kind> ending(a, output);
         for (int64_t row = 0; row < rows; ++row) {
-            Lanes y = ending(x, x.spilled[row * most_blocks + i], row);
+            Lanes y = ending(x, x.spilled[row * panel_blocks + i % panel_blocks], row);
             if (a.bias != nullptr) y = y + load(a.bias + output);
             store_as(a.out.dtype, address(a.out, first_row + row, output), y, a.out_features - output);
         }
     }
 }
 
-// Several tiles of rows take turns chunk by chunk, so that its weights are still in a near cache for the last of them.
-constexpr int64_t chunk_bytes = 16384;  // of a block
-
+// How many blocks and rows of a tile a level has the registers for.
+template <class Kind>
+constexpr int64_t budget = Kind::grouped && register_budget > 1 ? register_budget / 2 : register_budget;
+template <class Kind>
+constexpr int64_t widest(int64_t rows) {
+    return larger(1, smaller(panel_blocks, budget<Kind> / smaller(rows, 6)));
+}
 template <class Kind, int B>
-void multiply_blocks(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block) {
-    constexpr int most = (int)smaller(Shape<Kind>::most_rows, Shape<Kind>::budget / B);
-    const int64_t tiles = (rows + most - 1) / most;
-    const int64_t chunk = tiles == 1 ? x.padded : chunk_bytes / Kind::step_bytes * Kind::step;
-    Place<Kind> at{x, (const char *)a.weight, nullptr, 0, 0, 0, a.group_size};
-    at.weights += block * at.block_bytes();
-    if constexpr (Kind::grouped) at.scales = (const Fp16 *)a.scale + block * x.groups * width;
-    for (at.first = 0; at.first < x.padded; at.first = at.last) {
-        at.last = smaller(at.first + chunk, x.padded);
-        for (int64_t i = 0; i < tiles; ++i) {
-            at.row = rows * i / tiles;
-            multiply_rows<Kind, most, B>(at, rows * (i + 1) / tiles - at.row);
+constexpr int64_t most_rows = smaller(6, budget<Kind> / B);
+
+// `blocks` blocks over a chunk of inputs, B at once as long as there are so many, then fewer. Returns how many tiles
+// that takes; without `place` nothing is computed.
+template <class Kind, int B = panel_blocks>
+int64_t multiply_chunk(Place<Kind> *place, int64_t rows, int64_t blocks, int64_t tiles, int64_t before = 0) {
+    if constexpr (B <= budget<Kind>)
+        if (B <= widest<Kind>(rows)) {
+            const int64_t parts = (rows + most_rows<Kind, B> - 1) / most_rows<Kind, B>;
+            for (; blocks >= B; blocks -= B)
+                for (int64_t i = 0; i < parts; ++i, ++before) {
+                    if (place == nullptr) continue;
+                    place->row = rows * i / parts;
+                    place->set_pace(before, tiles);
+                    multiply_rows<Kind, most_rows<Kind, B>, B>(*place, rows * (i + 1) / parts - place->row);
+                    if (i + 1 == parts) place->block += B;
+                }
         }
-    }
+    if constexpr (B > 1)
+        if (blocks > 0) return multiply_chunk<Kind, B / 2>(place, rows, blocks, tiles, before);
+    return before;
 }
 
-// As many of the `left` blocks at once as the rows leave registers for; returns how many that was.
-template <class Kind, int B = Shape<Kind>::widest>
-int64_t multiply_some(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t left) {
-    if constexpr (B > 1)
-        if (left < B || smaller(rows, Shape<Kind>::most_rows) * B > Shape<Kind>::budget)
-            return multiply_some<Kind, B - 1>(a, x, rows, block, left);
-    multiply_blocks<Kind, B>(a, x, rows, block);
-    return B;
+// Blocks [block, block + blocks), all of one panel. Several tiles take turns chunk by chunk, so that its weights are
+// still in a near cache for the last of them.
+template <class Kind>
+void multiply(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t blocks) {
+    const int64_t tiles = multiply_chunk<Kind>(nullptr, rows, blocks, 0);
+    const int64_t chunk = tiles == 1 ? x.padded : chunk_bytes / Kind::step_bytes * Kind::step;
+    const char *panel = (const char *)a.weight + block / panel_blocks * panel_bytes<Kind>(a);
+    Place<Kind> place{x, panel, 0, 0, 0, 0, a.group_size, nullptr, 0};
+    for (place.first = 0; place.first < x.padded; place.first = place.last) {
+        place.last = smaller(place.first + chunk, x.padded);
+        place.block = block % panel_blocks;
+        multiply_chunk(&place, rows, blocks, tiles);
+    }
 }
 
 template <class Kind>
@@ -97,9 +116,10 @@ void linear(const paceline_linear &a, const Team &team) {
             team.wait();
         }
         for (int64_t block = team.first(blocks); block < team.last(blocks);) {
-            const int64_t count = multiply_some(a, x, rows, block, team.last(blocks) - block);
-            finish<Kind>(a, x, first_row, rows, block, count);
-            block += count;
+            const int64_t end = smaller(team.last(blocks), rounded_up(block + 1, panel_blocks));
+            multiply(a, x, rows, block, end - block);
+            finish<Kind>(a, x, first_row, rows, block, end - block);
+            block = end;
         }
     }
 }

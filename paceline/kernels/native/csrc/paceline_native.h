@@ -42,16 +42,17 @@ typedef struct {
 
 // out[rows, out_features] = x[rows, in_features] W^T + bias.
 //
-// Packed weights: blocks of 16 outputs; in a block, `step` neighbouring inputs of all 16 outputs lie together
-// (fp32, fp16: 1; bf16: 2; int8: 4; int4: 8, inputs 0-3 in the low and 4-7 in the high halves of four bytes).
+// Packed weights: panels of 64 outputs, padded with zeros; in a panel, `step` neighbouring inputs of all 64 outputs lie
+// together (fp32, fp16: 1; bf16: 2; int8: 4; int4: 8, inputs 0-3 in the low and 4-7 in the high halves of four bytes).
+// Behind the weights of each group of int4 lie the scales of all 64 outputs, fp16.
 typedef struct {
     paceline_matrix x, out;
     int64_t rows, in_features, out_features;
     int64_t kind, group_size;  // group_size: inputs that share a scale (int4)
     const void *weight;
-    const void *scale;    // int8: float[out]; int4: fp16[out / 16][groups][16]
+    const float *scale;   // int8: [out]
     const int32_t *sums;  // int8: of each output's weights
-    const float *bias;    // [out] or NULL. These three are padded to whole blocks.
+    const float *bias;    // [out] or NULL. These three are padded to whole panels.
 } paceline_linear;
 
 // RMSNorm or LayerNorm of x, or of residual + x, which then replaces the residual.

@@ -8,24 +8,33 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 #endif
 
-// How far ahead of the products a block's weights are fetched. The processor by itself looks no further than the end of
-// a page, and less far the more rows there are to multiply before it sees the next weights; one row lets it see enough.
-constexpr int64_t bytes_ahead(int rows) { return rows <= 2 ? 2048 : 4096; }
-
 // Into the second cache: the first one can wait for too few lines at a time to keep the memory busy.
 inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 
-// Where a tile lies: blocks of weights and rows of activations, over the inputs [first, last).
+struct Fetched {
+    const char *next, *due;
+};
+
+// Where a tile lies: blocks of a panel of weights and rows of activations, over the inputs [first, last).
 template <class Kind>
 struct Place {
     const Activations<Kind> &x;
-    const char *weights;  // of the first block; the next ones follow it
-    const Fp16 *scales;   // of the first block and group; NULL without groups
+    const char *panel;
+    int64_t block;  // the first one, of the panel's
     int64_t row, first, last, group_size;
+    const char *next;  // what is fetched meanwhile, for the next chunk: so many bytes a step
+    int64_t pace;
 
-    int64_t block_bytes() const { return x.padded / Kind::step * Kind::step_bytes; }
+    static constexpr int64_t step_bytes = panel_blocks * Kind::step_bytes;
+    const char *step(int64_t k) const {
+        if constexpr (Kind::grouped) return panel + k / group_size * group_bytes(group_size);
+        return panel + k / Kind::step * step_bytes;
+    }
+    const char *weights(int64_t k) const { return step(k) + block * Kind::step_bytes; }
+    // Those of a group lie behind its weights.
+    const Fp16 *scales(int64_t k) const { return (const Fp16 *)step(k + group_size) + (block - panel_blocks) * width; }
     const typename Kind::Activation *activations(int64_t r) const { return x.values + (row + r) * x.stride; }
-    typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * most_blocks; }
+    typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * panel_blocks + block; }
 
     // What the chunk of inputs before this one left.
     template <int R, int B>
@@ -42,50 +51,39 @@ struct Place {
             UNROLLED for (int b = 0; b < B; ++b) spilled(r)[b] = sum[r][b];
     }
 
-    Lanes scale(int64_t b, int64_t group) const { return load(scales + (b * x.groups + group) * width); }
     Ints offset(int64_t r, int64_t group) const { return broadcast(x.offsets[(row + r) * x.groups + group]); }
 
-    // From this input on the weights to be fetched are no longer those of these blocks but of as many that follow them.
-    int64_t turn(int64_t ahead) const {
-        const int64_t input = x.padded - ahead / Kind::step_bytes * Kind::step;
-        return input < first ? first : smaller(input, last);
+    template <int R>
+    void fetch(Fetched &fetched) const {
+        if constexpr (R > 1)
+            for (fetched.due += pace; fetched.next < fetched.due; fetched.next += 64) prefetch(fetched.next);
     }
-    // How many bytes behind the weights of input k those to be fetched lie.
-    int64_t lead(int64_t blocks, int64_t k, int64_t ahead) const {
-        return k < turn(ahead) ? ahead : ahead + (blocks - 1) * block_bytes();
-    }
-};
 
-// How many rows and blocks a level has the registers for.
-template <class Kind>
-struct Shape {
-    static constexpr int budget = Kind::grouped && register_budget > 1 ? register_budget / 2 : register_budget;
-    static constexpr int most_rows = budget < 8 ? budget : 8;
-    static constexpr int widest = budget < most_blocks ? budget : most_blocks;
+    // Several tiles share a chunk, of which only the first one waits for memory; so each of the first ones fetches a
+    // part of the next chunk. A tile alone just reads on, and what the processor fetches by itself is enough.
+    void set_pace(int64_t tile, int64_t tiles) {
+        const int64_t shares = tiles < 4 ? 2 : 4;
+        const int64_t steps = (last - first) / Kind::step;
+        pace = tiles > 1 && tile < shares ? (step(last) - step(first)) / (steps * shares) : 0;
+        next = step(last) + steps * pace * tile;
+    }
 };
 
 template <class Kind, int R, int B>
 void plain_tile(const Place<Kind> &at) {
-    const int64_t block_bytes = at.block_bytes();
     const typename Kind::Activation *x[R];
     typename Kind::Sum sum[R][B];
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(sum);
-    const char *weights = at.weights + at.first / Kind::step * Kind::step_bytes;
-    const int64_t turn = at.turn(bytes_ahead(R));
-    for (int64_t k = at.first; k < at.last;) {
-        const int64_t end = k < turn ? turn : at.last;
-        const char *next = weights + at.lead(B, k, bytes_ahead(R));
-        for (; k < end; k += Kind::step, weights += Kind::step_bytes, next += Kind::step_bytes) {
-            typename Kind::Weight w[B];
-            UNROLLED for (int b = 0; b < B; ++b) {
-                w[b] = Kind::weight(weights + b * block_bytes);
-                prefetch(next + b * block_bytes);
-            }
-            UNROLLED for (int r = 0; r < R; ++r) {
-                const auto value = Kind::activation(x[r] + k);
-                UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
-            }
+    const char *weights = at.weights(at.first);
+    Fetched fetched{at.next, at.next};
+    for (int64_t k = at.first; k < at.last; k += Kind::step, weights += at.step_bytes) {
+        typename Kind::Weight w[B];
+        UNROLLED for (int b = 0; b < B; ++b) w[b] = Kind::weight(weights + b * Kind::step_bytes);
+        at.template fetch<R>(fetched);
+        UNROLLED for (int r = 0; r < R; ++r) {
+            const auto value = Kind::activation(x[r] + k);
+            UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = Kind::accumulate(sum[r][b], value, w[b]);
         }
     }
     at.end(sum);
@@ -93,18 +91,17 @@ void plain_tile(const Place<Kind> &at) {
 
 // The exact products of one group, added to `sum`.
 template <class Kind, int R, int B>
-inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], int64_t first, int64_t last,
-                           int64_t lead, Ints (&sum)[R][B]) {
-    const int64_t block_bytes = at.block_bytes();
-    const char *weights = at.weights + first / Kind::step * Kind::step_bytes;
-    for (int64_t k = first; k < last; k += Kind::step, weights += Kind::step_bytes) {
+inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], int64_t first, Fetched &fetched,
+                           Ints (&sum)[R][B]) {
+    const char *weights = at.weights(first);
+    for (int64_t k = first; k < first + at.group_size; k += Kind::step, weights += at.step_bytes) {
         Quads low[B], high[B];
         UNROLLED for (int b = 0; b < B; ++b) {
-            const Quads both = load_quads(weights + b * block_bytes);
-            prefetch(weights + lead + b * block_bytes);
+            const Quads both = load_quads(weights + b * Kind::step_bytes);
             low[b] = low_nibbles(both);
             high[b] = high_nibbles(both);
         }
+        at.template fetch<R>(fetched);
         UNROLLED for (int r = 0; r < R; ++r) {
             const Quads value = broadcast_quad(x[r] + k), next = broadcast_quad(x[r] + k + 4);
             UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = dot_nibbles(sum[r][b], value, low[b]);
@@ -119,18 +116,17 @@ void grouped_tile(const Place<Kind> &at) {
     Lanes total[R][B];
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(total);
-    const int64_t groups_ahead = bytes_ahead(R) / (at.group_size / Kind::step * Kind::step_bytes);
+    Fetched fetched{at.next, at.next};
     for (int64_t k = at.first; k < at.last; k += at.group_size) {
-        const int64_t group = k / at.group_size;
         Ints sum[R][B];
         UNROLLED for (int r = 0; r < R; ++r) {
-            const Ints offset = at.offset(r, group);
+            const Ints offset = at.offset(r, k / at.group_size);
             UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = offset;
         }
-        group_products<Kind>(at, x, k, k + at.group_size, at.lead(B, k, bytes_ahead(R)), sum);
+        group_products<Kind>(at, x, k, fetched, sum);
+        const Fp16 *scales = at.scales(k);
         UNROLLED for (int b = 0; b < B; ++b) {
-            const Lanes scale = at.scale(b, group);
-            prefetch(at.scales + (b * at.x.groups + group + groups_ahead) * width);
+            const Lanes scale = load(scales + b * width);
             UNROLLED for (int r = 0; r < R; ++r) total[r][b] = fma(to_float(sum[r][b]), scale, total[r][b]);
         }
     }
