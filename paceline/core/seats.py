@@ -12,6 +12,10 @@ from paceline.core.request import Request
 Int32 = npt.NDArray[np.int32]
 
 
+FEW = 4
+"""Up to so many rows are written one by one, which takes less time than the arrays that name all their places."""
+
+
 class Seats:
     """Known tokens of the running requests, one row each.
 
@@ -55,6 +59,12 @@ class Seats:
 
     def append(self, seats: Int32, tokens: Sequence[list[int]]) -> None:
         """Adds known tokens: ``tokens[i]``, possibly none, to row ``seats[i]``; ``seats`` int32[B], no row twice."""
+        if len(seats) <= FEW:
+            for seat, some in zip(seats.tolist(), tokens, strict=True):
+                first = int(self.num_tokens[seat])
+                self.tokens[seat, first : first + len(some)] = some
+                self.num_tokens[seat] = first + len(some)
+            return
         start, counts = self.num_tokens[seats], np.array([len(some) for some in tokens], dtype=np.int32)
         owner = np.repeat(np.arange(len(seats)), counts)
         ends = np.cumsum(counts)

@@ -209,7 +209,8 @@ class Engine:
         taken = [some[:count] for some, count in zip(tokens, kept, strict=True)]
         seats, state = works.seats[sampled], self.pipeline.state
         self.seats.append(seats, taken)
-        for place in np.flatnonzero(state.active[seats].any(axis=1)).tolist():
+        active = state.active[seats]
+        for place in np.flatnonzero(active.any(axis=1)).tolist() if active.any() else ():
             try:
                 state.commit(int(seats[place]), taken[place])
             except Exception as error:  # one of its controls

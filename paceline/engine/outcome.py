@@ -89,10 +89,10 @@ class Computation:
 
 def _run_ahead(sampled: Int64) -> Verdict:
     """Of int64[passes, R]: what each row was given, up to what is no token; all but the last were fed, like a draft."""
-    verdict = Verdict([], [], [])
+    verdict, whole = Verdict([], [], []), int(sampled.min()) >= 0
     for row, tokens in enumerate(sampled.T.tolist()):
-        good = next((place for place, token in enumerate(tokens) if token < 0), len(tokens))
-        if good < len(tokens):
+        if not whole:
+            good = next((place for place, token in enumerate(tokens) if token < 0), len(tokens))
             del tokens[max(good, 1) :]
         append(verdict, tokens, list(range(len(tokens) - 1)), [row] * len(tokens))
     return verdict

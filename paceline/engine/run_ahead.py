@@ -6,8 +6,11 @@ from collections import deque
 
 from paceline.core.batch import Works
 
-SECONDS = 0.004
-"""What a step of several passes may take: so long may a newcomer wait, and so long may tokens be held back."""
+SECONDS = 0.008
+"""What a step of several passes may take: so long may a newcomer wait, and so long may tokens be held back.
+
+A screen shows what is new every 16 ms or so.
+"""
 MOST_PASSES = 8
 """Past this hardly anything is left to gain: what a step costs besides its passes is shared by that many tokens."""
 REMEMBERED = 8

@@ -114,7 +114,7 @@ class Scheduler:
         seats = self.seating.running_seats
         known, start = self.seats.num_tokens[seats], self.seating.cached(seats)
         num_known = known - start
-        if num_known.min() != 1 or num_known.max() != 1:
+        if (num_known != 1).any():
             return None
         depth, drafting = self._steady_depths(seats, known)
         num_nodes = self._nodes[depth] if drafting else depth

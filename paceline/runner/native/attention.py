@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.batch import Batch, Behind, Int32, Int64
+from paceline.core.batch import Batch, Int32, Int64
 from paceline.kernels.native import attention as native_attention
 from paceline.kernels.native import heads as native_heads
 from paceline.kernels.native.heads import Angles, HeadNorms
@@ -19,9 +20,6 @@ from paceline.layers.norm import HeadNorm
 from paceline.layers.rotary import Rotary
 from paceline.models import CausalLM
 from paceline.runner.native.recorder import Recorder
-
-_NO_BITS = np.zeros((0, 0), dtype=np.int64)
-"""Of rows that see no draft: no word is read of any of them."""
 
 
 @dataclass(slots=True)
@@ -39,12 +37,23 @@ class Rotation:
 class RecordedAttention:
     """All layers' attention over one pool; what a step's rows see lies in one struct per layer group."""
 
-    def __init__(self, model: CausalLM, layers: LayerMap, positions: Int64) -> None:
-        """``positions`` [capacity] are those of the step's rows, kept up to date by the caller."""
+    def __init__(
+        self,
+        model: CausalLM,
+        layers: LayerMap,
+        positions: Int64,
+        cells: Sequence[Int64] | None = None,
+        seen: Sequence[Visibility] | None = None,
+    ) -> None:
+        """
+        Args:
+            positions: [T] of the step's rows, kept up to date by the caller.
+            cells: [T] by layer group, kept up to date by the caller; without it, and ``seen``, by ``plan``.
+        """
         self._model, self._layers = model, layers
-        self._seen = [Visibility() for _ in layers.stores]
         self._num_pages = [len(store.pools(0)[0]) for store in layers.stores]
-        self._cells = [np.zeros_like(positions) for _ in layers.stores]
+        self._seen = [Visibility() for _ in layers.stores] if seen is None else list(seen)
+        self._cells = [np.zeros_like(positions) for _ in layers.stores] if cells is None else list(cells)
         self._held: tuple[object, ...] = ()
         self._rotations = [_rotation(rotary, torch.from_numpy(positions)) for rotary in model.rotaries]
         self._program: Program | None = None
@@ -82,7 +91,8 @@ class RecordedAttention:
         """
         for group, (seen, num_pages) in enumerate(zip(self._seen, self._num_pages, strict=True)):
             check_below(batch.page_table[group], num_pages, "page")
-            self._write_to(group, batch.slots[group])
+            self.check_cells(group, batch.slots[group])
+            self._cells[group][: len(batch.token_ids)] = batch.slots[group]
             point_at(
                 seen,
                 row_start=batch.row_start,
@@ -93,37 +103,28 @@ class RecordedAttention:
                 page_table=batch.page_table[group],
             )
         self._held = (batch,)  # the structs point into its arrays
-        if self._rotations:
-            self._rotate(batch.positions, batch.longest, batch.row_request)
+        self.rotate(batch.positions, batch.longest, batch.row_request)
 
-    def plan_behind(self, behind: Behind, number: int, row_start: Int32) -> None:
-        """As ``plan``, for pass ``number`` of those behind one whose page table was planned; one row per request.
+    @property
+    def angles_are_fixed(self) -> bool:
+        """Whether a position alone tells by which angles heads are turned, and all angles are known."""
+        return all(one.table is not None and not one.rotary.depends_on_length for one in self._rotations)
+
+    def check_cells(self, group: int, cells: Int64) -> None:
+        """
+        Raises:
+            IndexError: a cell that the pool does not have.
+        """
+        check_below(cells, self._num_pages[group] * self._layers.stores[group].page_size, "cell")
+
+    def rotate(self, positions: Int32 | Int64, longest: Int32, row_request: Int32) -> None:
+        """Has heads turned by angles of these positions [T]; ``longest`` int32[B] as in ``Batch``.
 
         Raises:
-            IndexError: a cell that the pools do not have.
+            IndexError: a position that the model does not have.
         """
-        visible = behind.slots[number] + np.int32(1)
-        for group, seen in enumerate(self._seen):
-            first_visible = behind.first_visible[group]
-            self._write_to(group, behind.cells[group, number])
-            point_at(
-                seen,
-                row_start=row_start,
-                visible=visible,
-                first_visible=None if first_visible is None else first_visible[number],
-                context=visible,
-                tree_bits=_NO_BITS,
-                page_table=behind.page_table[group],
-            )
-        self._held = (behind, row_start, visible)
-        if self._rotations:
-            self._rotate(behind.slots[number].astype(np.int64), behind.longest, row_start[:-1])
-
-    def _write_to(self, group: int, cells: Int64) -> None:
-        check_below(cells, self._num_pages[group] * self._layers.stores[group].page_size, "cell")
-        self._cells[group][: len(cells)] = cells
-
-    def _rotate(self, positions: Int64, longest: Int32, row_request: Int32) -> None:
+        if not self._rotations:
+            return
         regimes = self._model.regimes(longest)
         for rotation in self._rotations:
             angles = rotation.table

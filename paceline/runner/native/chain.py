@@ -12,8 +12,9 @@ from paceline.core.batch import Batch, Behind, Int64, SampleRows
 from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.structures import Code, Sample
 from paceline.models import CausalLM
-from paceline.runner.native.recorded_pass import RecordedPass
+from paceline.runner.native.recorded_pass import Follows, RecordedPass
 from paceline.runner.native.recorder import LOGITS, TOKENS, Recorder
+from paceline.runner.native.rows_behind import RowsBehind
 
 
 class Chain:
@@ -24,7 +25,8 @@ class Chain:
     ) -> None:
         self.call, self.capacity, self.depth = call, capacity, depth
         rows = capacity[LOGITS]
-        self._seats, self._row_start = np.zeros(rows, dtype=np.int32), np.arange(rows + 1, dtype=np.int32)
+        self._seats = np.zeros(rows, dtype=np.int32)
+        self._behind = RowsBehind(layers, depth - 1, rows)
         self._depths = np.arange(depth)[:, None]
         self._output_index, self._tokens = (np.zeros((depth, rows), dtype=np.int64) for _ in range(2))
         self._ends: list[int] = []
@@ -41,12 +43,18 @@ class Chain:
 
     def _record(self, recorder: Recorder, model: CausalLM, layers: LayerMap, number: int) -> None:
         recorder.count = LOGITS if number else TOKENS
-        recorded = RecordedPass(model, layers, recorder, token_ids=self._tokens[number - 1] if number else None)
+        recorded = RecordedPass(model, layers, recorder, follows=self._follows(number - 1) if number else None)
         arrays = self._seats, self._output_index[number], self._tokens[number]
         sample = self.call.arguments(recorded.logits, *arrays)
         self._ends.append(recorder.add(Code.SAMPLE, sample, self.call, *arrays, count=LOGITS) + 1)
         recorded.give(recorder)
         self._passes.append(recorded)
+
+    def _follows(self, number: int) -> Follows:
+        """What pass ``number`` behind the first reads."""
+        behind = self._behind
+        cells, seen = [cells[number] for cells in behind.cells], [seen[number] for seen in behind.seen]
+        return Follows(self._tokens[number], behind.positions[number], cells, seen)
 
     def run(self, batch: Batch, rows: SampleRows, edits: Edits | None, behind: Behind | None) -> Int64:
         """int64[1 + N, R]: what is sampled of each pass, as ``SampleCall`` does; a chain goes on behind a -1.
@@ -58,11 +66,9 @@ class Chain:
             ValueError: edits that do not fit.
         """
         number, depth = len(rows), 1 if behind is None else 1 + len(behind)
-        first, *others = self._passes[:depth]
-        first.plan(batch)
+        self._passes[0].plan(batch)
         if behind is not None:
-            for place, recorded in enumerate(others):
-                recorded.plan_behind(behind, place, self._row_start[: number + 1])
+            self._plan(behind)
         if edits is not None or self._edits is not None:
             first_sample = self._program.structure(self._ends[0] - 1, Sample)
             self._edits = self.call.set_edits(first_sample, edits, number)
@@ -70,3 +76,17 @@ class Chain:
         np.add(rows.output_index, self._depths[:depth], out=self._output_index[:depth, :number])
         self._program.run({TOKENS: len(batch.token_ids), LOGITS: number}, self._ends[depth - 1])
         return self._tokens[:depth, :number].copy()
+
+    def _plan(self, behind: Behind) -> None:
+        """Their page table is that of the first pass, which is planned."""
+        first, others = self._passes[0], self._passes[1 : 1 + len(behind)]
+        first.check_positions(behind.slots)
+        for group, cells in enumerate(behind.cells):
+            first.attention.check_cells(group, cells)
+        request = np.arange(behind.slots.shape[1], dtype=np.int32)
+        if first.attention.angles_are_fixed:
+            first.attention.rotate(behind.slots, behind.longest, request)  # it says which are too large
+        else:
+            for recorded, slots in zip(others, behind.slots, strict=True):
+                recorded.attention.rotate(slots, behind.longest, request)
+        self._behind.plan(behind)

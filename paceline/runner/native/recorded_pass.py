@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.batch import Batch, Behind, Int32, Int64
+from paceline.core.batch import Batch, Int32, Int64
+from paceline.kernels.native.structures import Visibility
 from paceline.models import CausalLM
 from paceline.runner.native.attention import RecordedAttention, check_below
 from paceline.runner.native.lowering import blocks, record_embedding
 from paceline.runner.native.recorder import LOGITS, Recorder
 from paceline.runner.native.stream import Stream
 from paceline.runner.native.weights import packed_of
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """What a pass behind another reads; whoever has it keeps it up to date."""
+
+    token_ids: Int64  # [T]
+    positions: Int64  # [T]
+    cells: Sequence[Int64]  # [T] by layer group
+    seen: Sequence[Visibility]  # by layer group
 
 
 class RecordedPass:
@@ -27,18 +41,21 @@ class RecordedPass:
         layers: LayerMap,
         recorder: Recorder,
         taps: tuple[int, ...] = (),
-        token_ids: Int64 | None = None,
+        follows: Follows | None = None,
     ) -> None:
-        """``token_ids`` [T] is where an op before writes them; else the passes planned have them."""
+        """``follows`` has the inputs of a pass that is not planned by itself."""
         self.model, self._taps = model, taps
         tokens = recorder.capacity[recorder.count]
-        self._token_ids = np.zeros(tokens, dtype=np.int64) if token_ids is None else token_ids
-        self._positions = np.zeros(tokens, dtype=np.int64)
+        if follows is None:
+            self._token_ids, self._positions = (np.zeros(tokens, dtype=np.int64) for _ in range(2))
+            self.attention = RecordedAttention(model, layers, self._positions)
+        else:
+            self._token_ids, self._positions = follows.token_ids, follows.positions
+            self.attention = RecordedAttention(model, layers, follows.positions, follows.cells, follows.seen)
         self._logit_rows = np.arange(recorder.capacity[LOGITS], dtype=np.int64)
         self._vocab_size = model.embedding.tokens.weight.shape[0]
         self._num_positions = _learned_positions(model)
         self.features = torch.empty(tokens, len(taps) * model.config.hidden_size) if taps else None
-        self.attention = RecordedAttention(model, layers, self._positions)
         x = record_embedding(model.embedding, recorder, *map(torch.from_numpy, (self._token_ids, self._positions)))
         stream = Stream(recorder, x)
         for layer, block in enumerate(model.blocks):
@@ -81,22 +98,17 @@ class RecordedPass:
         check_below(batch.token_ids, self._vocab_size, "token id")
         self._token_ids[: len(batch.token_ids)] = batch.token_ids
         self._logit_rows[: len(batch.logit_rows)] = batch.logit_rows
-        self._place(batch.positions)
+        self.check_positions(batch.positions)
+        self._positions[: len(batch.positions)] = batch.positions
         self.attention.plan(batch)
 
-    def plan_behind(self, behind: Behind, number: int, row_start: Int32) -> None:
-        """Has the ops compute pass ``number`` of ``behind``, of tokens that an op before writes; every row is sampled.
-
-        Raises:
-            IndexError: a position or a cell that there is not.
+    def check_positions(self, positions: Int32 | Int64) -> None:
         """
-        self._place(behind.slots[number])
-        self.attention.plan_behind(behind, number, row_start)
-
-    def _place(self, positions: Int32 | Int64) -> None:
+        Raises:
+            IndexError: a position for which no embedding was learned.
+        """
         if self._num_positions is not None:
             check_below(positions, self._num_positions, "position")
-        self._positions[: len(positions)] = positions
 
 
 def _learned_positions(model: CausalLM) -> int | None:
