@@ -153,10 +153,10 @@ inline void keep_listed(const paceline_sample &a, SampledRow &row, float reach, 
         const int64_t count = room.shallow[thread].count;
         memcpy(all.keys + found.count, other.keys, count * sizeof(*all.keys));
         memcpy(all.weights + found.count, other.weights, count * sizeof(*all.weights));
-        found = {found.sum + room.shallow[thread].sum, found.count + count};
+        found = {found.rest + room.shallow[thread].rest, found.count + count};
     }
     float last;
-    row.by_mass = !last_of_listed(row.kept(reach), a.top_p[a.seats[row.number]], found.sum, found.count, all, last);
+    row.by_mass = !last_of_listed(row.kept(reach), a.top_p[a.seats[row.number]], found, all, last);
     if (!row.by_mass && last > row.least) row.least = last;
 }
 

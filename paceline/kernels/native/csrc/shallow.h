@@ -7,7 +7,7 @@ constexpr int64_t listed_share = 8;    // listing costs more than adding up if i
 
 // What one thread found in its blocks. The tokens are in its room, with their exact masses.
 struct Shallow {
-    double sum;     // of e^-depth over all tokens, to `relative_doubt` and a unit of mass for each token
+    double rest;    // sum of e^-depth over all other tokens, to `relative_doubt` and a unit of mass for each token
     int64_t count;  // of tokens within reach
 };
 
@@ -47,14 +47,16 @@ inline Limit likely_limit(const Kept &row, double share) {
 // Looks at all tokens of blocks [first, last), and lists those within reach.
 inline Shallow listed(const Kept &row, int64_t first, int64_t last, const NucleusRoom &room) {
     double sums[width] = {};
-    float space[block_size], four[width];
+    float space[block_size], rest[block_size], four[width];
     int64_t count = 0;
     const Lanes zero = broadcast(0.0f);
     for (int64_t index = first; index < last; ++index) {
         if (!row.has_mass(index)) continue;
         const Depths depths(row.scale, row.logits.block(index, space), row.best, row.least);
         Lanes e[4];
-        for (int64_t i = 0; i < 4; ++i) e[i] = exp(zero - load(depths.values + i * width));
+        for (int64_t i = 0; i < block_size; ++i)
+            rest[i] = depths.values[i] > row.reach ? depths.values[i] : deepest;  // whose exponential is next to nothing
+        for (int64_t i = 0; i < 4; ++i) e[i] = exp(zero - load(rest + i * width));
         store(four, (e[0] + e[1]) + (e[2] + e[3]));
         for (int64_t i = 0; i < width; ++i) sums[i] += (double)four[i];
         for (uint64_t bits = at_most(depths.values, row.reach); bits != 0; bits &= bits - 1)
@@ -65,21 +67,21 @@ inline Shallow listed(const Kept &row, int64_t first, int64_t last, const Nucleu
     return {sums[0], count};
 }
 
-// As `last_of_nucleus`, into `last`, of the `count` tokens in the room, where `sum` is that of `listed` over all tokens.
-// False if the bounds do not tell.
-inline bool last_of_listed(const Kept &row, double share, double sum, int64_t count, const NucleusRoom &room, float &last) {
-    const double total = sum * 0x1p40, doubt = total * relative_doubt + (double)row.logits.size;
+// As `last_of_nucleus`, into `last`, of the tokens in the room and what `listed` says of all. False if that does not tell.
+inline bool last_of_listed(const Kept &row, double share, const Shallow &all, const NucleusRoom &room, float &last) {
+    int64_t mass = 0, kept = 0;
+    for (int64_t i = 0; i < all.count; ++i) mass += room.weights[i];
+    const double rest = all.rest * 0x1p40, total = (double)mass + rest;
+    const double doubt = rest * relative_doubt + (double)row.logits.size;
     const int64_t least = larger(1, (int64_t)ceil((total - doubt) * share) - 1);
     const int64_t most = (int64_t)ceil((total + doubt) * share) + 1;
-    memset(room.histogram, 0, num_buckets * sizeof(int64_t));
-    int64_t mass = 0, needed = least, kept = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        room.histogram[row.bucket_of(row.best - from_ordered(room.keys[i]))] += room.weights[i];
-        mass += room.weights[i];
-    }
     if (mass < most) return false;
+    memset(room.histogram, 0, num_buckets * sizeof(int64_t));
+    for (int64_t i = 0; i < all.count; ++i)
+        room.histogram[row.bucket_of(row.best - from_ordered(room.keys[i]))] += room.weights[i];
+    int64_t needed = least;
     const int32_t bucket = bucket_that_reaches(room.histogram, needed);
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < all.count; ++i) {
         const bool inside = row.bucket_of(row.best - from_ordered(room.keys[i])) == bucket;
         room.keys[kept] = room.keys[i];
         room.weights[kept] = room.weights[i];
