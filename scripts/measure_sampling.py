@@ -1,6 +1,7 @@
 """Measures how long ``Pipeline.sample`` takes, by control and size of vocabulary, native and in torch; writes raw JSON.
 
-Rounds interleave everything. Figures of a machine that does anything else at the time mean nothing.
+So does it with log-probabilities. Rounds interleave everything. Figures of a machine that does anything else at the
+time mean nothing; set OMP_WAIT_POLICY=PASSIVE, as torch's threads otherwise go on spinning while native ones compute.
 """
 
 from __future__ import annotations
@@ -38,13 +39,22 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "min_p": {"min_p": 0.05},
     "all three": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.05},
     "penalties": {"repetition_penalty": 1.1, "presence_penalty": 0.5},
+    "every edit": {
+        "allowed_token_ids": list(range(0, 8192, 4)),
+        "logit_bias": dict.fromkeys(range(0, 400, 4), 1.0),
+        "min_tokens": 64,
+        "stop_token_ids": [8, 12],
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.2,
+    },
 }
+TOP_LOGPROBS = 5
 SPREAD = 3.0
 """Standard deviation of the logits."""
 
 
-def passes(sampler: str, vocab_size: int, num_rows: int, controls: dict[str, Any]) -> Callable[[], object]:
-    """One call that samples a row for each of as many requests, of 40 tokens of output each."""
+def seated(sampler: str, vocab_size: int, num_rows: int, controls: dict[str, Any]) -> tuple[Pipeline, SampleRows]:
+    """As many requests, of 40 tokens of output each, and a row of each."""
     seats = Seats(num_rows, 64)
     state = SamplingState(seats, vocab_size, "cpu")
     for seed in range(num_rows):
@@ -54,8 +64,24 @@ def passes(sampler: str, vocab_size: int, num_rows: int, controls: dict[str, Any
         state.join(request)
     index = np.arange(num_rows)
     rows = SampleRows(index.astype(np.int32), index + 40, np.zeros((num_rows, 0), dtype=np.int32))
-    logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(num_rows)) * SPREAD
-    return partial(Pipeline(state, sampler).sample, logits, rows)
+    return Pipeline(state, sampler), rows
+
+
+def random_logits(vocab_size: int, num_rows: int) -> torch.Tensor:
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(num_rows)) * SPREAD
+
+
+def passes(sampler: str, vocab_size: int, num_rows: int, controls: dict[str, Any]) -> Callable[[], object]:
+    """One call that samples each request's row."""
+    pipeline, rows = seated(sampler, vocab_size, num_rows, controls)
+    return partial(pipeline.sample, random_logits(vocab_size, num_rows), rows)
+
+
+def passes_of_logprobs(sampler: str, vocab_size: int, num_rows: int) -> Callable[[], object]:
+    """One call for the log-probability of a token of each row, and the likeliest tokens."""
+    pipeline, _ = seated(sampler, vocab_size, num_rows, {})
+    numbers, top = list(range(num_rows)), [TOP_LOGPROBS] * num_rows
+    return partial(pipeline.logprobs, random_logits(vocab_size, num_rows), numbers, numbers, top)
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[float]]:
@@ -64,6 +90,11 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         f"{sampler} {name} {vocab_size}x{num_rows}": passes(sampler, vocab_size, num_rows, controls)
         for vocab_size, num_rows in SIZES
         for name, controls in CONTROLS.items()
+        for sampler in options.samplers
+    }
+    work |= {
+        f"{sampler} logprobs {vocab_size}x{num_rows}": passes_of_logprobs(sampler, vocab_size, num_rows)
+        for vocab_size, num_rows in SIZES
         for sampler in options.samplers
     }
     found: dict[str, list[float]] = {name: [] for name in work}
@@ -90,6 +121,7 @@ def main() -> None:
         "machine": {"processor": machine.cpu_model(), "load": os.getloadavg()},
         "torch": torch.__version__,
         "level": library.level(),
+        "threads that wait": os.environ.get("OMP_WAIT_POLICY", ""),
         "options": {name: str(value) for name, value in vars(options).items()},
         "seconds": found,
     }

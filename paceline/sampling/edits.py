@@ -61,5 +61,7 @@ class EditList:
     def collected(self) -> Edits:
         """All that was noted."""
         start = np.array([0, *accumulate(sum(map(len, parts)) for parts in self._parts)], dtype=np.int64)
-        flat = [part for parts in self._parts for part in parts]
-        return Edits(start, np.concatenate(flat) if flat else np.zeros(0, dtype=EDIT), self._allowed)
+        # As plain numbers, whose joining costs a tenth of that of fields.
+        flat = [part.view(np.int32) for parts in self._parts for part in parts]
+        edits = np.concatenate(flat) if flat else np.zeros(0, dtype=np.int32)
+        return Edits(start, edits.view(EDIT), self._allowed)
