@@ -1,7 +1,8 @@
 """Measures how long ``Pipeline.sample`` takes, by control and size of vocabulary, native and in torch; writes raw JSON.
 
-So does it with log-probabilities. Rounds interleave everything. Figures of a machine that does anything else at the
-time mean nothing; set OMP_WAIT_POLICY=PASSIVE, as torch's threads otherwise go on spinning while native ones compute.
+So does it with log-probabilities. Rounds interleave everything, every other one backwards, as what comes after a large
+call finds cold caches. Figures of a machine that does anything else at the time mean nothing. Set
+OMP_WAIT_POLICY=PASSIVE: torch's threads otherwise go on spinning where native ones are to compute.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
         "allowed_token_ids": list(range(0, 8192, 4)),
         "logit_bias": dict.fromkeys(range(0, 400, 4), 1.0),
         "min_tokens": 64,
+        "max_tokens": 64,
         "stop_token_ids": [8, 12],
         "repetition_penalty": 1.1,
         "frequency_penalty": 0.2,
@@ -99,8 +101,8 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     }
     found: dict[str, list[float]] = {name: [] for name in work}
     for number in range(options.rounds + 1):
-        for name, run in work.items():
-            took = seconds(run)
+        for name in work if number % 2 else reversed(work):
+            took = seconds(work[name])
             if number:
                 found[name].append(took)
     for name, rounds in found.items():

@@ -58,5 +58,6 @@ def logprobs(logits: torch.Tensor, index: Int64, tokens: Int64, top: Int64) -> L
     arrays = (index, tokens, top, found.log_sums, found.logits, found.ranks, found.top_tokens, found.top_logits)
     struct = structures.Logprobs(Matrix.of(logits), count, size, width, *[address(array) for array in arrays])
     if count:
-        region.run([(Code.LOGPROBS, struct)])
+        # Threads share rows, not a row.
+        region.run([(Code.LOGPROBS, struct)], num_threads=1 if count == 1 or count * size <= region.FEW else None)
     return found

@@ -15,6 +15,10 @@ observers: list[Callable[[Sequence[tuple[int, int]]], None]] = []
 """Each is called after every native call, on its thread, with the code of each op and the address of its struct."""
 
 
+FEW = 2**15
+"""Logits that one thread is done with before another one would have woken up."""
+
+
 class Watch(Protocol):
     def start(self) -> None: ...
 
@@ -25,15 +29,17 @@ watches: list[Watch] = []
 """Each is started before every native call and stopped after it, on its thread."""
 
 
-def run(steps: Sequence[tuple[Code, ctypes.Structure]]) -> None:
-    """Runs steps in order in one parallel region, of as many threads as torch uses. Their arguments must be sound.
+def run(steps: Sequence[tuple[Code, ctypes.Structure]], *, num_threads: int | None = None) -> None:
+    """Runs steps in order in one parallel region, of as many threads as torch uses, or ``num_threads``.
+
+    Their arguments must be sound.
 
     Raises:
         NativeUnavailableError: there are no native kernels.
         MemoryError: there was none for intermediate results.
     """
     operations = (Operation * len(steps))(*(Operation(code, ctypes.addressof(arguments)) for code, arguments in steps))
-    submit(operations)
+    submit(operations, num_threads=num_threads)
 
 
 def submit(operations: ctypes.Array[Operation], *, num_threads: int | None = None) -> None:

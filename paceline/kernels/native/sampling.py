@@ -12,15 +12,13 @@ import torch
 
 from paceline.kernels.native import region, structures
 from paceline.kernels.native.checks import are_rows, check_indexes, check_integers, check_rows
-from paceline.kernels.native.structures import Code, Matrix, Operation, address
+from paceline.kernels.native.structures import Code, Matrix, address
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 KINDS = {"top_k": np.int64, "seed": np.int64, "sample_index": np.int64, "greedy": np.bool_}
 """Of the arrays that are not float64."""
-FEW = 2**15
-"""Logits that one thread is done with before another one would have woken up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +108,8 @@ class SamplePlan:
             MemoryError: there was none for intermediate results.
         """
         if len(self.tokens):
-            operations = (Operation * 1)(Operation(Code.SAMPLE, ctypes.addressof(self.structure)))
-            few = len(self.tokens) * self.structure.size <= FEW
-            region.submit(operations, num_threads=1 if few else None)
+            few = len(self.tokens) * self.structure.size <= region.FEW
+            region.run([self.step], num_threads=1 if few else None)
         return self.tokens
 
 
