@@ -1,8 +1,8 @@
 """Measures how long ``Pipeline.sample`` takes, by control and size of vocabulary, native and in torch; writes raw JSON.
 
-So does it with log-probabilities. Rounds interleave everything, every other one backwards, as what comes after a large
-call finds cold caches. Figures of a machine that does anything else at the time mean nothing. Set
-OMP_WAIT_POLICY=PASSIVE: torch's threads otherwise go on spinning where native ones are to compute.
+So does it with log-probabilities. Rounds interleave everything, and a call is timed right behind one that is not: in an
+engine a pass has just written the logits, and its threads are awake. Figures of a machine that does anything else
+meanwhile mean nothing. Set OMP_WAIT_POLICY=PASSIVE: torch's threads otherwise spin on where native ones are to compute.
 """
 
 from __future__ import annotations
@@ -100,11 +100,10 @@ def measure(options: argparse.Namespace) -> dict[str, list[float]]:
         for sampler in options.samplers
     }
     found: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(options.rounds + 1):
-        for name in work if number % 2 else reversed(work):
-            took = seconds(work[name])
-            if number:
-                found[name].append(took)
+    for _ in range(options.rounds):
+        for name, run in work.items():
+            run()
+            found[name].append(seconds(run))
     for name, rounds in found.items():
         print(f"{name:<32} {statistics.median(rounds) * 1e6:9.0f} us, at least {min(rounds) * 1e6:9.0f}")
     return found

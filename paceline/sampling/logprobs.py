@@ -25,7 +25,8 @@ def in_torch(logits: Tensor, rows: list[int], tokens: list[int], top: list[int])
     """
     asked = logits[row_index(np.asarray(rows), logits.device)].to(compute_dtype(logits))
     scores = asked.log_softmax(-1)  # [N, V]
-    ranked = asked.masked_fill(asked.isnan().any(-1, keepdim=True), 0.0)
+    broken = asked.amax(-1, keepdim=True).isnan()
+    ranked = asked.masked_fill(broken, 0.0) if bool(broken.any()) else asked
     index = torch.tensor(tokens, device=logits.device).unsqueeze(1)
     rank = 1 + (ranked > ranked.gather(-1, index)).sum(-1, keepdim=True)
     best = _best_tokens(ranked, min(max(top), logits.shape[-1]))
@@ -57,11 +58,12 @@ def _best_tokens(ranked: Tensor, count: int) -> Tensor:
     """int64[N, count] the best of each row of ``ranked`` f[N, V], best first, of equals the lowest."""
     if count == 0:
         return ranked.new_zeros(len(ranked), 0, dtype=torch.int64)
-    # Which of the tokens that tie for the last places it takes, topk leaves open.
     least = ranked.topk(count, dim=-1).values[:, -1:]
-    better, tied = ranked > least, ranked == least
-    room = count - better.sum(-1, keepdim=True)
-    taken = better | (tied & (tied.cumsum(-1) <= room))
+    taken = ranked >= least
+    if int(taken.count_nonzero()) > len(ranked) * count:
+        # Which of the tokens that tie for the last places it takes, topk leaves open.
+        better, tied = ranked > least, ranked == least
+        taken = better | (tied & (tied.cumsum(-1) <= count - better.sum(-1, keepdim=True)))
     best = taken.nonzero()[:, 1].view(len(ranked), count)
     order = ranked.gather(-1, best).sort(dim=-1, descending=True, stable=True).indices
     return best.gather(-1, order)
