@@ -283,6 +283,23 @@ def test_edited_rows_do_not_see_levels_threads_or_others(count):
 
 
 @needs_library
+@pytest.mark.parametrize("repetition", [0.7, 1.1, 1.3, 1.7])
+def test_edits_round_as_torch_does(repetition):
+    """Scores of many tokens differ by nothing but the rounding of each operation, in its order."""
+    room, vocab = Room(vocab=40), 40
+    counts = 1 + torch.arange(vocab) % 6
+    output = torch.arange(vocab).repeat_interleave(counts).tolist()
+    request = make_request(
+        output=output, temperature=0.0, repetition_penalty=repetition, frequency_penalty=0.1, presence_penalty=0.3
+    )
+    rows = many_rows(room.join(request), 2000)
+    steps = counts + torch.randint(20, 22, (2000, vocab), generator=torch.Generator().manual_seed(3))
+    logits = steps * (0.1 * repetition)
+    expected = type(room.pipeline)(room.state, "torch").sample(logits, rows)
+    assert (native(room)(logits, rows) == expected).all()
+
+
+@needs_library
 def test_many_edits():
     """As many as the vocabulary, so that every block is patched."""
     vocab = 250
