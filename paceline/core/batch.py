@@ -30,6 +30,8 @@ class Works:
     draft_budget: Int32  # [B] 0 unless the known tokens reach the end
     ahead: int = 0
     """Tokens that each request may feed as soon as they are sampled, where a step can be several passes in one."""
+    more_rounds: int = 0
+    """Further drafts of the full budget that may follow the first and its verification within the step."""
 
     def __len__(self) -> int:
         return len(self.requests)

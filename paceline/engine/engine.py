@@ -17,6 +17,7 @@ from paceline.core.seats import Seats
 from paceline.engine.isolation import isolate
 from paceline.engine.outcome import Computation, Outcome
 from paceline.engine.pooling import pool_hidden
+from paceline.engine.rounds import Part
 from paceline.engine.run_ahead import RunAhead
 from paceline.engine.stats import Counters
 from paceline.engine.step_times import StepTimes
@@ -95,12 +96,14 @@ class Engine:
     def step(self) -> list[Progress]:
         """Advances every planned request by at least one token, or one chunk of its prompt."""
         began = time.monotonic()
-        self.scheduler.most_ahead = self.run_ahead.most_ahead
+        self.scheduler.most_ahead, self.scheduler.more_rounds = self.run_ahead.most_ahead, self.run_ahead.more_rounds
         works = self.scheduler.plan()
         progress = [Progress(request, 0) for request in self._refused()]
         if not len(works):
             return progress
         self.counters.num_steps += 1
+        if works.more_rounds and self._attempt_rounds(works, progress, began):
+            return progress
         drafts = self._propose(works)
         if self._attempt(works, drafts, progress):
             self._clock(works, drafts, progress, time.monotonic() - began)
@@ -112,8 +115,26 @@ class Engine:
         """Takes note of how long a step took."""
         if self.proposer is not None:
             self.step_times.record(works, drafts, progress, seconds)
-        if not drafts.width:
+        if drafts.width:
+            self.run_ahead.record_rounds(works, 1, seconds)
+        else:
             self.run_ahead.record(works, max((item.num_new for item in progress), default=1), seconds)
+
+    def _attempt_rounds(self, works: Works, progress: list[Progress], began: float) -> bool:
+        """Has rounds of drafting and verifying in one go; False, and nothing has happened, if they cannot be had so."""
+        try:
+            assert self.proposer is not None
+            outcome = self.computation.rounds(works, self.proposer)
+        except Exception as error:  # the step that is tried next will tell whose fault it is
+            log.warning("rounds of %d requests failed", len(works), exc_info=error)
+            return False
+        if outcome is None:
+            return False
+        self._settle(outcome, progress)
+        seconds = time.monotonic() - began
+        self.step_times.record(works, outcome.drafts, progress, seconds)
+        self.run_ahead.record_rounds(works, 1 + works.more_rounds, seconds)
+        return True
 
     def _propose(self, works: Works) -> Drafts:
         if self.proposer is None:
@@ -135,13 +156,18 @@ class Engine:
             self._failure = failure_of(error)
             log.warning("a step of %d requests failed", len(works), exc_info=error)
             return False
-        progress += self._accept(outcome)
-        self._commit(works, outcome.verdict)
-        if self.proposer is not None:
-            self.proposer.observe(works, outcome.verdict)
-        self._publish(works, outcome.verdict)
-        self._retire(works)
+        self._settle(outcome, progress)
         return True
+
+    def _settle(self, outcome: Outcome, progress: list[Progress]) -> None:
+        """Hands out what a step came to, and commits what it cached."""
+        works, verdict = outcome.works, outcome.verdict
+        progress += self._accept(outcome)
+        self._commit(works, verdict)
+        if self.proposer is not None:
+            self.proposer.observe(works, verdict)
+        self._publish(works, verdict)
+        self._retire(works)
 
     def _isolate(self, works: Works, progress: list[Progress]) -> None:
         """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
@@ -190,9 +216,20 @@ class Engine:
             if number in logprobs:
                 request.logprobs += logprobs[number][:kept]
                 request.cumulative_logprob += sum(entry.logprob for entry in logprobs[number][:kept])
-            self.counters.record(request, num_nodes[number], len(path), kept, now)
+            if outcome.parts is None:
+                self.counters.record(request, num_nodes[number], len(path), kept, now)
+            else:
+                self._record_parts(request, outcome.parts[number], kept, now)
             progress.append(Progress(request, kept))
         return progress
+
+    def _record_parts(self, request: Request, parts: list[Part], kept: int, now: float) -> None:
+        """Counts the rounds of a request up to its end."""
+        for part in parts:
+            self.counters.record(request, part.num_nodes, part.num_accepted, min(kept, part.num_tokens), now)
+            kept -= part.num_tokens
+            if kept <= 0:
+                return
 
     def _take(self, works: Works, sampled: list[int], verdict: Verdict) -> list[int]:
         """Has the works ``sampled`` and the controls of their seats take in tokens; returns how many each kept."""

@@ -12,9 +12,10 @@ from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.core.seats import Seats
 from paceline.engine.logprobs import need_logprobs, prompt_logprobs, token_logprobs
+from paceline.engine.rounds import Part, first_drafts, parts_of, verdict_of
 from paceline.runner import ModelRunner, assemble, assemble_chain_end, sample_rows
 from paceline.sampling import Pipeline, Selector
-from paceline.speculation import Verifier
+from paceline.speculation import GuardedProposer, Verifier
 from paceline.speculation.verify.base import append
 
 
@@ -31,6 +32,8 @@ class Outcome:
     logprobs: Mapping[int, list[TokenLogprobs]]
     """By number of request: one entry per token of the verdict, for requests that need them."""
     prompt_logprobs: list[tuple[Request, int, TokenLogprobs]]
+    parts: list[list[Part]] | None = None
+    """By number of request: its rounds, if there were several."""
 
 
 class Computation:
@@ -61,6 +64,17 @@ class Computation:
             token_logprobs(self.pipeline, works, output, verdict),
             prompt_logprobs(self.pipeline, works, batch, output),
         )
+
+    def rounds(self, works: Works, proposer: GuardedProposer) -> Outcome | None:
+        """As ``run``, for works that may have several rounds, drafts included; None if that must be done one by one."""
+        if need_logprobs(works) or not self.verifier.keeps_text:
+            return None
+        taken = proposer.rounds(works, self.runner)
+        if taken is None:
+            return None
+        batch = assemble(works, Drafts.empty(len(works)), self.seats, self.runner.groups)
+        verdict = self.selector.select(works, verdict_of(taken))
+        return Outcome(works, first_drafts(taken), batch, None, verdict, {}, [], parts_of(works, taken))
 
     def _sampled(self, works: Works, drafts: Drafts, batch: Batch, rows: SampleRows) -> Verdict | None:
         """The verdict, where tokens are all that is wanted and passes and samplings can be one native call."""

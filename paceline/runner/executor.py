@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -11,6 +11,9 @@ from paceline.attention import LayerMap, attention_backends
 from paceline.core.batch import Batch, Behind, Int64, SampleRows
 from paceline.kernels.native.sampling import NativeSampling
 from paceline.models import CausalLM
+
+if TYPE_CHECKING:
+    from paceline.runner.native.rounds import Recordable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,11 @@ class Executor(Protocol):
         If there are any behind, every request is sampled once, and there are no edits. A row that cannot be sampled is
         negative, and what follows it is nobody's. None, and nothing was computed, if passes must be called one by one.
         """
+        ...
+
+    @property
+    def recordable(self) -> Recordable | None:
+        """What native ops may compute in its place, beside others; None if they may not."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -64,6 +72,10 @@ class TorchExecutor:
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
 
     def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:  # noqa: ARG002
+        return None
+
+    @property
+    def recordable(self) -> None:
         return None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,8 @@ class Scheduler:
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
         self.most_ahead = 0
         """Tokens that a plain step may feed as soon as they are sampled."""
+        self.more_rounds = 0
+        """Rounds that may follow the first in a step that drafts."""
         self._num_shares = 0
         self._last_served = np.zeros(seats.capacity, dtype=np.int64)
         """[S] the number of the last share that this seat was given."""
@@ -121,8 +123,11 @@ class Scheduler:
         ends = known + num_nodes
         if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
+        more = self._more_rounds(seats, known, depth) if drafting else 0
+        if more and self._reserves(seats, ends + np.int32(more * (self.max_depth + 1)), self.seating.all_groups):
+            return Works(list(self.running), seats, start, num_known, depth, more_rounds=more)
         ahead = 0 if drafting else self._ahead(seats, known)
-        if ahead and self._reserves(seats, ends + np.int32(ahead)):
+        if ahead and self._reserves(seats, ends + np.int32(ahead), self.target_groups):
             return Works(list(self.running), seats, start, num_known, depth, ahead)
         held = self.cache.holds(seats, ends, self.target_groups)
         if not (held and self._drafter_holds(seats, ends, drafting)):
@@ -133,12 +138,19 @@ class Scheduler:
         """How many tokens every one of these seats has room for behind the next one, of those that a step may feed."""
         return max(0, min(self.most_ahead, int((self.seating.last_slot[seats] - known).min())))
 
-    def _reserves(self, seats: Int32, ends: Int32) -> bool:
-        """Whether the slots [0, ends) of all seats are writable now, in the target's groups."""
-        if self.cache.holds(seats, ends, self.target_groups):
+    def _more_rounds(self, seats: Int32, known: Int32, depth: Int32) -> int:
+        """How many rounds of the full depth every one of these seats has room for behind a first one."""
+        if not self.more_rounds or int(depth.min()) < self.max_depth or not self.seating.draft_groups:
+            return 0
+        room = int((self.seating.last_slot[seats] - known).min())
+        return min(self.more_rounds, (room + 1) // (self.max_depth + 1) - 1)
+
+    def _reserves(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
+        """Whether the slots [0, ends) of all seats are writable now."""
+        if self.cache.holds(seats, ends, groups):
             return True
         pairs = zip(seats.tolist(), ends.tolist(), strict=True)
-        return all(self.cache.reserve(seat, end, self.target_groups) for seat, end in pairs)
+        return all(self.cache.reserve(seat, end, groups) for seat, end in pairs)
 
     def _steady_depths(self, seats: Int32, known: Int32) -> tuple[Int32, list[int]]:
         """How deep each running request may be drafted for, int32[running], and the numbers of those that are."""

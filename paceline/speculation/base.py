@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paceline.cache import CacheManager
 from paceline.core.batch import Drafts, Verdict, Works
@@ -12,7 +12,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.models import CausalLM
-from paceline.runner import ModelRunner
+from paceline.runner import ModelRunner, Taken
 from paceline.sampling import Pipeline
 
 
@@ -66,6 +66,18 @@ class Proposer(Protocol):
 
     def forget(self, seat: int) -> None:
         """Drops everything kept for a seat; its pages are released by the engine."""
+        ...
+
+
+@runtime_checkable
+class DraftsInRounds(Protocol):
+    """What a proposer may offer besides: to draft and have drafts verified several times in one call."""
+
+    def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
+        """``1 + works.more_rounds`` rounds of drafts of the full budget, which all works have, and their verification.
+
+        A draft's token is negative where the drafter had none. None, and nothing has changed, if that cannot be.
+        """
         ...
 
 

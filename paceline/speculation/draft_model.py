@@ -15,7 +15,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
 from paceline.models import CausalLM
-from paceline.runner import assemble, assemble_chain_end
+from paceline.runner import ModelRunner, RoundsRunner, Taken, assemble, assemble_chain_end
 from paceline.sampling import NAN
 from paceline.speculation.base import ProposerTools, proposers
 
@@ -64,6 +64,7 @@ class DraftModelProposer:
         assert tools.runner is not None
         self.tools, self.runner = tools, tools.runner
         self.groups = [tools.cache.groups[index] for index in tools.groups]
+        self._rounds: RoundsRunner | None = None
         self.written = np.zeros(tools.seats.capacity, dtype=np.int32)
         """[S] slots that hold K/V of known or drafted tokens."""
 
@@ -80,6 +81,26 @@ class DraftModelProposer:
         self.written[mine.seats] = mine.end
         drafting = np.flatnonzero(mine.draft_budget > 0)
         return _spread(self._draft(_select(mine, drafting), logits), active[drafting], len(works))
+
+    def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
+        """Drafts and has ``target`` verify, ``1 + works.more_rounds`` times; None where that must be done one by one.
+
+        What is cached then is what ``observe`` finds out from a verdict over all rounds.
+        """
+        depth = int(works.draft_budget[0])
+        cached = self.groups[0].num_cached[works.seats]
+        if len(self._active(works)) < len(works) or (works.end - cached > 2).any() or works.end.min() < 2:
+            return None
+        if self._rounds is None or self._rounds.target is not target:
+            self._rounds = RoundsRunner(self.runner, target, self.tools.pipeline)
+        seats = self.tools.seats
+        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
+        rows = SampleRows(works.seats, known, np.zeros((len(works), 0), dtype=np.int32))
+        taken = self._rounds.run(works, rows, depth, 1 + works.more_rounds, seats)
+        if taken is not None:
+            lacking = 1 + (taken.counts[-1] == depth + 1)  # of the last draft, its last token was not fed
+            self.written[works.seats] = works.end + taken.counts.sum(axis=0) - lacking
+        return taken
 
     def _active(self, works: Works) -> Int64:
         """Works that speculate and whose draft stays within this model's own context."""

@@ -13,7 +13,8 @@ import torch
 
 from paceline.core.batch import Drafts, Int32, Verdict, Works
 from paceline.core.errors import ConfigError
-from paceline.speculation.base import Proposer, ProposerTools
+from paceline.runner import ModelRunner, Taken
+from paceline.speculation.base import DraftsInRounds, Proposer, ProposerTools
 
 Bool = npt.NDArray[np.bool_]
 
@@ -64,6 +65,21 @@ class GuardedProposer:
         self._in_a_row["propose"] = 0
         return drafts
 
+    def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
+        """Several rounds in one call, if the proposer can have them; None if not, or if it raised."""
+        if self.counters.disabled or not isinstance(self.inner, DraftsInRounds):
+            return None
+        try:
+            taken = self.inner.rounds(self._copied(works), target)
+        except Exception as error:
+            self._failed("rounds", error, works.seats)
+            return None
+        self._in_a_row["rounds"] = 0
+        if taken is not None:
+            bad = (taken.drafts < 0).any(axis=(0, 2))
+            self._struck(works, works.draft_budget, np.where(bad, 0, works.draft_budget).astype(np.int32))
+        return taken
+
     def observe(self, works: Works, verdict: Verdict) -> None:
         if self.counters.disabled:
             return
@@ -109,6 +125,7 @@ class GuardedProposer:
             start=works.start.copy(),
             num_known=works.num_known.copy(),
             draft_budget=works.draft_budget.copy(),
+            more_rounds=works.more_rounds,
         )
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:

@@ -42,7 +42,7 @@ class Program:
         self._numbers = self._memory[first : first + end].view(np.int64)
         self._rows = self._fields_of_rows(steps, places)
         self._counts: dict[str, int] = {}
-        self._parts: dict[int, ctypes.Array[Operation]] = {}
+        self._lists: dict[tuple[int | None, int], ctypes.Array[Operation]] = {}
 
     @staticmethod
     def _fields_of_rows(
@@ -60,8 +60,10 @@ class Program:
         """The struct of op ``number`` as it is replayed; what is changed in it counts from the next run on."""
         return kind.from_buffer(self._memory.data, self._places[number])
 
-    def run(self, counts: Mapping[str, int], stop: int | None = None) -> None:
-        """Replays all ops, or those before number ``stop``, over so many rows, on as many threads as torch uses.
+    def run(self, counts: Mapping[str, int], *, stop: int | None = None, times: int = 1) -> None:
+        """Replays the ops, or those before number ``stop``, over so many rows, on as many threads as torch uses.
+
+        With ``times``, all over again so often, in the same native call.
 
         Raises:
             NativeUnavailableError: there are no native kernels.
@@ -71,10 +73,11 @@ class Program:
             if self._counts.get(name) != count and name in self._rows:
                 self._numbers[self._rows[name]] = count
                 self._counts[name] = count
-        submit(self._operations if stop is None else self._first(stop))
+        submit(self._operations if stop is None and times == 1 else self._list(stop, times))
 
-    def _first(self, stop: int) -> ctypes.Array[Operation]:
-        part = self._parts.get(stop)
-        if part is None:
-            part = self._parts[stop] = (Operation * stop).from_buffer(self._operations)
-        return part
+    def _list(self, stop: int | None, times: int) -> ctypes.Array[Operation]:
+        found = self._lists.get((stop, times))
+        if found is None:
+            wanted = self._operations[:stop] * times
+            found = self._lists[stop, times] = (Operation * len(wanted))(*wanted)
+        return found

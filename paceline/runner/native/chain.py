@@ -74,7 +74,7 @@ class Chain:
             self._edits = self.call.set_edits(first_sample, edits, number)
         self._seats[:number] = rows.seats
         np.add(rows.output_index, self._depths[:depth], out=self._output_index[:depth, :number])
-        self._program.run({TOKENS: len(batch.token_ids), LOGITS: number}, self._ends[depth - 1])
+        self._program.run({TOKENS: len(batch.token_ids), LOGITS: number}, stop=self._ends[depth - 1])
         return self._tokens[:depth, :number].copy()
 
     def _plan(self, behind: Behind) -> None:

@@ -15,6 +15,7 @@ from paceline.runner.executor import Pass
 from paceline.runner.native.chain import Chain
 from paceline.runner.native.recorder import LOGITS, TOKENS
 from paceline.runner.native.recording import Recording
+from paceline.runner.native.rounds import Recordable
 from paceline.runner.native.weights import pack_weights, packed_of
 
 LEAST_ROWS = 16
@@ -47,6 +48,10 @@ class NativeExecutor:
             capacity = _capacity(needed, {} if had is None else had.capacity)
             self._chain = had = Chain(self.model, self.layers, sampling.call, capacity, depth)
         return had.run(batch, rows, sampling.edits, behind)
+
+    @property
+    def recordable(self) -> Recordable | None:
+        return Recordable(self.model, self.layers)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.model.narrow is not None:

@@ -27,6 +27,10 @@ class Follows:
     positions: Int64  # [T]
     cells: Sequence[Int64]  # [T] by layer group
     seen: Sequence[Visibility]  # by layer group
+    sampled: str = LOGITS
+    """The count of its rows that are sampled."""
+    stride: int = 1
+    """... which are the last of every so many."""
 
 
 class RecordedPass:
@@ -43,7 +47,7 @@ class RecordedPass:
         taps: tuple[int, ...] = (),
         follows: Follows | None = None,
     ) -> None:
-        """``follows`` has the inputs of a pass that is not planned by itself."""
+        """``follows`` has the inputs of a pass that is not planned by itself, whose rows are sampled as it says."""
         self.model, self._taps = model, taps
         tokens = recorder.capacity[recorder.count]
         if follows is None:
@@ -52,7 +56,9 @@ class RecordedPass:
         else:
             self._token_ids, self._positions = follows.token_ids, follows.positions
             self.attention = RecordedAttention(model, layers, follows.positions, follows.cells, follows.seen)
-        self._logit_rows = np.arange(recorder.capacity[LOGITS], dtype=np.int64)
+        self._sampled = LOGITS if follows is None else follows.sampled
+        rows = np.arange(recorder.capacity[self._sampled], dtype=np.int64)
+        self._logit_rows = rows if follows is None else rows * follows.stride + follows.stride - 1
         self._vocab_size = model.embedding.tokens.weight.shape[0]
         self._num_positions = _learned_positions(model)
         self.features = torch.empty(tokens, len(taps) * model.config.hidden_size) if taps else None
@@ -75,12 +81,12 @@ class RecordedPass:
 
     def _record_logits(self, recorder: Recorder) -> torch.Tensor:
         narrow, head = self.model.narrow, packed_of(self.model.head)
-        chosen = recorder.take(self.hidden.shape[1], LOGITS)
-        recorder.gather(self.hidden, chosen, torch.from_numpy(self._logit_rows), count=LOGITS)
+        chosen = recorder.take(self.hidden.shape[1], self._sampled)
+        recorder.gather(self.hidden, chosen, torch.from_numpy(self._logit_rows), count=self._sampled)
         if narrow is not None:
-            wide, chosen = chosen, recorder.linear(chosen, packed_of(narrow), LOGITS)
+            wide, chosen = chosen, recorder.linear(chosen, packed_of(narrow), self._sampled)
             recorder.give(wide)
-        logits = recorder.linear(chosen, head, LOGITS)
+        logits = recorder.linear(chosen, head, self._sampled)
         recorder.give(chosen)
         return logits
 

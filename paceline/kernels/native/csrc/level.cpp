@@ -53,6 +53,8 @@ namespace {
 
 #include "logprobs.h"
 
+#include "round.h"
+
 }  // namespace
 
 #define PACELINE_NAMED(name) level_##name
@@ -75,6 +77,8 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_sample, sample_scratch},
         {run_gather, no_scratch},
         {run_logprobs, logprobs_scratch},
+        {run_place, no_scratch},
+        {run_advance, no_scratch},
     },
 };
 
