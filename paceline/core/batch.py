@@ -6,6 +6,7 @@ D depth of a draft, P pages, V vocabulary, W words of ancestor bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -194,6 +195,7 @@ class Behind:
     page_table: tuple[Int32, ...]  # per group [B, P]
     longest: Int32  # [B] as in ``Batch``
     first_visible: tuple[Int32 | None, ...]  # per group [N, B]; None where the whole prefix is visible
+    enders: Sequence[Sequence[int]] = ()  # [B] tokens that end each request; once all have ended no pass need follow
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -128,12 +128,12 @@ class Engine:
         except Exception as error:  # the step that is tried next will tell whose fault it is
             log.warning("rounds of %d requests failed", len(works), exc_info=error)
             return False
-        if outcome is None:
+        if outcome is None or outcome.parts is None:
             return False
         self._settle(outcome, progress)
         seconds = time.monotonic() - began
         self.step_times.record(works, outcome.drafts, progress, seconds)
-        self.run_ahead.record_rounds(works, 1 + works.more_rounds, seconds)
+        self.run_ahead.record_rounds(works, len(outcome.parts[0]), seconds)
         return True
 
     def _propose(self, works: Works) -> Drafts:

@@ -13,7 +13,7 @@ from paceline.core.request import Request
 from paceline.core.seats import Seats
 from paceline.engine.logprobs import need_logprobs, prompt_logprobs, token_logprobs
 from paceline.engine.rounds import Part, first_drafts, parts_of, verdict_of
-from paceline.runner import ModelRunner, assemble, assemble_chain_end, sample_rows
+from paceline.runner import ModelRunner, assemble, assemble_chain_end, enders_of, sample_rows
 from paceline.sampling import Pipeline, Selector
 from paceline.speculation import GuardedProposer, Verifier
 from paceline.speculation.verify.base import append
@@ -84,7 +84,7 @@ class Computation:
         if drafted and not self.verifier.keeps_text:
             return None
         counts = np.full(len(rows), works.ahead, dtype=np.int32)
-        sampled = self.runner.chain(batch, rows, counts, self.pipeline)
+        sampled = self.runner.chain(batch, rows, counts, self.pipeline, enders_of(works) if works.ahead else ())
         if sampled is None:
             return None
         if works.ahead:

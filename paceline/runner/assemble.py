@@ -92,7 +92,9 @@ def assemble_chain_end(chosen: Int32, slots: Int32, tokens: Int32, seats: Seats,
     )
 
 
-def assemble_behind(batch: Batch, rows: SampleRows, counts: Int32, groups: Sequence[LayerGroup]) -> Behind:
+def assemble_behind(
+    batch: Batch, rows: SampleRows, counts: Int32, groups: Sequence[LayerGroup], enders: Sequence[Sequence[int]] = ()
+) -> Behind:
     """Passes behind ``batch``, of which row r of ``rows`` is the one row of request r that is sampled.
 
     As many passes as the largest of ``counts`` [B]. A request with less room takes part in the others for nobody: its
@@ -104,7 +106,7 @@ def assemble_behind(batch: Batch, rows: SampleRows, counts: Int32, groups: Seque
     if counts.min(initial=len(number)) < len(number):
         cells[:, number >= counts] = 0
     first_visible = tuple([_first_visible(group, slots) for group in groups])
-    return Behind(slots, cells, batch.page_table, batch.longest, first_visible)
+    return Behind(slots, cells, batch.page_table, batch.longest, first_visible, enders)
 
 
 def _cells(groups: Sequence[LayerGroup], seats: Int32, slots: Int32) -> Int64:

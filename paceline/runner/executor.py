@@ -37,7 +37,8 @@ class Executor(Protocol):
         """int64[1 + N, R]: samples the ``rows`` of a pass, feeds the tokens to the N passes ``behind``, samples those.
 
         If there are any behind, every request is sampled once, and there are no edits. A row that cannot be sampled is
-        negative, and what follows it is nobody's. None, and nothing was computed, if passes must be called one by one.
+        negative, and what follows it is nobody's. There may be fewer passes, if all rows
+        end before. None, and nothing was computed, if passes must be called one by one.
         """
         ...
 
@@ -71,7 +72,7 @@ class TorchExecutor:
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
 
-    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:  # noqa: ARG002
+    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> None:  # noqa: ARG002
         return None
 
     @property

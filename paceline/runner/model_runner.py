@@ -8,7 +8,7 @@ import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows
+from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows, Works
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
 from paceline.runner.assemble import assemble_behind
@@ -25,6 +25,11 @@ def layers_by_lifetime(specs: Sequence[LayerSpec]) -> dict[int | None, list[int]
     for layer, spec in enumerate(specs):
         lifetimes.setdefault(spec.window, []).append(layer)
     return lifetimes
+
+
+def enders_of(works: Works) -> list[tuple[int, ...]]:
+    """The tokens that end each request, as far as they end it wherever they come."""
+    return [(*request.eos_token_ids, *request.params.stop_token_ids) for request in works.requests]
 
 
 class ModelRunner:
@@ -57,20 +62,28 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def chain(self, batch: Batch, rows: SampleRows, counts: Int32, pipeline: Pipeline) -> Int64 | None:
+    def chain(
+        self,
+        batch: Batch,
+        rows: SampleRows,
+        counts: Int32,
+        pipeline: Pipeline,
+        enders: Sequence[Sequence[int]] = (),
+    ) -> Int64 | None:
         """Samples ``rows`` of a pass over ``batch``, feeds what came to a pass behind it, samples that, and so on.
 
         int64[1 + the largest of counts, R]: row r is fed ``counts[r]`` of its own tokens, the first of them to slot
         ``batch.context[r]``, and what it is given past that is nobody's. If any is fed, row r must be the only one of
         request r.
-        A row that cannot be sampled is negative, as in ``Pipeline.sample``, and all behind it is nobody's.
+        A row that cannot be sampled is negative, as in ``Pipeline.sample``, and all behind it is nobody's. There may be
+        fewer passes, if every row has had one of its ``enders`` before.
 
         None, and nothing was computed, where passes must be computed one by one, and rows be sampled between them.
         """
         sampling = pipeline.native(rows, at_once=not counts.any())
         if sampling is None:
             return None
-        behind = assemble_behind(batch, rows, counts, self.groups) if counts.any() else None
+        behind = assemble_behind(batch, rows, counts, self.groups, enders) if counts.any() else None
         return self.executor.chain(batch, rows, sampling, behind)
 
     def _chosen(self, hidden: torch.Tensor, rows: Int64) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from paceline.core.batch import Int64, SampleRows, Works
 from paceline.core.seats import Seats
-from paceline.runner.model_runner import ModelRunner
+from paceline.runner.model_runner import ModelRunner, enders_of
 from paceline.runner.native.rounds import Rounds, Start, Taken
 from paceline.sampling import Pipeline
 
@@ -28,7 +28,7 @@ class RoundsRunner:
         """Rounds for requests that all lack their last token in the target's cache, and at most two in the drafter's.
 
         All slots that rows of these rounds may have must be held. None, and nothing was computed, where rounds must be
-        computed one by one.
+        computed one by one. Fewer rounds where all requests end before.
 
         Raises:
             IndexError: a token, a page or a position that there is not.
@@ -46,7 +46,7 @@ class RoundsRunner:
             draft_pages=[group.page_table[works.seats] for group in self.draft.groups],
             target_pages=[group.page_table[works.seats] for group in self.target.groups],
         )
-        return recorded.run(start, num_rounds)
+        return recorded.run(start, num_rounds, enders_of(works))
 
     def _rounds(self, rows: SampleRows, depth: int, num_rounds: int) -> Rounds | None:
         sampling = self.pipeline.native(rows, at_once=False)

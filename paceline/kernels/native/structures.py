@@ -31,6 +31,7 @@ class Code(IntEnum):
     LOGPROBS = 10
     PLACE = 11
     ADVANCE = 12
+    END_PASS = 13
 
 
 class Status(IntEnum):
@@ -120,7 +121,7 @@ class Visibility(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("row_start", "visible", "first_visible", "context", "tree_bits")),
         ("words", ctypes.c_int64),
         ("page_table", ctypes.c_void_p),
-        ("page_table_stride", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("page_table_stride", "most_visible")),
     )
 
 
@@ -184,11 +185,25 @@ class Place(ctypes.Structure):
     )
 
 
+class Enders(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("tokens", "start", "ended", "all_ended"))
+
+
+class EndPass(ctypes.Structure):
+    _fields_ = (
+        ("requests", ctypes.c_int64),
+        ("tokens", ctypes.c_void_p),
+        ("enders", Enders),
+        ("passes", ctypes.c_void_p),
+    )
+
+
 class Advance(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("requests", "depth", "drafted_stride")),
         *((name, ctypes.c_void_p) for name in ("drafted", "sampled", "context", "first_index", "before", "last")),
         *((name, ctypes.c_void_p) for name in ("round", "tokens", "drafts", "counts")),
+        ("enders", Enders),
     )
 
 

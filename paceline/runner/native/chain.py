@@ -10,8 +10,9 @@ import numpy as np
 from paceline.attention import LayerMap
 from paceline.core.batch import Batch, Behind, Int64, SampleRows
 from paceline.kernels.native.sampling import Edits, SampleCall
-from paceline.kernels.native.structures import Code, Sample
+from paceline.kernels.native.structures import Code, EndPass, Sample, address
 from paceline.models import CausalLM
+from paceline.runner.native.ends import EndingOp, Ends
 from paceline.runner.native.recorded_pass import Follows, RecordedPass
 from paceline.runner.native.recorder import LOGITS, TOKENS, Recorder
 from paceline.runner.native.rows_behind import RowsBehind
@@ -29,8 +30,11 @@ class Chain:
         self._behind = RowsBehind(layers, depth - 1, rows)
         self._depths = np.arange(depth)[:, None]
         self._output_index, self._tokens = (np.zeros((depth, rows), dtype=np.int64) for _ in range(2))
-        self._ends: list[int] = []
+        self._stops: list[int] = []
         """Of each pass: how many ops there are up to its sampling."""
+        self._ends, self._done = Ends(rows), np.zeros(1, dtype=np.int64)
+        self._end_ops: list[EndingOp] = []
+        """Behind each sampling."""
         self._passes: list[RecordedPass] = []
         self._edits: object = None
         """What the first sampling's struct points to, if anything is edited."""
@@ -46,7 +50,9 @@ class Chain:
         recorded = RecordedPass(model, layers, recorder, follows=self._follows(number - 1) if number else None)
         arrays = self._seats, self._output_index[number], self._tokens[number]
         sample = self.call.arguments(recorded.logits, *arrays)
-        self._ends.append(recorder.add(Code.SAMPLE, sample, self.call, *arrays, count=LOGITS) + 1)
+        self._stops.append(recorder.add(Code.SAMPLE, sample, self.call, *arrays, count=LOGITS) + 1)
+        end = EndPass(tokens=address(self._tokens[number]), enders=self._ends.structure(), passes=address(self._done))
+        self._end_ops.append((recorder.add(Code.END_PASS, end, self, count=""), EndPass))
         recorded.give(recorder)
         self._passes.append(recorded)
 
@@ -59,7 +65,7 @@ class Chain:
     def run(self, batch: Batch, rows: SampleRows, edits: Edits | None, behind: Behind | None) -> Int64:
         """int64[1 + N, R]: what is sampled of each pass, as ``SampleCall`` does; a chain goes on behind a -1.
 
-        ``edits`` are those of the first pass's rows.
+        Fewer passes, where all rows end before. ``edits`` are those of the first pass's rows.
 
         Raises:
             IndexError: a token, a position, a page or a cell that there is not.
@@ -70,12 +76,15 @@ class Chain:
         if behind is not None:
             self._plan(behind)
         if edits is not None or self._edits is not None:
-            first_sample = self._program.structure(self._ends[0] - 1, Sample)
+            first_sample = self._program.structure(self._stops[0] - 1, Sample)
             self._edits = self.call.set_edits(first_sample, edits, number)
         self._seats[:number] = rows.seats
         np.add(rows.output_index, self._depths[:depth], out=self._output_index[:depth, :number])
-        self._program.run({TOKENS: len(batch.token_ids), LOGITS: number}, stop=self._ends[depth - 1])
-        return self._tokens[:depth, :number].copy()
+        self._done[0] = 0
+        enders = behind.enders if behind is not None and behind.enders else [()] * number
+        self._ends.plan(self._program, self._end_ops[: depth - 1], enders)
+        self._program.run({TOKENS: len(batch.token_ids), LOGITS: number}, stop=self._stops[depth - 1])
+        return self._tokens[: int(self._done[0]) + (not self._ends.all_ended), :number].copy()
 
     def _plan(self, behind: Behind) -> None:
         """Their page table is that of the first pass, which is planned."""

@@ -89,10 +89,13 @@ class PlacedRows:
         stride = len(self.token_ids) // len(self.output_index)
         return Follows(self.token_ids, self._positions, self._cells, self._seen, sampled, stride)
 
-    def plan(self, program: Program, requests: int, page_table: Sequence[Int32]) -> None:
-        """``page_table`` int32[B, P] by layer group, of pages that there are, and of all slots that rows will have."""
+    def plan(self, program: Program, requests: int, page_table: Sequence[Int32], end: int) -> None:
+        """``page_table`` int32[B, P] by layer group, of pages that there are, and of all slots that rows will have.
+
+        None of these slots is ``end`` or behind it.
+        """
         program.structure(self._number, Place).requests = requests
         for seen, group, table in zip(self._seen, self._groups, page_table, strict=True):
-            seen.requests, seen.rows = requests, requests * self.width
+            seen.requests, seen.rows, seen.most_visible = requests, requests * self.width, end
             seen.page_table = group.page_table = address(table)
             seen.page_table_stride = group.page_table_stride = table.strides[0] // table.itemsize

@@ -19,6 +19,7 @@ from paceline.kernels.native.sampling import SampleCall
 from paceline.kernels.native.structures import Advance, Code, address
 from paceline.models import CausalLM
 from paceline.runner.native.attention import check_below
+from paceline.runner.native.ends import Ends
 from paceline.runner.native.placed_rows import Known, PlacedRows
 from paceline.runner.native.recorded_pass import RecordedPass
 from paceline.runner.native.recorder import LOGITS, Recorder
@@ -80,6 +81,7 @@ class Rounds:
             np.zeros(most * self._drafted.size, np.int64),
         )
         self._counts = np.zeros(most * requests, dtype=np.int64)
+        self._ends = Ends(requests)
         self._seats, self._node_seats = np.zeros(requests, np.int32), np.zeros(len(self._sampled), np.int32)
         self._draft_rows: list[PlacedRows] = []
         self._passes: list[RecordedPass] = []
@@ -132,31 +134,34 @@ class Rounds:
         struct.context, struct.first_index = address(self._known.context), address(self._known.first_index)
         struct.before, struct.last, struct.round = address(self._before), address(self._last), address(self._round)
         struct.tokens, struct.drafts, struct.counts = map(address, (self._tokens, self._drafts, self._counts))
+        struct.enders = self._ends.structure()
         return struct
 
-    def run(self, start: Start, num_rounds: int) -> Taken:
-        """
+    def run(self, start: Start, num_rounds: int, enders: Sequence[Sequence[int]]) -> Taken:
+        """No further round follows one after which every request has had one of its ``enders``.
+
         Raises:
             IndexError: a token, a page or a position that there is not.
         """
         assert num_rounds <= self.most
         number = len(start.seats)
-        self._check(start, int(start.context.max()) + num_rounds * (self.depth + 1))
+        end = int(start.context.max()) + num_rounds * (self.depth + 1)
+        self._check(start, end)
         self._known.context[:number], self._known.first_index[:number] = start.context, start.first_index
         self._before[:number], self._last[:number], self._round[0] = start.before, start.last, 0
         self._seats[:number] = start.seats
         self._node_seats[: number * (self.depth + 1)] = np.repeat(start.seats, self.depth + 1)
         for rows in self._draft_rows:
-            rows.plan(self._program, number, start.draft_pages)
-        self._target_rows.plan(self._program, number, start.target_pages)
-        self._program.structure(self._advance, Advance).requests = number
+            rows.plan(self._program, number, start.draft_pages, end)
+        self._target_rows.plan(self._program, number, start.target_pages, end)
+        self._ends.plan(self._program, [(self._advance, Advance)], enders)
         self._program.run({PAIRS: 2 * number, LOGITS: number, NODES: number * (self.depth + 1)}, times=num_rounds)
-        shape = num_rounds, number
-        return Taken(
-            self._tokens[: num_rounds * number * (self.depth + 1)].reshape(*shape, -1).copy(),
-            self._drafts[: num_rounds * number * self.depth].reshape(*shape, -1).copy(),
-            self._counts[: num_rounds * number].reshape(shape).copy(),
+        shape = int(self._round[0]), number
+        tokens, drafts, counts = (
+            found[: shape[0] * number * width].reshape(*shape, width).copy()
+            for found, width in ((self._tokens, self.depth + 1), (self._drafts, self.depth), (self._counts, 1))
         )
+        return Taken(tokens, drafts, counts[:, :, 0])
 
     def _check(self, start: Start, end: int) -> None:
         """``end``: no row lies at this slot or behind."""

@@ -115,10 +115,13 @@ inline size_t attention_scratch(const void *arguments, int64_t team_size) {
     const paceline_attention &a = *(const paceline_attention *)arguments;
     Dealer dealer{0};
     deal_room(a, dealer, 0, team_size);
-    int64_t stored = 0;
-    for_each_part(a, team_size, [&](const Part &part) {
-        if (part.is_cut()) stored = part.stored + part.block.queries * part.block.num_stretches();
-    });
+    int64_t stored = a.visibility->rows * a.heads * (a.visibility->most_visible / stretch + 1);
+    if (a.visibility->most_visible == 0) {
+        stored = 0;
+        for_each_part(a, team_size, [&](const Part &part) {
+            if (part.is_cut()) stored = part.stored + part.block.queries * part.block.num_stretches();
+        });
+    }
     dealer.take<float>(stored * partial_size(a.head_dim));
     return (size_t)dealer.next;
 }

@@ -66,10 +66,21 @@ size_t scratch_of(const void *context, int64_t team_size) {
     return most;
 }
 
+// Whether this op, which all threads are behind, has found that nothing is left to do. Only such ops write the flag, so
+// that nobody can write it before all have read it.
+bool ended_by(const paceline_op &op) {
+    if (op.code == PACELINE_ADVANCE) return *static_cast<const paceline_advance *>(op.arguments)->enders.all_ended;
+    if (op.code == PACELINE_END_PASS) return *static_cast<const paceline_end_pass *>(op.arguments)->enders.all_ended;
+    return false;
+}
+
 void run_program(const void *context, const Team &team) {
     const Program &program = *static_cast<const Program *>(context);
     for (int64_t i = 0; i < program.count; ++i) {
-        if (i > 0) team.wait();
+        if (i > 0) {
+            team.wait();
+            if (ended_by(program.ops[i - 1])) return;
+        }
         program.level.kernels[program.ops[i].code].run(program.ops[i].arguments, team);
     }
 }

@@ -79,6 +79,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_logprobs, logprobs_scratch},
         {run_place, no_scratch},
         {run_advance, no_scratch},
+        {run_end_pass, no_scratch},
     },
 };
 

@@ -30,6 +30,7 @@ enum paceline_code {
     PACELINE_LOGPROBS,
     PACELINE_PLACE,
     PACELINE_ADVANCE,
+    PACELINE_END_PASS,
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
@@ -120,6 +121,7 @@ typedef struct {
     int64_t words;
     const int32_t *page_table;  // [requests, pages]
     int64_t page_table_stride;
+    int64_t most_visible;  // if above 0, ops before write `visible`, and this is the most that it will be
 } paceline_visibility;
 
 // out = softmax(q K^T * scale) V over what each row sees; consecutive query heads share a K/V head. out may be q.
@@ -203,6 +205,22 @@ typedef struct {
     const paceline_place_group *groups;
 } paceline_place;
 
+// Which tokens end which request. Once every request has ended, no further op of the call is run.
+typedef struct {
+    const int64_t *tokens;  // those of one request behind those of another
+    const int64_t *start;   // [requests + 1]
+    uint8_t *ended;         // [requests]
+    int64_t *all_ended;     // 0 or 1
+} paceline_enders;
+
+// Ends a pass whose sampled tokens are fed to the next one.
+typedef struct {
+    int64_t requests;
+    const int64_t *tokens;  // [requests]
+    paceline_enders enders;
+    int64_t *passes;        // counted up
+} paceline_end_pass;
+
 // Ends a round: what was drafted stands as far as it is what was sampled, and one token more. Known tokens move on.
 typedef struct {
     int64_t requests, depth, drafted_stride;
@@ -214,6 +232,7 @@ typedef struct {
     int64_t *round;           // which round this is, from 0; counted up
     int64_t *tokens, *drafts;  // [rounds, requests, depth + 1], [rounds, requests, depth]: copies
     int64_t *counts;           // [rounds, requests]: how many of a round's tokens are known now
+    paceline_enders enders;
 } paceline_advance;
 
 typedef struct {
