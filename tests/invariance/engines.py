@@ -53,6 +53,7 @@ def one_by_one(engine: Engine) -> Engine:
     drafter = getattr(getattr(engine.proposer, "inner", None), "runner", None)
     for runner in filter(None, (engine.runner, drafter)):
         runner.chain = lambda *_: None
+    engine.computation.rounds = lambda *_: None  # type: ignore[method-assign]
     return engine
 
 
