@@ -105,6 +105,12 @@ counts(Code.GATE, OTHER, structures.Gate)(lambda a: (sum(moved(m, a.rows, a.size
 counts(Code.READ, OTHER, structures.Read)(lambda a: (a.size + WORD, 0))
 counts(Code.SAMPLE, OTHER, structures.Sample)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 
+counts(Code.LOGPROBS, OTHER, structures.Logprobs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
+# A few numbers a row, which are in the nearest cache.
+counts(Code.PLACE, OTHER, structures.Place)(lambda a: (4 * WORD * a.requests * a.width, 0))
+counts(Code.ADVANCE, OTHER, structures.Advance)(lambda a: (4 * WORD * a.requests * (a.depth + 1), 0))
+counts(Code.END_PASS, OTHER, structures.EndPass)(lambda a: (2 * WORD * a.requests, 0))
+
 
 @counts(Code.HEADS, OTHER, structures.Heads)
 def _heads(a: structures.Heads) -> tuple[int, int]:
