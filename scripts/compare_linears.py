@@ -1,7 +1,8 @@
-"""Times the linears, norms and gates of a model's pass in several builds of the native library; writes raw JSON.
+"""Times the linears, norms and gates of a model's pass in several checkouts with built libraries; writes raw JSON.
 
-No attention; random weights in huge pages. Builds take turns within a round, each pass after a plain reading of the
-same bytes, since what memory gives drifts by the minute. `--libraries` takes copies of kernels/native/_native.so.
+No attention; random weights in huge pages. Checkouts take turns within a round, each pass after a plain reading of the
+same bytes, since what memory gives drifts by the minute. Each is a process of its own, which sleeps between its turns:
+threads that still spin for a while would take a core from whoever comes next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import dataclasses
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,15 @@ from pathlib import Path
 import torch
 
 from paceline.core import machine
-from paceline.kernels.native import structures
+from paceline.kernels.native import region, structures
 from paceline.kernels.native.linear import arguments
 from paceline.kernels.native.packing import PackedLinear, kinds, pack
 from paceline.kernels.native.structures import Code, Matrix, Operation
 from paceline.runner.native.arena import Arena
 
 MOST_LOGITS = 16
+UNTOLD = ("out", "checkouts", "serve")
+"""Options that say nothing of what was measured."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ def packed_layers(shape: Shape, kind: str) -> list[list[PackedLinear]]:
         return dataclasses.replace(packed, weight=arena.copy(packed.weight), scale=scale)
 
     return [*([copied(packed) for packed in made] for _ in range(shape.layers)), [copied(head)]]
+
+
+def read_parts(packed: PackedLinear) -> list[torch.Tensor]:
+    """The weights, and scales by group where they lie apart."""
+    grouped = packed.scale is not None and packed.scale.dim() > 1
+    return [packed.weight, packed.scale] if grouped and packed.scale is not None else [packed.weight]
 
 
 class Pass:
@@ -101,69 +112,97 @@ class Probe:
 
     def __init__(self, layers: list[list[PackedLinear]]) -> None:
         self._sum = torch.zeros(1, dtype=torch.int32)
-        weights = [packed.weight for layer in layers for packed in layer]
+        parts = [part for layer in layers for packed in layer for part in read_parts(packed)]
         self._structs = [
-            structures.Read(weight.data_ptr(), weight.nbytes // 128 * 128, self._sum.data_ptr()) for weight in weights
+            structures.Read(part.data_ptr(), part.nbytes // 128 * 128, self._sum.data_ptr()) for part in parts
         ]
         steps = [Operation(Code.READ, ctypes.addressof(struct)) for struct in self._structs]
         self.operations = (Operation * len(steps))(*steps)
 
 
-class Build:
-    """A native library at its widest level."""
-
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path.resolve()))
-        self._library.paceline_level_name.restype = ctypes.c_char_p
-        self._library.paceline_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        self._level = 0
-        while self._library.paceline_level_name(self._level + 1) and self._library.paceline_level_supported(
-            self._level + 1
-        ):
-            self._level += 1
-
-    def seconds(self, work: Pass | Probe, threads: int, repeats: int) -> float:
-        """The median of the repeats."""
-        taken = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            self._library.paceline_run(self._level, work.operations, len(work.operations), threads)
-            taken.append(time.perf_counter() - started)
-        return statistics.median(taken)
+def seconds(work: Pass | Probe, threads: int) -> float:
+    started = time.perf_counter()
+    region.submit(work.operations, num_threads=threads)
+    return time.perf_counter() - started
 
 
-def main() -> None:
+def serve(options: argparse.Namespace) -> None:
+    """Answers each number of rows on the standard input by seconds of a probe and a pass; first tells of its bytes."""
+    shape = SHAPES[options.shape]
+    layers = packed_layers(dataclasses.replace(shape, layers=options.layers or shape.layers), options.kind)
+    probe, warm_up = Probe(layers), Probe(layers[-1:])
+    work: dict[int, Pass] = {}
+    print(sum(part.nbytes for layer in layers for packed in layer for part in read_parts(packed)), flush=True)
+    for line in sys.stdin:
+        one = work.setdefault(int(line), Pass(shape, layers, int(line)))
+        seconds(warm_up, options.threads)
+        repeats = 1 if options.shape == "M" else 10
+        pairs = [[seconds(each, options.threads) for each in (probe, one)] for _ in range(repeats)]
+        print(json.dumps([statistics.median(times) for times in zip(*pairs, strict=True)]), flush=True)
+
+
+class Side:
+    """A checkout's process."""
+
+    def __init__(self, checkout: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", *sys.argv[1:]],
+            env={**os.environ, "PYTHONPATH": str(checkout.resolve())},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("a process without pipes")
+        self._asked, self._told = self._process.stdin, self._process.stdout
+        self.num_bytes = int(self._answer())
+
+    def turn(self, rows: int) -> list[float]:
+        print(rows, file=self._asked, flush=True)
+        pair: list[float] = json.loads(self._answer())
+        return pair
+
+    def _answer(self) -> str:
+        return self._told.readline()
+
+
+def arguments_of_command() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--libraries", type=Path, nargs="+", required=True)
+    parser.add_argument("--checkouts", nargs="+", required=True, help="NAME=DIRECTORY of each")
     parser.add_argument("--shape", choices=list(SHAPES), default="M")
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--kind", choices=list(kinds), default="int8")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    shape = SHAPES[options.shape]
-    shape = dataclasses.replace(shape, layers=options.layers or shape.layers)
-    layers = packed_layers(shape, options.kind)
-    builds, probe = [Build(path) for path in options.libraries], Probe(layers)
-    work = {rows: Pass(shape, layers, rows) for rows in options.rows}
-    repeats = 1 if options.shape == "M" else 10
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments_of_command()
+    if options.serve:
+        serve(options)
+        return
+    sides = {name: Side(Path(path)) for name, _, path in (text.partition("=") for text in options.checkouts)}
     found: dict[str, list[list[float]]] = {}
     for number in range(options.rounds + 1):
-        for rows, one in work.items():
-            for path, build in zip(options.libraries, builds, strict=True):
-                pair = [build.seconds(each, options.threads, repeats) for each in (probe, one)]
+        for rows in options.rows:
+            for name, side in sides.items():
+                pair = side.turn(rows)
                 if number:
-                    found.setdefault(f"{path.stem} {rows}", []).append(pair)
-    read = sum(packed.weight.nbytes for layer in layers for packed in layer)
+                    found.setdefault(f"{name} {rows}", []).append(pair)
     for name, pairs in found.items():
         probed, took = (statistics.median(times) for times in zip(*pairs, strict=True))
-        print(f"{name:>12} rows {took * 1e3:9.3f} ms {read / took / 1e9:6.1f} GB/s, probed {read / probed / 1e9:6.1f}")
+        speeds = [sides[name.split()[0]].num_bytes / time / 1e9 for time in (took, probed)]
+        print(f"{name:>12} rows {took * 1e3:9.3f} ms {speeds[0]:6.1f} GB/s, probed {speeds[1]:6.1f}")
     record = {
         "machine": {"processor": machine.cpu_model(), "load": os.getloadavg()},
-        "options": {name: str(value) for name, value in vars(options).items()},
-        "bytes": read,
+        "options": {
+            key: str(value) for key, value in vars(options).items() if key not in ("out", "checkouts", "serve")
+        },
+        "bytes": {name: side.num_bytes for name, side in sides.items()},
         "seconds_of_probe_and_pass": found,
     }
     options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")

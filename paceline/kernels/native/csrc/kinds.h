@@ -28,7 +28,7 @@ struct Bf16Kind {
     static constexpr int64_t step = 2, step_bytes = 64;
 #ifdef PACELINE_DOT_BF16
     using Weight = Quads;
-    static Weight weight(const char *p) { return load_quads(p); }
+    static Weight weight(const char *p) { return stream_quads(p); }
     static Quads activation(const Bf16 *x) { return broadcast_quad(x); }
     static Lanes accumulate(Lanes sum, Quads x, Weight w) { return dot_bf16(sum, x, w); }
 #else
@@ -36,7 +36,7 @@ struct Bf16Kind {
         Lanes low, high;
     };
     static Weight widened(Quads both) { return {low_halves(both), high_halves(both)}; }
-    static Weight weight(const char *p) { return widened(load_quads(p)); }
+    static Weight weight(const char *p) { return widened(stream_quads(p)); }
     static Weight activation(const Bf16 *x) { return widened(broadcast_quad(x)); }
     static Lanes accumulate(Lanes sum, Weight x, Weight w) { return fma(x.high, w.high, fma(x.low, w.low, sum)); }
 #endif
@@ -48,7 +48,7 @@ struct Int8Kind {
     using Sum = Ints;
     static constexpr int64_t step = 4, step_bytes = 64;
     using Weight = Quads;
-    static Weight weight(const char *p) { return load_quads(p); }
+    static Weight weight(const char *p) { return stream_quads(p); }
     static Quads activation(const int8_t *x) { return broadcast_quad(x); }
     static Ints accumulate(Ints sum, Quads x, Weight w) { return dot_bytes(sum, x, w); }
 };

@@ -86,6 +86,7 @@ inline Lanes times_power(Lanes x, Lanes biased) {
 
 inline __m256i load_half(const void *p, int half) { return _mm256_loadu_si256((const __m256i *)p + half); }
 inline Quads load_quads(const void *p) { return {{load_half(p, 0), load_half(p, 1)}}; }
+inline Quads stream_quads(const void *p) { return load_quads(p); }
 inline Quads broadcast_quad(const void *p) {
     const __m256i quad = _mm256_set1_epi32(load_bytes<int32_t>(p));
     return {{quad, quad}};

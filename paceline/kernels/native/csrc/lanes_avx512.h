@@ -69,8 +69,10 @@ inline Lanes times_power(Lanes x, Lanes biased) {
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), shift))};
 }
 
-// By halves: weights are streamed, and the processor reads ahead further when it sees two loads of a line.
-inline Quads load_quads(const void *p) {
+inline Quads load_quads(const void *p) { return {_mm512_loadu_si512(p)}; }
+// By halves: what is done with every line of a stream is little, and the processor reads ahead further when it sees two
+// loads of a line. Where more is done, putting them together costs more than that gains.
+inline Quads stream_quads(const void *p) {
     const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
     return {_mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i *)p + 1), 1)};
 }

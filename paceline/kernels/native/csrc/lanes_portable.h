@@ -103,6 +103,7 @@ inline Lanes times_power(Lanes x, Lanes biased) {
 }
 
 inline Quads load_quads(const void *p) { return load_bytes<Quads>(p); }
+inline Quads stream_quads(const void *p) { return load_quads(p); }
 inline Quads broadcast_quad(const void *p) {
     const int32_t x = load_bytes<int32_t>(p);
     return each<Quads>([&](int) { return Ints4{x, x, x, x}; });

@@ -58,12 +58,15 @@ void finish(const paceline_linear &a, const Activations<Kind> &x, int64_t first_
 // How many blocks and rows of a tile a level has the registers for.
 template <class Kind>
 constexpr int64_t budget = Kind::grouped && register_budget > 1 ? register_budget / 2 : register_budget;
+// More rows share the unpacking of nibbles; other weights rather share what is loaded of the rows.
+template <class Kind>
+constexpr int64_t tallest = Kind::grouped ? 8 : 6;
 template <class Kind>
 constexpr int64_t widest(int64_t rows) {
-    return larger(1, smaller(panel_blocks, budget<Kind> / smaller(rows, 6)));
+    return larger(1, smaller(panel_blocks, budget<Kind> / smaller(rows, tallest<Kind>)));
 }
 template <class Kind, int B>
-constexpr int64_t most_rows = smaller(6, budget<Kind> / B);
+constexpr int64_t most_rows = smaller(tallest<Kind>, budget<Kind> / B);
 
 // `blocks` blocks over a chunk of inputs, B at once as long as there are so many, then fewer. Returns how many tiles
 // that takes; without `place` nothing is computed.

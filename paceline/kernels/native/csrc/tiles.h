@@ -30,9 +30,7 @@ struct Place {
         if constexpr (Kind::grouped) return panel + k / group_size * group_bytes(group_size);
         return panel + k / Kind::step * step_bytes;
     }
-    const char *weights(int64_t k) const { return step(k) + block * Kind::step_bytes; }
-    // Those of a group lie behind its weights.
-    const Fp16 *scales(int64_t k) const { return (const Fp16 *)step(k + group_size) + (block - panel_blocks) * width; }
+    const char *weights() const { return step(first) + block * Kind::step_bytes; }
     const typename Kind::Activation *activations(int64_t r) const { return x.values + (row + r) * x.stride; }
     typename Kind::Sum *spilled(int64_t r) const { return x.spilled + (row + r) * panel_blocks + block; }
 
@@ -75,7 +73,7 @@ void plain_tile(const Place<Kind> &at) {
     typename Kind::Sum sum[R][B];
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(sum);
-    const char *weights = at.weights(at.first);
+    const char *weights = at.weights();
     Fetched fetched{at.next, at.next};
     for (int64_t k = at.first; k < at.last; k += Kind::step, weights += at.step_bytes) {
         typename Kind::Weight w[B];
@@ -91,9 +89,8 @@ void plain_tile(const Place<Kind> &at) {
 
 // The exact products of one group, added to `sum`.
 template <class Kind, int R, int B>
-inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], int64_t first, Fetched &fetched,
-                           Ints (&sum)[R][B]) {
-    const char *weights = at.weights(first);
+inline void group_products(const Place<Kind> &at, const int8_t *const (&x)[R], const char *weights, int64_t first,
+                           Fetched &fetched, Ints (&sum)[R][B]) {
     for (int64_t k = first; k < first + at.group_size; k += Kind::step, weights += at.step_bytes) {
         Quads low[B], high[B];
         UNROLLED for (int b = 0; b < B; ++b) {
@@ -117,16 +114,20 @@ void grouped_tile(const Place<Kind> &at) {
     UNROLLED for (int r = 0; r < R; ++r) x[r] = at.activations(r);
     at.begin(total);
     Fetched fetched{at.next, at.next};
-    for (int64_t k = at.first; k < at.last; k += at.group_size) {
+    const int64_t group_size = at.group_size, bytes = group_bytes(group_size);
+    const char *weights = at.weights();
+    // Scales lie behind the weights of all blocks of the panel.
+    const char *scales = at.step(at.first + group_size) + (at.block - panel_blocks) * width * (int64_t)sizeof(Fp16);
+    int64_t group = at.first / group_size;
+    for (int64_t k = at.first; k < at.last; k += group_size, ++group, weights += bytes, scales += bytes) {
         Ints sum[R][B];
         UNROLLED for (int r = 0; r < R; ++r) {
-            const Ints offset = at.offset(r, k / at.group_size);
+            const Ints offset = at.offset(r, group);
             UNROLLED for (int b = 0; b < B; ++b) sum[r][b] = offset;
         }
-        group_products<Kind>(at, x, k, fetched, sum);
-        const Fp16 *scales = at.scales(k);
+        group_products<Kind>(at, x, weights, k, fetched, sum);
         UNROLLED for (int b = 0; b < B; ++b) {
-            const Lanes scale = load(scales + b * width);
+            const Lanes scale = load((const Fp16 *)scales + b * width);
             UNROLLED for (int r = 0; r < R; ++r) total[r][b] = fma(to_float(sum[r][b]), scale, total[r][b]);
         }
     }
