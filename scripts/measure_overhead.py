@@ -1,8 +1,8 @@
-"""Measures what an engine step costs outside the models' passes and the sampling pipeline; writes raw JSON.
+"""Measures what a token costs outside native calls, on the embedded pair; writes raw JSON.
 
-The passes are replaced by made-up logits, in which a draft agrees with its target four times out of five; neither they
-nor the pipeline's calls count. Processor time is taken, lest other work on the machine counts. Each side is a checkout
-in a process of its own; the sides take turns, case by case.
+A step may be several passes or rounds, so that its cost is shared by many tokens: figures are per token. It is the
+processor time of the engine's thread, lest other work on the machine counts. Each side is a checkout in a process of
+its own; the sides take turns, case by case.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from paceline import LLM, SamplingParams
-from paceline.core.batch import Output
 from paceline.engine import outcome
 from paceline.engine.loop import EngineLoop
 from paceline.engine.pair import EMBEDDED_SPECULATION
+from paceline.kernels.native import region
 
 SPECULATION: dict[str, dict[str, Any] | None] = {
     "off": None,
@@ -56,7 +56,17 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self._inner, self._started = [0.0], 0.0
+
+    def start(self) -> None:
+        """A native call begins."""
+        self._inner.append(0.0)
+        self._started = time.thread_time()
+
+    def stop(self) -> None:
+        took = time.thread_time() - self._started
+        self.seconds["native"] = self.seconds.get("native", 0.0) + took - self._inner.pop()
+        self._inner[-1] += took
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -73,28 +83,12 @@ class Stopwatch:
 
 
 def engine_loop(speculation: str) -> Any:
-    """An engine of the embedded pair's shapes whose passes are made up, and a loop around it."""
+    """An engine of the embedded pair, and a loop around it."""
     torch.set_num_threads(1)
     options = SPECULATION[speculation]
     if speculation == "draft_model":
         options = {**EMBEDDED_SPECULATION, **(options or {})}
-    llm = LLM(speculative_config=options, max_num_seqs=64, enable_prefix_caching=False)
-    width = llm.engine.runner.model.config.vocab_size
-
-    def made_up(period: int) -> Callable[..., Any]:
-        def forward(batch: Any, *_: Any, **__: Any) -> Any:
-            tokens = torch.from_numpy(batch.token_ids[batch.logit_rows])
-            following = 100 + (tokens + 1 + (tokens % period == 0)) % 50
-            return Output(torch.zeros(len(tokens), width).scatter_(1, following[:, None], 1.0))
-
-        return forward
-
-    proposer = llm.engine.proposer
-    runners = [llm.engine.runner, getattr(getattr(proposer, "inner", None), "runner", None)]
-    for runner, period in zip(runners, (10**9, 5), strict=True):
-        if runner is not None:
-            runner.forward = made_up(period)
-    return EngineLoop(llm)
+    return EngineLoop(LLM(speculative_config=options, max_num_seqs=64, enable_prefix_caching=False))
 
 
 def begin(loop: Any, batch: int, text: bool) -> list[Any]:
@@ -103,19 +97,14 @@ def begin(loop: Any, batch: int, text: bool) -> list[Any]:
     groups = [loop.llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
     for group in groups:
         loop._begin(group, lambda _: None)
-    for _ in range(20):
+    for _ in range(12):
         loop._step()
     return groups
 
 
 def watched(loop: Any, watch: Stopwatch, *, parts: bool) -> None:
-    """Times the passes and the pipeline, and the parts of a step if asked."""
+    """Times steps as a whole, or their parts."""
     engine = loop.llm.engine
-    runners = [engine.runner, getattr(getattr(engine.proposer, "inner", None), "runner", None)]
-    for runner in filter(None, runners):
-        runner.forward = watch.around("passes", runner.forward)
-    for name in ("sample", "draft"):
-        setattr(engine.pipeline, name, watch.around("pipeline", getattr(engine.pipeline, name)))
     for name, path in PARTS.items() if parts else [("engine", "engine.step"), ("loop", "loop._step")]:
         first, *middle, last = path.split(".")
         holder: Any = {"engine": engine, "outcome": outcome, "loop": loop}[first]
@@ -126,7 +115,7 @@ def watched(loop: Any, watch: Stopwatch, *, parts: bool) -> None:
 
 
 def block(loops: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
-    """Microseconds a step by part, over ``steps`` steady steps."""
+    """Microseconds a token of all requests together by part, over ``tokens`` of each, more or less."""
     name = f"{case['speculation']} {case['parts']}"
     if name not in loops:
         watch = Stopwatch()
@@ -135,11 +124,16 @@ def block(loops: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
     loop, watch = loops[name]
     groups = begin(loop, case["batch"], case["text"])
     watch.seconds.clear()
-    for _ in range(case["steps"]):
+    region.watches.append(watch)
+    counters = loop.llm.engine.counters
+    before = counters.num_generated
+    while counters.num_generated - before < case["tokens"] * case["batch"]:
         loop._step()
+    region.watches.remove(watch)
     if any(group.finished for group in groups):
-        raise RuntimeError("an answer ended before the block did: take fewer steps")
-    found = {part: seconds / case["steps"] * 1e6 for part, seconds in watch.seconds.items()}
+        raise RuntimeError("an answer ended before the block did: take fewer tokens")
+    made = counters.num_generated - before
+    found = {part: seconds / made * 1e6 for part, seconds in watch.seconds.items()}
     for group in groups:
         loop._abort(group.id)
     return found
@@ -173,7 +167,7 @@ def measure(sides: dict[str, Path], cases: list[dict[str, Any]], rounds: int) ->
     records = []
     for case in cases:
         for process in processes.values():
-            ask(process, {**case, "steps": 30})
+            ask(process, {**case, "tokens": 100})
         for number in range(rounds):
             order = list(processes) if number % 2 else list(processes)[::-1]
             records += [{**case, "round": number, "side": side, "us": ask(processes[side], case)} for side in order]
@@ -196,7 +190,7 @@ def main() -> None:
     parser.add_argument("--side", action="append", metavar="NAME=CHECKOUT", help="default: this checkout")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=100, help="per block, at most 150")
+    parser.add_argument("--tokens", type=int, default=300, help="per request and block, at most 500")
     parser.add_argument("--parts", action="store_true", help="times each part, which costs time itself")
     parser.add_argument("--speculation", action="append", choices=SPECULATION, help="default: each of them")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -206,7 +200,7 @@ def main() -> None:
         return
     here = Path(__file__).resolve().parent.parent
     sides = {name: Path(path) for name, _, path in (one.partition("=") for one in arguments.side or [f"this={here}"])}
-    common = {"steps": arguments.steps, "parts": arguments.parts}
+    common = {"tokens": arguments.tokens, "parts": arguments.parts}
     cases = [
         {"speculation": speculation, "batch": batch, "text": text, **common}
         for speculation in arguments.speculation or SPECULATION
@@ -216,7 +210,7 @@ def main() -> None:
     records = measure(sides, cases, arguments.rounds)
     if arguments.out:
         machine = {"processor": _processor(), "python": platform.python_version()}
-        arguments.out.write_text(json.dumps({"machine": machine, "unit": "us a step", "records": records}) + "\n")
+        arguments.out.write_text(json.dumps({"machine": machine, "unit": "us a token", "records": records}) + "\n")
 
 
 def _processor() -> str:
