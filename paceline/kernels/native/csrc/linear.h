@@ -94,7 +94,10 @@ int64_t multiply_chunk(Place<Kind> *place, int64_t rows, int64_t blocks, int64_t
 template <class Kind>
 void multiply(const paceline_linear &a, const Activations<Kind> &x, int64_t rows, int64_t block, int64_t blocks) {
     const int64_t tiles = multiply_chunk<Kind>(nullptr, rows, blocks, 0);
-    const int64_t chunk = tiles == 1 ? x.padded : chunk_bytes / Kind::step_bytes * Kind::step;
+    // Chunks of one size: each is fetched while the one before is multiplied.
+    constexpr int64_t most = chunk_bytes / Kind::step_bytes * Kind::step;
+    const int64_t chunks = tiles == 1 ? 1 : (x.padded + most - 1) / most;
+    const int64_t chunk = rounded_up((x.padded + chunks - 1) / chunks, Kind::grouped ? a.group_size : Kind::step);
     const char *panel = (const char *)a.weight + block / panel_blocks * panel_bytes<Kind>(a);
     Place<Kind> place{x, panel, 0, 0, 0, 0, a.group_size, nullptr, 0};
     for (place.first = 0; place.first < x.padded; place.first = place.last) {
