@@ -46,6 +46,11 @@ class LayerGroup:
             return False
         return not self._shares_next(seats)
 
+    def could_hold(self, seats: Int32, ends: Int32) -> bool:
+        """Whether there are pages for slots [0, ends) of all seats, if the prefix index gives up its own."""
+        missing = np.maximum(0, -(-ends // self.page_size) - self.num_pages[seats])
+        return int(missing.sum()) <= self.pages.num_free + self.pages.num_cached
+
     def _shares_next(self, seats: Int32) -> bool:
         """Whether the page that any of these seats writes next is shared, so that it must be copied first."""
         if not self.pages.num_shared:
@@ -85,7 +90,14 @@ class LayerGroup:
 
     def can_fork(self, source: int, num_tokens: int) -> bool:
         """Whether the source still holds every page that a sequence of its first ``num_tokens`` tokens reads."""
-        return self.window is None or self.first_page[source] * self.page_size <= max(0, num_tokens - self.window + 1)
+        return self.keeps(np.array([source]), np.array([num_tokens]))
+
+    def keeps(self, seats: Int32 | Int64, slots: Int32 | Int64) -> bool:
+        """Whether each seat still holds every page that its row at this slot reads."""
+        if self.window is None:
+            return True
+        first = np.maximum(0, slots - self.window + 1)
+        return bool((self.first_page[seats] * self.page_size <= first).all())
 
     def fork(self, source: int, target: int, num_tokens: int) -> None:
         """Gives ``target`` the source's first ``num_tokens`` cached tokens by sharing their pages."""

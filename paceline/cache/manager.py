@@ -51,6 +51,19 @@ class CacheManager:
                 return False
         return True
 
+    def reserve_all(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
+        """As ``reserve``, for all seats or none: what some cannot have must not be kept from others."""
+        chosen = [self.groups[index] for index in groups]
+        if not all(group.could_hold(seats, ends) for group in chosen):
+            return False
+        numbers, before = seats.tolist(), [group.num_pages[seats].tolist() for group in chosen]
+        if all(self.reserve(seat, end, groups) for seat, end in zip(numbers, ends.tolist(), strict=True)):
+            return True
+        for group, held in zip(chosen, before, strict=True):
+            for seat, count in zip(numbers, held, strict=True):
+                self._shrink(group, seat, count)
+        return False
+
     def holds(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether slots [0, ends) are already writable in the given groups, so that nothing needs reserving."""
         return all(self.groups[index].holds(seats, ends) for index in groups)

@@ -68,7 +68,7 @@ class Request:
     num_drafted: int = 0
     num_accepted: int = 0
     num_decode_steps: int = 0
-    """Steps that gave this request at least one token."""
+    """Steps that gave this request at least one token; passes and rounds that one step chained count one by one."""
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache saved on the way to the first output token."""

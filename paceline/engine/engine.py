@@ -104,12 +104,15 @@ class Engine:
         self.counters.num_steps += 1
         if works.more_rounds and self._attempt_rounds(works, progress, began):
             return progress
-        drafts = self._propose(works)
+        self._pass(works, self._propose(works), progress, began)
+        return progress
+
+    def _pass(self, works: Works, drafts: Drafts, progress: list[Progress], began: float) -> None:
+        """Has all works verified in one go, or in parts if that fails."""
         if self._attempt(works, drafts, progress):
             self._clock(works, drafts, progress, time.monotonic() - began)
         else:
             self._isolate(works, progress)
-        return progress
 
     def _clock(self, works: Works, drafts: Drafts, progress: list[Progress], seconds: float) -> None:
         """Takes note of how long a step took."""
@@ -121,13 +124,17 @@ class Engine:
             self.run_ahead.record(works, max((item.num_new for item in progress), default=1), seconds)
 
     def _attempt_rounds(self, works: Works, progress: list[Progress], began: float) -> bool:
-        """Has rounds of drafting and verifying in one go; False, and nothing has happened, if they cannot be had so."""
+        """Has rounds of drafting and verifying in one go; False, and nothing has happened, if they cannot be had so.
+
+        If they raise, the step is one without drafts: a drafter that failed has no pages until the next plan.
+        """
         try:
             assert self.proposer is not None
             outcome = self.computation.rounds(works, self.proposer)
         except Exception as error:  # the step that is tried next will tell whose fault it is
             log.warning("rounds of %d requests failed", len(works), exc_info=error)
-            return False
+            self._pass(works, Drafts.empty(len(works)), progress, began)
+            return True
         if outcome is None or outcome.parts is None:
             return False
         self._settle(outcome, progress)

@@ -37,8 +37,8 @@ class Executor(Protocol):
         """int64[1 + N, R]: samples the ``rows`` of a pass, feeds the tokens to the N passes ``behind``, samples those.
 
         If there are any behind, every request is sampled once, and there are no edits. A row that cannot be sampled is
-        negative, and what follows it is nobody's. There may be fewer passes, if all rows
-        end before. None, and nothing was computed, if passes must be called one by one.
+        negative, and what follows it is nobody's. There may be fewer passes, if all rows end before. None, and nothing
+        was computed, if passes must be called one by one.
         """
         ...
 

@@ -147,10 +147,7 @@ class Scheduler:
 
     def _reserves(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether the slots [0, ends) of all seats are writable now."""
-        if self.cache.holds(seats, ends, groups):
-            return True
-        pairs = zip(seats.tolist(), ends.tolist(), strict=True)
-        return all(self.cache.reserve(seat, end, groups) for seat, end in pairs)
+        return self.cache.holds(seats, ends, groups) or self.cache.reserve_all(seats, ends, groups)
 
     def _steady_depths(self, seats: Int32, known: Int32) -> tuple[Int32, list[int]]:
         """How deep each running request may be drafted for, int32[running], and the numbers of those that are."""

@@ -76,7 +76,8 @@ class DraftsInRounds(Protocol):
     def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
         """``1 + works.more_rounds`` rounds of drafts of the full budget, which all works have, and their verification.
 
-        A draft's token is negative where the drafter had none. None, and nothing has changed, if that cannot be.
+        A draft's token is negative where the drafter had none. None, and nothing has changed, if that cannot be. The
+        slots of all rounds are held, also those that lie past what the drafter itself can take.
         """
         ...
 

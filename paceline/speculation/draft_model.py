@@ -89,8 +89,11 @@ class DraftModelProposer:
         """
         depth = int(works.draft_budget[0])
         cached = self.groups[0].num_cached[works.seats]
-        if len(self._active(works)) < len(works) or (works.end - cached > 2).any() or works.end.min() < 2:
+        behind = works.more_rounds * (depth + 1)
+        if len(self._active(works, behind)) < len(works) or (works.end - cached > 2).any() or works.end.min() < 2:
             return None
+        if not all(group.keeps(works.seats, works.end - 2) for group in self.groups):
+            return None  # a page has left the window of the last token but one, which is computed again
         if self._rounds is None or self._rounds.target is not target:
             self._rounds = RoundsRunner(self.runner, target, self.tools.pipeline)
         seats = self.tools.seats
@@ -102,11 +105,12 @@ class DraftModelProposer:
             self.written[works.seats] = works.end + taken.counts.sum(axis=0) - lacking
         return taken
 
-    def _active(self, works: Works) -> Int64:
-        """Works that speculate and whose draft stays within this model's own context."""
+    def _active(self, works: Works, behind: int = 0) -> Int64:
+        """Works that speculate and whose draft, and ``behind`` tokens more, stay within this model's own context."""
         assert self.model is not None
         speculate = np.array([request.group.speculate for request in works.requests], dtype=bool)
-        return np.flatnonzero(speculate & (works.end + works.draft_budget <= self.model.config.max_position_embeddings))
+        fits = works.end + works.draft_budget + behind <= self.model.config.max_position_embeddings
+        return np.flatnonzero(speculate & fits)
 
     def _chain(self, works: Works) -> Drafts | None:
         """The whole drafts in one go, where the runner can do that and everybody drafts; else None."""

@@ -66,14 +66,18 @@ class GuardedProposer:
         return drafts
 
     def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
-        """Several rounds in one call, if the proposer can have them; None if not, or if it raised."""
+        """Several rounds in one call, if the proposer can have them; None if not.
+
+        Raises:
+            Exception: what the proposer raised. It starts over then, without pages, so that this step has no drafts.
+        """
         if self.counters.disabled or not isinstance(self.inner, DraftsInRounds):
             return None
         try:
             taken = self.inner.rounds(self._copied(works), target)
         except Exception as error:
             self._failed("rounds", error, works.seats)
-            return None
+            raise
         self._in_a_row["rounds"] = 0
         if taken is not None:
             bad = (taken.drafts < 0).any(axis=(0, 2))

@@ -14,9 +14,7 @@ from paceline.kernels.native.program import Program
 from paceline.kernels.native.structures import Code, Place, PlaceGroup, Visibility, address
 from paceline.runner.native.recorded_pass import Follows
 from paceline.runner.native.recorder import Recorder
-
-_NO_BITS = np.zeros(1, dtype=np.int64)
-"""Of rows that see no draft: no word is read of any of them."""
+from paceline.runner.native.rows_behind import NO_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class PlacedRows:
 
     def _sight(self, window: int | None, group: int) -> Visibility:
         seen = Visibility()
-        seen.row_start, seen.tree_bits = address(self._row_start), address(_NO_BITS)
+        seen.row_start, seen.tree_bits = address(self._row_start), address(NO_BITS)
         seen.visible = seen.context = address(self._visible)
         seen.first_visible = None if window is None else address(self._first_visible[group])
         return seen

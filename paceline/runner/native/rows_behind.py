@@ -10,7 +10,7 @@ from paceline.attention import LayerMap
 from paceline.core.batch import Behind, Int32, Int64
 from paceline.kernels.native.structures import Visibility, address
 
-_NO_BITS = np.zeros(1, dtype=np.int64)
+NO_BITS = np.zeros(1, dtype=np.int64)
 """Of rows that see no draft: no word is read of any of them."""
 _PLACES = {item[0]: getattr(Visibility, item[0]).offset // 8 for item in Visibility._fields_}
 
@@ -34,7 +34,7 @@ class RowsBehind:
         windows = {group for group, spec in zip(layers.group_of, layers.specs, strict=True) if spec.window is not None}
         for group, structs in enumerate(self.seen):
             for number, seen in enumerate(structs):
-                seen.row_start, seen.tree_bits = address(self._row_start), address(_NO_BITS)
+                seen.row_start, seen.tree_bits = address(self._row_start), address(NO_BITS)
                 seen.visible = seen.context = address(self._visible[number])
                 seen.first_visible = address(self._first[group][number]) if group in windows else None
 

@@ -1,0 +1,129 @@
+"""Steps of several passes and rounds beside what limits them: windows, a drafter's context, few pages, faults."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.core.params import SamplingParams
+from paceline.engine.engine import Engine
+from paceline.models import load_model
+from paceline.runner.native.rounds import Rounds
+from tests.checkpoints import edit_json, perturb
+from tests.invariance.engines import Job, Models, one_by_one, prompts, run
+from tests.invariance.test_run_ahead import ahead, picked
+from tests.kernels.native import needs_library, same_bits
+from tests.models.zoo import tiny
+
+pytestmark = needs_library
+
+PROMPTS = prompts(3, 61, [7, 19, 3])
+GREEDY = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+JOBS = [Job(prompt, GREEDY) for prompt in PROMPTS]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rounds each call asked for."""
+    found: list[int] = []
+    compute = Rounds.run
+    monkeypatch.setattr(Rounds, "run", lambda *call: found.append(call[2]) or compute(*call))
+    return found
+
+
+def models(directory: Any, family: str = "llama", **of_draft: Any) -> Models:
+    """A target, and a drafter that is sometimes right."""
+    tiny(directory / "target", family)
+    perturb(directory / "target", directory / "near", 0.1)
+    edit_json(directory / "near" / "config.json", **of_draft)
+    target, near = (load_model(directory / part) for part in ("target", "near"))
+    return Models(target, {"near": near})
+
+
+def same_counters(engine: Engine, other: Engine) -> bool:
+    return replace(engine.counters, num_steps=0) == replace(other.counters, num_steps=0)
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_a_drafter_with_a_window_caches_what_it_does_in_single_rounds(
+    block_size: int, tmp_path: Any, made: list[int]
+) -> None:
+    """The last token but one is computed again, though a page that it sees may have left the window of the next."""
+    both = models(tmp_path, "mistral")
+    expected, found = Drafted(), Drafted()
+    answers = run(one_by_one(ahead(both, 1, "near", 3, block_size=block_size)), JOBS, hook=expected.note)
+    assert run(ahead(both, 3, "near", 3, block_size=block_size), JOBS, hook=found.note) == answers
+    common = expected.kv.keys() & found.kv.keys()
+    assert len(common) > 30
+    assert all(same_bits(expected.kv[key], found.kv[key]) for key in common)
+    assert made or block_size == 1
+
+
+class Drafted:
+    """K and V of what drafters cached last, by prompt and slot, in all layers."""
+
+    def __init__(self) -> None:
+        self.kv: dict[tuple[tuple[int, ...], int], torch.Tensor] = {}
+
+    def note(self, engine: Engine, _: int) -> None:
+        drafter: Any = engine.proposer.inner  # type: ignore[union-attr]
+        group = drafter.groups[0]
+        for request in engine.scheduler.running:
+            count = int(group.num_cached[request.seat])
+            for slot in range(max(count - 4, 0), count):
+                cells = torch.from_numpy(group.cells(np.array([request.seat]), np.array([slot], dtype=np.int32)))
+                parts = [part for layer in range(2) for part in picked(group, layer, cells)]
+                self.kv[tuple(request.prompt_token_ids), slot] = torch.stack(parts)
+
+
+def test_rounds_end_before_the_context_of_the_drafter_does(tmp_path: Any, made: list[int]) -> None:
+    both = models(tmp_path, max_position_embeddings=40)
+    plain = one_by_one(ahead(both, 1, "near", 3))
+    expected = run(plain, JOBS)
+    engine = ahead(both, 4, "near", 3)
+    assert run(engine, JOBS) == expected
+    assert same_counters(engine, plain)
+    assert made
+    assert engine.proposer is not None
+    assert not engine.proposer.counters.num_failures
+
+
+def test_pages_are_reserved_ahead_for_all_or_none(tmp_path: Any) -> None:
+    cache = ahead(models(tmp_path), 1, "near", 3, num_blocks=32, block_size=4).cache
+    groups, seats = [0, 1], np.array([0, 1, 2], dtype=np.int32)
+    assert cache.reserve_all(seats, np.array([4, 4, 8], dtype=np.int32), groups)
+    before = cache.counts()
+    assert before.referenced == 2 * (1 + 1 + 2)
+    assert not cache.reserve_all(seats, np.array([60, 60, 60], dtype=np.int32), groups)
+    assert cache.counts() == before
+    cache.check()
+
+
+def test_a_drafter_whose_rounds_raise_starts_over(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = models(tmp_path)
+    expected = run(one_by_one(ahead(both, 1)), JOBS)
+    compute, raised = Rounds.run, []
+
+    def broken_once(*call: Any) -> Any:
+        if not raised:
+            raised.append(True)
+            raise MemoryError("broken")
+        return compute(*call)
+
+    monkeypatch.setattr(Rounds, "run", broken_once)
+    engine = ahead(both, 3, "near", 3)
+    held = []
+    groups = engine.cache.groups
+
+    def hook(engine: Engine, _: int) -> None:
+        for request in engine.scheduler.running:
+            for group in groups:
+                held.append(group.num_cached[request.seat] <= group.num_pages[request.seat] * group.page_size)
+
+    assert run(engine, JOBS, hook=hook) == expected
+    assert raised
+    assert all(held)
