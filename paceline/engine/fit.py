@@ -13,6 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.engine.build import (
     context_length,
     draft_quantization,
+    impl_choice,
     make_proposer,
     most_nodes,
     resolve_device,
@@ -22,6 +23,7 @@ from paceline.engine.build import (
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
 from paceline.models import CausalLM, Quantization, outline_model
+from paceline.runner import model_impls, resolve_impl
 
 GIB = 2**30
 
@@ -63,7 +65,7 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
     target = outline(EMBEDDED_TARGET if model is None else model, target_quantization(config))
     proposer = make_proposer(config, target, outline_draft)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
-    weights = {name: _weight_bytes(one) for name, one in models}
+    weights = {name: _weight_bytes(one) + _growth(one, config, device) for name, one in models}
     free = free_bytes(device)
     left = free - sum(weights.values())
     if left <= 0:
@@ -92,6 +94,11 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
 def _weight_bytes(model: CausalLM) -> int:
     # Parameters without memory have no address; those that are tied are listed once.
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _growth(model: CausalLM, config: EngineConfig, device: torch.device) -> int:
+    choice = impl_choice(config)
+    return model_impls[resolve_impl(choice, model, device)].growth(choice, model)
 
 
 def _name(dtype: torch.dtype) -> str:

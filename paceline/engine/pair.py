@@ -7,4 +7,4 @@ from pathlib import Path
 EMBEDDED = Path(__file__).resolve().parent.parent / "pair"
 EMBEDDED_TARGET = EMBEDDED / "target"
 EMBEDDED_DRAFT = EMBEDDED / "draft"
-EMBEDDED_SPECULATION = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 3}
+EMBEDDED_SPECULATION = {"method": "draft_model", "model": str(EMBEDDED_DRAFT), "num_speculative_tokens": 4}

@@ -13,7 +13,7 @@ from paceline.core.registry import Registry
 from paceline.layers.linear import Linear
 from paceline.models import CausalLM
 from paceline.runner.executor import Executor, TorchExecutor
-from paceline.runner.native import NativeExecutor, obstacle, pack_weights
+from paceline.runner.native import NativeExecutor, obstacle, pack_weights, packed_growth
 from paceline.runner.numerics import numerics
 
 AUTO = "auto"
@@ -37,6 +37,8 @@ class ModelImpl:
     """Why it cannot compute this model, if it cannot."""
     settle: Callable[[Choice, CausalLM], None]
     """Gives a loaded model, which nobody else will use, the form in which its weights are read."""
+    growth: Callable[[Choice, CausalLM], int]
+    """Bytes that this form takes more than the weights as they are loaded, for a model that may have no memory yet."""
     keeps_half: bool
     """A row's bits do not depend on other rows, so that half types do not make ties fall either way."""
 
@@ -91,6 +93,14 @@ def _pack(choice: Choice, model: CausalLM) -> None:
     pack_weights(model, release=not numerics[choice.numerics].keeps_weights)
 
 
+def _packed_growth(choice: Choice, model: CausalLM) -> int:
+    return packed_growth(model) if not numerics[choice.numerics].keeps_weights else 0
+
+
+def _no_growth(choice: Choice, model: CausalLM) -> int:  # noqa: ARG001
+    return 0
+
+
 def _unpack(choice: Choice, model: CausalLM) -> None:  # noqa: ARG001
     """Torch reads weights as they are loaded, and what quantised ones stand for."""
     for module in model.modules():
@@ -98,5 +108,5 @@ def _unpack(choice: Choice, model: CausalLM) -> None:  # noqa: ARG001
             module.dequantise(model.device)
 
 
-model_impls.add("native")(ModelImpl(_native, _native_obstacle, _pack, keeps_half=True))
-model_impls.add("torch")(ModelImpl(_torch, _no_obstacle, _unpack, keeps_half=False))
+model_impls.add("native")(ModelImpl(_native, _native_obstacle, _pack, _packed_growth, keeps_half=True))
+model_impls.add("torch")(ModelImpl(_torch, _no_obstacle, _unpack, _no_growth, keeps_half=False))

@@ -65,7 +65,7 @@ def test_weights_that_do_not_fit_are_told_with_what_would(pair, monkeypatch):
 
 
 def test_a_context_that_does_not_fit_is_told_with_one_that_would(pair, monkeypatch):
-    monkeypatch.setattr(fit_module, "free_bytes", lambda device: 150_000)
+    monkeypatch.setattr(fit_module, "free_bytes", lambda device: 180_000)
     with pytest.raises(ConfigError, match="Set max_model_len to at most"):
         fit(pair[0], EngineConfig())
 

@@ -6,6 +6,7 @@ a product reads its weights in the order of memory, as one stream.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,6 +76,12 @@ def weight_shape(kind: Kind, in_features: int, out_features: int, group_size: in
     if kind.grouped:
         return [panels, -(-in_features // group_size), _group_bytes(group_size)]
     return [panels, -(-in_features // kind.step), WIDTH, kind.step]
+
+
+def packed_bytes(kind: str, in_features: int, out_features: int, *, bias: bool) -> int:
+    """Of a matrix of a kind that is not quantised, with its bias."""
+    shape = weight_shape(kinds[kind], in_features, out_features, 0)
+    return math.prod(shape) * kinds[kind].dtype.itemsize + (shape[0] * WIDTH * 4 if bias else 0)
 
 
 def _group_bytes(group_size: int) -> int:

@@ -2,6 +2,6 @@
 
 from paceline.runner.native.executor import NativeExecutor
 from paceline.runner.native.lowering import obstacle
-from paceline.runner.native.weights import pack_weights
+from paceline.runner.native.weights import pack_weights, packed_growth
 
-__all__ = ["NativeExecutor", "obstacle", "pack_weights"]
+__all__ = ["NativeExecutor", "obstacle", "pack_weights", "packed_growth"]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from paceline.kernels.native.packing import PackedLinear
+from paceline.kernels.native.packing import PackedLinear, packed_bytes
 from paceline.layers.linear import Linear
-from paceline.layers.quantized import pack_linear
+from paceline.layers.quantized import FLOAT_KINDS, pack_linear
 from paceline.models import CausalLM
 from paceline.runner.native.arena import Arena
 
@@ -34,6 +34,23 @@ def pack_weights(model: CausalLM, *, release: bool) -> None:
             module.packed = replace(packed, weight=arena.copy(packed.weight))
         if release and id(module.weight) not in tables:
             module.release()
+
+
+def packed_growth(model: CausalLM) -> int:
+    """Bytes that a model, which may have no memory yet, takes more once its weights are packed and torch's freed."""
+    tables = {id(model.embedding.tokens.weight)}
+    growth = 0
+    for module in _linears(model):
+        kind = FLOAT_KINDS.get(module.weight.dtype)
+        if module.packed is not None or kind is None:
+            continue
+        out_features, in_features = module.weight.shape
+        growth += packed_bytes(kind, in_features, out_features, bias=module.bias is not None)
+        if id(module.weight) not in tables:
+            growth -= module.weight.numel() * module.weight.element_size()
+        if module.bias is not None and id(module.weight) not in tables:
+            growth -= module.bias.numel() * module.bias.element_size()
+    return growth
 
 
 def _linears(model: nn.Module) -> list[Linear]:
