@@ -28,7 +28,7 @@ def test_json_of_a_run_on_the_real_service(pair, capsys, monkeypatch):
     assert captured.err == ""
     found = json.loads(captured.out)
     assert found["identical"] is True
-    assert found["speculative_config"]["num_speculative_tokens"] == 4
+    assert found["speculative_config"]["num_speculative_tokens"] == 3
     assert found["num_accepted"] <= found["num_drafted"] > 0
     assert found["num_pairs"] == 4
     assert found["speedup"] > 0
