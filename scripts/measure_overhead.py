@@ -1,4 +1,4 @@
-"""Measures what a token costs outside native calls, on the embedded pair; writes raw JSON.
+"""Measures what a token costs outside native calls, and its share of all; writes raw JSON.
 
 A step may be several passes or rounds, so that its cost is shared by many tokens: figures are per token. It is the
 processor time of the engine's thread, lest other work on the machine counts. Each side is a checkout in a process of
@@ -82,13 +82,14 @@ class Stopwatch:
         return timed
 
 
-def engine_loop(speculation: str) -> Any:
-    """An engine of the embedded pair, and a loop around it."""
-    torch.set_num_threads(1)
-    options = SPECULATION[speculation]
-    if speculation == "draft_model":
-        options = {**EMBEDDED_SPECULATION, **(options or {})}
-    return EngineLoop(LLM(speculative_config=options, max_num_seqs=64, enable_prefix_caching=False))
+def engine_loop(case: dict[str, Any]) -> Any:
+    """An engine, and a loop around it."""
+    torch.set_num_threads(case["threads"])
+    speculation = SPECULATION[case["speculation"]]
+    if case["speculation"] == "draft_model":
+        speculation = {**EMBEDDED_SPECULATION, **(speculation or {})}
+    options = {"max_num_seqs": 64, "max_model_len": 1024, "enable_prefix_caching": False, **case["options"]}
+    return EngineLoop(LLM(case["model"], speculative_config=speculation, **options))
 
 
 def begin(loop: Any, batch: int, text: bool) -> list[Any]:
@@ -119,7 +120,7 @@ def block(loops: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
     name = f"{case['speculation']} {case['parts']}"
     if name not in loops:
         watch = Stopwatch()
-        loops[name] = engine_loop(case["speculation"]), watch
+        loops[name] = engine_loop(case), watch
         watched(loops[name][0], watch, parts=case["parts"])
     loop, watch = loops[name]
     groups = begin(loop, case["batch"], case["text"])
@@ -146,7 +147,7 @@ def child() -> None:
 
 
 def start(checkout: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, str(Path(__file__).resolve()), "--child"]
     return subprocess.Popen(
         command, env=environment, cwd=checkout, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -182,7 +183,9 @@ def show(case: dict[str, Any], records: list[dict[str, Any]]) -> None:
     for side in dict.fromkeys(record["side"] for record in records):
         found = [record["us"] for record in records if record["side"] == side]
         parts = {part: statistics.median(one.get(part, 0.0) for one in found) for part in found[0]}
-        print(f"{kind}: {side}: " + ", ".join(f"{part} {us:.0f}" for part, us in parts.items()), flush=True)
+        outside = 1 - parts.get("native", 0.0) / sum(parts.values())
+        costs = ", ".join(f"{part} {us:.0f}" for part, us in parts.items())
+        print(f"{kind}: {side}: {costs}; {outside:.1%} outside native calls", flush=True)
 
 
 def main() -> None:
@@ -192,6 +195,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=300, help="per request and block, at most 500")
     parser.add_argument("--parts", action="store_true", help="times each part, which costs time itself")
+    parser.add_argument("--model", help="a directory or Hub id; by default the embedded target")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, action="append", help="requests at once; by default 1, 8 and 64")
     parser.add_argument("--speculation", action="append", choices=SPECULATION, help="default: each of them")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -200,12 +207,14 @@ def main() -> None:
         return
     here = Path(__file__).resolve().parent.parent
     sides = {name: Path(path) for name, _, path in (one.partition("=") for one in arguments.side or [f"this={here}"])}
-    common = {"tokens": arguments.tokens, "parts": arguments.parts}
+    chosen = dict(text.split("=", 1) for text in arguments.option)
+    engine = {"model": arguments.model, "options": chosen, "threads": arguments.threads}
+    common = {"tokens": arguments.tokens, "parts": arguments.parts, **engine}
     cases = [
         {"speculation": speculation, "batch": batch, "text": text, **common}
         for speculation in arguments.speculation or SPECULATION
         for text in ((False, True) if speculation == "off" else (False,))
-        for batch in BATCHES
+        for batch in arguments.batch or BATCHES
     ]
     records = measure(sides, cases, arguments.rounds)
     if arguments.out:
