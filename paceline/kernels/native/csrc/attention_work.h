@@ -115,7 +115,9 @@ inline size_t attention_scratch(const void *arguments, int64_t team_size) {
     const paceline_attention &a = *(const paceline_attention *)arguments;
     Dealer dealer{0};
     deal_room(a, dealer, 0, team_size);
-    int64_t stored = a.visibility->rows * a.heads * (a.visibility->most_visible / stretch + 1);
+    // Threads meet in at most one part fewer than there are of them.
+    const int64_t cut = (team_size - 1) * rows_per_block(a) * (a.heads / a.kv_heads);
+    int64_t stored = smaller(cut, a.visibility->rows * a.heads) * (a.visibility->most_visible / stretch + 1);
     if (a.visibility->most_visible == 0) {
         stored = 0;
         for_each_part(a, team_size, [&](const Part &part) {
