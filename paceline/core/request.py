@@ -107,6 +107,11 @@ class Request:
         return prompt[self.num_dropped :] + output[max(0, self.num_dropped - len(prompt)) :]
 
     @property
+    def enders(self) -> tuple[int, ...]:
+        """Tokens that end it, once it has ``min_tokens``."""
+        return (*self.eos_token_ids, *self.group.params.stop_token_ids)
+
+    @property
     def finished(self) -> bool:
         return self.finish_reason is not None
 

@@ -204,15 +204,14 @@ class Engine:
 
     def _accept(self, outcome: Outcome) -> list[Progress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
-        works, batch, drafts, verdict = outcome.works, outcome.batch, outcome.drafts, outcome.verdict
+        works, sampled, drafts, verdict = outcome.works, outcome.sampled, outcome.drafts, outcome.verdict
         now = time.monotonic()
         for request, place, entry in outcome.prompt_logprobs:
             assert request.group.prompt_logprobs is not None
             request.group.prompt_logprobs[place] = entry
-        pooled = pool_hidden(works, batch, outcome.output) if outcome.output is not None else []
-        progress = [Progress(request, 0) for request in pooled]
-        # Of the others the chunk did not reach the last known token.
-        sampled = np.flatnonzero(batch.sample_start[1:] - batch.sample_start[:-1]).tolist()
+        progress = []
+        if outcome.batch is not None and outcome.output is not None:
+            progress += [Progress(request, 0) for request in pool_hidden(works, outcome.batch, outcome.output)]
         num_nodes, logprobs = drafts.counts.tolist(), outcome.logprobs
         for number, kept in zip(sampled, self._take(works, sampled, verdict), strict=True):
             request, tokens, path = works.requests[number], verdict.tokens[number], verdict.path[number]

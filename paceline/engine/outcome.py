@@ -13,7 +13,7 @@ from paceline.core.request import Request
 from paceline.core.seats import Seats
 from paceline.engine.logprobs import need_logprobs, prompt_logprobs, token_logprobs
 from paceline.engine.rounds import Part, first_drafts, parts_of, verdict_of
-from paceline.runner import ModelRunner, assemble, assemble_chain_end, enders_of, sample_rows
+from paceline.runner import ModelRunner, assemble, assemble_chain_end, sample_rows
 from paceline.sampling import Pipeline, Selector
 from paceline.speculation import GuardedProposer, Verifier
 from paceline.speculation.verify.base import append
@@ -25,7 +25,10 @@ class Outcome:
 
     works: Works
     drafts: Drafts
-    batch: Batch
+    sampled: list[int]
+    """The numbers of the works that reached their last known token."""
+    batch: Batch | None
+    """None of several rounds, which have none in common."""
     output: Output | None
     """None where nothing was wanted but tokens."""
     verdict: Verdict
@@ -49,15 +52,17 @@ class Computation:
         """Raises whatever a part raises; nothing has changed then."""
         batch = assemble(works, drafts, self.seats, self.runner.groups)
         rows = sample_rows(works, drafts, self.seats, batch.sample_start)
+        sampled = np.flatnonzero(batch.sample_start[1:] - batch.sample_start[:-1]).tolist()
         verdict = self._sampled(works, drafts, batch, rows)
         if verdict is not None:
-            return Outcome(works, drafts, batch, None, self.selector.select(works, verdict), {}, [])
+            return Outcome(works, drafts, sampled, batch, None, self.selector.select(works, verdict), {}, [])
         output = self.runner.forward(batch)
         verdict = self.verifier.verify(output.logits, rows, drafts, batch.sample_start, self.pipeline)
         verdict = self.selector.select(works, verdict)
         return Outcome(
             works,
             drafts,
+            sampled,
             batch,
             output,
             verdict,
@@ -72,9 +77,8 @@ class Computation:
         taken = proposer.rounds(works, self.runner)
         if taken is None:
             return None
-        batch = assemble(works, Drafts.empty(len(works)), self.seats, self.runner.groups)
-        verdict = self.selector.select(works, verdict_of(taken))
-        return Outcome(works, first_drafts(taken), batch, None, verdict, {}, [], parts_of(works, taken))
+        verdict, everybody = self.selector.select(works, verdict_of(taken)), list(range(len(works)))
+        return Outcome(works, first_drafts(taken), everybody, None, None, verdict, {}, [], parts_of(works, taken))
 
     def _sampled(self, works: Works, drafts: Drafts, batch: Batch, rows: SampleRows) -> Verdict | None:
         """The verdict, where tokens are all that is wanted and passes and samplings can be one native call."""
@@ -84,7 +88,8 @@ class Computation:
         if drafted and not self.verifier.keeps_text:
             return None
         counts = np.full(len(rows), works.ahead, dtype=np.int32)
-        sampled = self.runner.chain(batch, rows, counts, self.pipeline, enders_of(works) if works.ahead else ())
+        enders = [request.enders for request in works.requests] if works.ahead else ()
+        sampled = self.runner.chain(batch, rows, counts, self.pipeline, enders)
         if sampled is None:
             return None
         if works.ahead:

@@ -47,7 +47,5 @@ def parts_of(works: Works, taken: Taken) -> list[list[Part]]:
 
 
 def _length(request: Request, draft: list[int]) -> int:
-    for place, token in enumerate(draft, 1):
-        if token in request.eos_token_ids or token in request.params.stop_token_ids:
-            return place
-    return len(draft)
+    enders = request.enders
+    return next((place for place, token in enumerate(draft, 1) if token in enders), len(draft))

@@ -2,7 +2,7 @@
 
 from paceline.runner.assemble import assemble, assemble_chain_end, sample_rows
 from paceline.runner.impl import Choice, model_impls, resolve_impl
-from paceline.runner.model_runner import ModelRunner, enders_of
+from paceline.runner.model_runner import ModelRunner
 from paceline.runner.native.rounds import Taken
 from paceline.runner.numerics import numerics
 from paceline.runner.rounds import RoundsRunner
@@ -14,7 +14,6 @@ __all__ = [
     "Taken",
     "assemble",
     "assemble_chain_end",
-    "enders_of",
     "model_impls",
     "numerics",
     "resolve_impl",

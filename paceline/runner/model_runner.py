@@ -8,7 +8,7 @@ import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows, Works
+from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
 from paceline.runner.assemble import assemble_behind
@@ -25,11 +25,6 @@ def layers_by_lifetime(specs: Sequence[LayerSpec]) -> dict[int | None, list[int]
     for layer, spec in enumerate(specs):
         lifetimes.setdefault(spec.window, []).append(layer)
     return lifetimes
-
-
-def enders_of(works: Works) -> list[tuple[int, ...]]:
-    """The tokens that end each request, as far as they end it wherever they come."""
-    return [(*request.eos_token_ids, *request.params.stop_token_ids) for request in works.requests]
 
 
 class ModelRunner:

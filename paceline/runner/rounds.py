@@ -6,7 +6,7 @@ import torch
 
 from paceline.core.batch import Int64, SampleRows, Works
 from paceline.core.seats import Seats
-from paceline.runner.model_runner import ModelRunner, enders_of
+from paceline.runner.model_runner import ModelRunner
 from paceline.runner.native.rounds import Rounds, Start, Taken
 from paceline.sampling import Pipeline
 
@@ -46,7 +46,7 @@ class RoundsRunner:
             draft_pages=[group.page_table[works.seats] for group in self.draft.groups],
             target_pages=[group.page_table[works.seats] for group in self.target.groups],
         )
-        return recorded.run(start, num_rounds, enders_of(works))
+        return recorded.run(start, num_rounds, [request.enders for request in works.requests])
 
     def _rounds(self, rows: SampleRows, depth: int, num_rounds: int) -> Rounds | None:
         sampling = self.pipeline.native(rows, at_once=False)

@@ -34,8 +34,7 @@ class _Growing:
 
     @staticmethod
     def of(works: Works, seats: Seats) -> _Growing:
-        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
-        return _Growing(np.arange(len(works)), works.seats, works.end, known, works.draft_budget)
+        return _Growing(np.arange(len(works)), works.seats, works.end, _num_output(works, seats), works.draft_budget)
 
     def kept(self, chosen: Bool) -> _Growing:
         if chosen.all():
@@ -97,8 +96,7 @@ class DraftModelProposer:
         if self._rounds is None or self._rounds.target is not target:
             self._rounds = RoundsRunner(self.runner, target, self.tools.pipeline)
         seats = self.tools.seats
-        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
-        rows = SampleRows(works.seats, known, np.zeros((len(works), 0), dtype=np.int32))
+        rows = _undrafted_rows(works, seats)
         taken = self._rounds.run(works, rows, depth, 1 + works.more_rounds, seats)
         if taken is not None:
             lacking = 1 + (taken.counts[-1] == depth + 1)  # of the last draft, its last token was not fed
@@ -121,8 +119,7 @@ class DraftModelProposer:
             return None
         seats, budget = self.tools.seats, works.draft_budget
         batch = assemble(behind, Drafts.empty(len(works)), seats, self.groups, sampled=budget > 0)
-        known = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
-        rows = SampleRows(works.seats, known, np.zeros((len(works), 0), dtype=np.int32))
+        rows = _undrafted_rows(works, seats)
         sampled = self.runner.chain(batch, rows, budget - 1, self.tools.pipeline)
         if sampled is None:
             return None
@@ -248,20 +245,26 @@ class DraftModelProposer:
         self.written[seat] = 0
 
 
+def _num_output(works: Works, seats: Seats) -> Int64:
+    """[B] output tokens that are known, hence the index of the next."""
+    known: Int64 = (seats.num_tokens[works.seats] - seats.prompt_len[works.seats]).astype(np.int64)
+    return known
+
+
+def _undrafted_rows(works: Works, seats: Seats) -> SampleRows:
+    """The rows of last known tokens."""
+    return SampleRows(works.seats, _num_output(works, seats), np.zeros((len(works), 0), dtype=np.int32))
+
+
 def _enders(works: Works) -> set[int]:
     """Every token that would end one of the requests."""
-    requests = works.requests
-    stops = [request.group.params.stop_token_ids for request in requests]
-    return set[int]().union(*[request.eos_token_ids for request in requests], *stops)
+    return set[int]().union(*[request.enders for request in works.requests])
 
 
 def _ends(works: Works, numbers: Int64, sampled: Int64) -> Bool:
     """Whether each sampled token would end its request, bool[A]: what is drafted behind it can never stand."""
     requests = [works.requests[number] for number in numbers]
-    ends = [
-        token in request.eos_token_ids or token in request.params.stop_token_ids
-        for request, token in zip(requests, sampled.tolist(), strict=True)
-    ]
+    ends = [token in request.enders for request, token in zip(requests, sampled.tolist(), strict=True)]
     return np.array(ends, dtype=np.bool_)
 
 

@@ -168,9 +168,8 @@ class SampleCall:
         rows = len(seats)
         self._check(logits, seats, output_index)
         tokens = np.empty(rows, dtype=np.int64)
-        struct = structures.Sample.from_buffer_copy(self._blank)
-        struct.logits, struct.rows = Matrix.of(logits), rows
-        struct.seats, struct.output_index, struct.tokens = address(seats), address(output_index), address(tokens)
+        struct = self.arguments(logits, seats, output_index, tokens)
+        struct.rows = rows
         kept: list[object] = [self._controls, logits, seats, output_index]
         if copy is not None:
             self._check_copies(copies, copy, rows)
