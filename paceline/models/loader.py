@@ -23,6 +23,7 @@ from paceline.models.planning import expected_layouts, plan_matrices
 from paceline.models.progress import load_progress
 from paceline.models.quantization import HEAD, Plan, Quantization, linears, outline_matrices
 from paceline.models.quantization_config import read_quantization
+from paceline.models.tying import settle_head
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
@@ -42,6 +43,16 @@ def load_config(path: str | Path) -> ModelConfig:
     if not isinstance(config, ModelConfig):
         raise TypeError(f"family {fields.values['model_type']!r} must read a ModelConfig")
     return config
+
+
+def read_checkpoint(directory: Path) -> tuple[ModelConfig, Family, list[Entry]]:
+    """A directory's config and family, as its tensors make them, and these tensors.
+
+    Raises:
+        CheckpointError: as ``load_config``; or weights that are missing, broken or no safetensors.
+    """
+    config, entries = load_config(directory), read_index(directory)
+    return *settle_head(config, families[config.family], entries), entries
 
 
 def is_quantised(path: str | Path) -> bool:
@@ -75,11 +86,9 @@ def load_model(
         ConfigError: ``dtype`` is none of the above, or the model cannot be quantised so.
     """
     directory = resolve_model(path)
-    config = load_config(directory)
-    family = families[config.family]
-    entries = read_index(directory)
+    config, family, entries = read_checkpoint(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    outline = _outline(config, directory)
+    outline = outline_config(config, directory)
     as_stored = read_quantization(_read_fields(directory / "config.json"))
     plan = plan_matrices(outline, family, entries, as_stored, quantization)
     room = _room(outline, plan, torch.device("meta"))
@@ -175,23 +184,18 @@ def outline_model(
     """
     directory = resolve_model(path, only=CONFIG_FILES)
     config = load_config(directory)
-    model = _outline(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
+    model = outline_config(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
     stored = read_quantization(_read_fields(directory / "config.json"))
     outline_matrices(model, expected_layouts(model, stored, quantization))
     return model
 
 
-def outline_checkpoint(directory: Path) -> CausalLM:
-    """The model of a directory as its tensors fill it, without memory.
+def outline_config(config: ModelConfig, directory: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """A model without memory, so that a config.json that lies allocates nothing.
 
     Raises:
-        CheckpointError: as ``load_config``.
+        CheckpointError: the config describes no possible model.
     """
-    return _outline(load_config(directory), directory)
-
-
-def _outline(config: ModelConfig, directory: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """A model without memory, so that a config.json that lies allocates nothing."""
     try:
         return families[config.family].build(config, Placement(dtype, torch.device("meta")))
     except (RuntimeError, ArithmeticError, ValueError) as error:

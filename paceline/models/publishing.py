@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from paceline.core.errors import CheckpointError, ConfigError
-from paceline.models.checkpoint import INDEX, SINGLE, Entry, opened, read_index
+from paceline.models.checkpoint import INDEX, SINGLE, Entry, opened
 from paceline.models.compressed import Layout, Stored
 from paceline.models.config import read_json
-from paceline.models.family import Family, families
+from paceline.models.family import Family
 from paceline.models.hub import ALLOWED, resolve_model
-from paceline.models.loader import is_quantised, load_config, outline_checkpoint
+from paceline.models.loader import is_quantised, outline_config, read_checkpoint
 from paceline.models.placing import Place, destinations, match, places
 from paceline.models.planning import plan_matrices
 from paceline.models.progress import load_progress
@@ -64,10 +64,8 @@ def quantise_checkpoint(
     _check_place(source, out, overwrite)
     if is_quantised(source):
         raise ConfigError(f"{source} is quantised already\nGive the unquantised model.")
-    config = load_config(source)
-    family = families[config.family]
-    entries = read_index(source)
-    outline = outline_checkpoint(source)
+    config, family, entries = read_checkpoint(source)
+    outline = outline_config(config, source)
     plan = plan_matrices(outline, family, entries, None, quantization)
     placed = match(entries, destinations(outline, family), family, source)
     quantised = _quantised(places(outline, family), placed, plan.made)
