@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 
 from paceline.benchmark.arrivals import Load
 from paceline.benchmark.tokens import TokenTimes
@@ -159,9 +160,10 @@ async def _ask(client: httpx.AsyncClient, body: Body, due: float) -> _Reading:
                 await response.aread()
                 reading.error = f"the service answered {response.status_code}: {response.text[:300]}"
                 return reading
-            async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    reading.take(line.removeprefix("data: "), time.monotonic())
+            response.headers.setdefault("Content-Type", "text/event-stream")  # some services name none
+            # Not the response's own lines: those end at U+2028 too, which may stand in an answer.
+            async for event in EventSource(response).aiter_sse():
+                reading.take(event.data, time.monotonic())
     except (httpx.HTTPError, ValueError) as error:
         reading.error = f"{type(error).__name__}: {error}"
     return reading

@@ -84,7 +84,7 @@ def ask(client: httpx.Client, question: Question, *, speculation: bool, show: Sh
         if response.status_code != 200:
             response.read()
             raise ServiceError(f"the service answered {response.status_code}: {response.text[:300]}")
-        for event in _events(response.iter_lines()):
+        for event in _events(response):
             if "error" in event:
                 raise ServiceError(f"the service failed: {event['error']['message']}")
             for span in splitter.split(event["delta"], event["tokens"], event["drafted"]):
@@ -96,10 +96,12 @@ def ask(client: httpx.Client, question: Question, *, speculation: bool, show: Sh
     raise ServiceError("the stream ended without its last event\nTry paceline serve and look at its log.")
 
 
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    from httpx_sse import EventSource
+
+    # Not the response's own lines: those end at U+2028 too, which may stand in an answer.
+    for event in EventSource(response).iter_sse():
+        yield json.loads(event.data)
 
 
 def _answer(spans: list[Span], event: Mapping[str, Any]) -> Answer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.core.outputs import RequestMetrics, TokenLogprobs
+from paceline.server.schemas.generation import StreamOptions
 from paceline.text import Tokenizer, token_bytes, token_text
 
 # JSON has no infinities; this is OpenAI's value for "very unlikely".
@@ -28,6 +29,22 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
         }
+
+
+class UsageInStream:
+    """What the chunks of a stream say of the usage, as its ``stream_options`` want it."""
+
+    def __init__(self, usage: Usage, options: StreamOptions | None) -> None:
+        self.usage = usage
+        self.at_end = bool(options and options.include_usage)
+        """A last chunk, without choices, has the usage of the whole call."""
+        self._always = bool(options and options.continuous_usage_stats)
+
+    def now(self) -> dict[str, Any]:
+        """Fields of the next chunk."""
+        if self._always:
+            return {"usage": self.usage.as_dict()}
+        return {"usage": None} if self.at_end else {}
 
 
 def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:

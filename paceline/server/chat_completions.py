@@ -12,12 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta
-from paceline.server.answers import Usage, logprobs_dict, metrics_dict, token_dict
+from paceline.server.answers import Usage, UsageInStream, logprobs_dict, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome
 from paceline.server.openapi import takes
 from paceline.server.schemas import ChatCompletionRequest
 from paceline.server.schemas.answers import ChatCompletion
-from paceline.server.schemas.generation import wants_usage
 from paceline.server.service import Numbered, Service
 from paceline.server.sse import DONE, EventStream, event
 
@@ -67,9 +66,8 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """One chunk per answer and step; the chunk with usage, which has no choices, is last."""
     envelope = _envelope(service, call, "chat.completion.chunk")
-    counts_usage = wants_usage(call.body.stream_options)
-    nothing: dict[str, Any] = {"usage": None} if counts_usage else {}
     usage = Usage(call.num_prompt_tokens)
+    counts = UsageInStream(usage, call.body.stream_options)
     for index in range(call.params.n):
         opening = {
             "index": index,
@@ -77,7 +75,7 @@ async def _events(
             "logprobs": None,
             "finish_reason": None,
         }
-        yield event(envelope | {"choices": [opening]} | nothing)
+        yield event(envelope | {"choices": [opening]} | counts.now())
     async for _, update in updates:
         for place, delta in enumerate(update.deltas, 1):
             usage.completion += len(delta.token_ids)
@@ -85,8 +83,8 @@ async def _events(
             if update.metrics is not None and place == len(update.deltas):
                 usage.cached = update.metrics.num_cached_tokens
                 extra |= metrics_dict(update.metrics)
-            yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | nothing)
-    if counts_usage:
+            yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | counts.now())
+    if counts.at_end:
         yield event(envelope | {"choices": [], "usage": usage.as_dict()})
     yield DONE
 

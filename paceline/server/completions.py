@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta, TokenLogprobs
-from paceline.server.answers import Usage, metrics_dict, token_dict
+from paceline.server.answers import Usage, UsageInStream, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome, join_metrics
 from paceline.server.legacy_logprobs import LegacyLogprobs, join_parts
 from paceline.server.openapi import takes
 from paceline.server.schemas import CompletionRequest
 from paceline.server.schemas.answers import Completion
-from paceline.server.schemas.generation import wants_usage
 from paceline.server.service import Numbered, Service
 from paceline.server.sse import DONE, EventStream, event
 
@@ -125,20 +124,20 @@ class Stream:
 
     async def events(self, updates: AsyncGenerator[Numbered]) -> AsyncGenerator[bytes]:
         envelope = _envelope(self.service, self.call)
-        counts_usage = wants_usage(self.call.body.stream_options)
-        nothing: dict[str, Any] = {"usage": None} if counts_usage else {}
+        counts = UsageInStream(self.usage, self.call.body.stream_options)
         async for place, update in updates:
             if self.call.body.echo and place not in self._begun:
                 for choice in await asyncio.to_thread(self._echoes, place, update.prompt_logprobs or []):
-                    yield event(envelope | {"choices": [choice]} | nothing)
+                    yield event(envelope | {"choices": [choice]} | counts.now())
             self._begun.add(place)
             for number, delta in enumerate(update.deltas, 1):
                 extra = token_dict(self.service.engine.tokenizer, delta.token_ids, delta.token_drafted)
                 if update.metrics is not None and number == len(update.deltas):
                     self.usage.cached += update.metrics.num_cached_tokens
                     extra |= metrics_dict(update.metrics)
-                yield event(envelope | {"choices": [self._choice(place, delta)], "paceline": extra} | nothing)
-        if counts_usage:
+                choice = self._choice(place, delta)
+                yield event(envelope | {"choices": [choice], "paceline": extra} | counts.now())
+        if counts.at_end:
             yield event(envelope | {"choices": [], "usage": self.usage.as_dict()})
         yield DONE
 

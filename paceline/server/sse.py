@@ -18,8 +18,14 @@ from paceline.server.reception import visit_of
 DONE = b"data: [DONE]\n\n"
 
 
+_LINE_ENDS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
+"""Beside the control characters, which JSON escapes anyway, these end a line for Unicode and Python's splitlines, and
+so for many clients; the standard of event streams knows only CR and LF."""
+
+
 def event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n\n"
+    written = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return b"data: " + written.translate(_LINE_ENDS).encode() + b"\n\n"
 
 
 class EventStream(Response):

@@ -42,7 +42,7 @@ def _a_good_request_still_works():
         ("logit_bias", {"5": 1, "05": 2}), ("logit_bias", {"00": 1}),
         ("stop_token_ids", [-1]), ("stop_token_ids", [True]), ("stop_token_ids", [[1]]), ("stop_token_ids", 3),
         ("allowed_token_ids", []), ("bad_words", [""]), ("ignore_eos", 1), ("stream", "yes"), ("speculation", "off"),
-        ("stream_options", {"include_usage": True}), ("stream_options", 1), ("skip_special_tokens", 0),
+        ("stream_options", 1), ("skip_special_tokens", 0),
         ("messages", []), ("messages", "hi"), ("messages", [1]), ("messages", None), ("messages", {}),
         ("trust_remote_code", True), ("lora_path", "/etc"), ("chat_template", "{{ 1 }}"), ("best_of", 2),
         ("guided_regex", "a"),

@@ -150,15 +150,14 @@ class SamplingFields(EngineRequest):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: every chunk carries the usage so far."""
     include_obfuscation: bool | None = None
     """Accepted and ignored: it pads OpenAI's own streams."""
 
 
 def check_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
-    if options is not None and not stream:
+    asks = options is not None and (options.include_usage or options.continuous_usage_stats)
+    if asks and not stream:
         refuse("stream_options", "needs stream to be true")
-
-
-def wants_usage(options: StreamOptions | None) -> bool:
-    return options is not None and options.include_usage
