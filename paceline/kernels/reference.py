@@ -138,10 +138,10 @@ def gather(
     return (rows.float() * scale).to(table.dtype)
 
 
+_tanh = partial(functional.gelu, approximate="tanh")
 activations: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": functional.silu,
+    **dict.fromkeys(("silu", "swish"), functional.silu),
     "relu": functional.relu,
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    **dict.fromkeys(("gelu", "gelu_python"), functional.gelu),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), _tanh),
 }

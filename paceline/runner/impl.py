@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +14,12 @@ from paceline.core.registry import Registry
 from paceline.layers.linear import Linear
 from paceline.models import CausalLM
 from paceline.runner.executor import Executor, TorchExecutor
-from paceline.runner.native import NativeExecutor, obstacle, pack_weights, packed_growth
+from paceline.runner.native import NativeExecutor, obstacle, obstacle_of_layers, pack_weights, packed_growth
 from paceline.runner.numerics import numerics
 
 AUTO = "auto"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,11 @@ def build_executor(choice: Choice, model: CausalLM, layers: LayerMap, device: to
     Raises:
         ConfigError: as ``resolve_impl``.
     """
-    return model_impls[resolve_impl(choice, model, device)].build(choice, model, layers, device)
+    name = resolve_impl(choice, model, device)
+    reason = obstacle_of_layers(model, device) if choice.model_impl == AUTO else None
+    if reason is not None:
+        log.warning("model_impl native cannot be used: %s; %s computes this model, more slowly", reason, name)
+    return model_impls[name].build(choice, model, layers, device)
 
 
 def _native(choice: Choice, model: CausalLM, layers: LayerMap, device: torch.device) -> Executor:

@@ -165,7 +165,7 @@ BAD_CALLS = {
     "few rows of angles": (lambda: rotate(HEADS, ANGLES[0][:3], ANGLES[1]), ValueError, "cosine"),
     "sines": (lambda: rotate(HEADS, ANGLES[0], ANGLES[1][:, :2]), ValueError, "sine"),
     "heads that overlap": (lambda: rotate(HEADS, *ANGLES, out=HEADS[:, :1].expand(4, 2, 6)), ValueError, "overlap"),
-    "activation": (lambda: activate(X, "swish"), ConfigError, "swish"),
+    "activation": (lambda: activate(X, "prelu"), ConfigError, "prelu"),
     "up": (lambda: activate(X, "silu", up=X[:, :7]), ValueError, "up"),
     "up's type": (lambda: activate(X, "silu", up=X.long()), TypeError, "up"),
 }

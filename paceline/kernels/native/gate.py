@@ -11,8 +11,16 @@ from paceline.kernels.native.structures import Code, Matrix
 
 activations: Registry[int] = Registry("activation")
 """Name that checkpoints use -> ``paceline_activation``."""
-for _name, _code in {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}.items():
-    activations.add(_name)(_code)
+NAMES = (
+    ("silu", "swish"),
+    ("gelu", "gelu_python"),
+    ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"),
+    ("relu",),
+)
+"""By code, what checkpoints call it."""
+for _code, _names in enumerate(NAMES):
+    for _name in _names:
+        activations.add(_name)(_code)
 
 
 def activate(

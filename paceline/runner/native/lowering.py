@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from paceline.kernels.native import gate, library
-from paceline.layers import mlp as mlp_layers
 from paceline.layers.attention import Attention
 from paceline.layers.block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichNormBlock
 from paceline.layers.embedding import Embedding
@@ -33,11 +32,6 @@ class RecordAttend(Protocol):
     ) -> torch.Tensor:
         """qkv [T, (H + 2 KV) * dim] -> [T, H * dim], which may lie in qkv. K/V are written to the pool."""
         ...
-
-
-ACTIVATION_CODES: dict[object, int] = {
-    mlp_layers.activations[name]: gate.activations[name] for name in gate.activations
-}
 
 
 class RecordBlock(Protocol):
@@ -110,7 +104,7 @@ def _gated_mlp(mlp: GatedMLP, recorder: Recorder, x: torch.Tensor) -> torch.Tens
     both = recorder.linear(x, packed_of(mlp.gate_up))
     recorder.give(x)
     activated, up = both.chunk(2, dim=1)
-    recorder.activate(activated, ACTIVATION_CODES[mlp.activation], up)
+    recorder.activate(activated, gate.activations[mlp.activation_name], up)
     out = recorder.linear(activated, packed_of(mlp.down))
     recorder.give(both)
     return out
@@ -120,7 +114,7 @@ def _gated_mlp(mlp: GatedMLP, recorder: Recorder, x: torch.Tensor) -> torch.Tens
 def _plain_mlp(mlp: MLP, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
     activated = recorder.linear(x, packed_of(mlp.up))
     recorder.give(x)
-    recorder.activate(activated, ACTIVATION_CODES[mlp.activation], None)
+    recorder.activate(activated, gate.activations[mlp.activation_name], None)
     out = recorder.linear(activated, packed_of(mlp.down))
     recorder.give(activated)
     return out
@@ -143,19 +137,26 @@ def record_embedding(
 
 
 def _without_native_form(model: CausalLM) -> str | None:
-    """The name of a layer type that cannot be recorded, if the model has one."""
+    """The layer type or activation that cannot be recorded, if the model has one."""
     for block in model.blocks:
         if block not in blocks:
             return type(block).__name__
         mlp: Any = block.mlp
-        if mlp not in mlps or mlp.activation not in ACTIVATION_CODES:
+        if mlp not in mlps:
             return type(mlp).__name__
+        if mlp.activation_name not in gate.activations:
+            return f"the activation {mlp.activation_name}"
     outer = [part for owner in (model, *model.blocks) for name, part in owner.named_children() if name.endswith("norm")]
     return next((type(norm).__name__ for norm in outer if norm not in norms), None)
 
 
 def obstacle(model: CausalLM, device: torch.device) -> str | None:
     """Why native kernels cannot compute the model, if they cannot."""
+    return _obstacle_of_any(model, device) or obstacle_of_layers(model, device)
+
+
+def _obstacle_of_any(model: CausalLM, device: torch.device) -> str | None:
+    """What keeps native kernels from models of this dtype on this device, whatever their layers are."""
     absence = library.reason()
     if absence is not None:
         return absence.cause
@@ -163,5 +164,10 @@ def obstacle(model: CausalLM, device: torch.device) -> str | None:
         return f"its kernels run on the CPU, not on {device}"
     if model.dtype not in FLOAT_KINDS:
         return f"its kernels do not know {str(model.dtype).removeprefix('torch.')}"
-    lacking = _without_native_form(model)
+    return None
+
+
+def obstacle_of_layers(model: CausalLM, device: torch.device) -> str | None:
+    """What of the model itself keeps native kernels from it, where they could compute another one."""
+    lacking = None if _obstacle_of_any(model, device) else _without_native_form(model)
     return None if lacking is None else f"it has no form of {lacking}"
