@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -12,16 +11,15 @@ import numpy as np
 from paceline.cache import LayerGroup
 from paceline.core.call import CallOptions, checked_tokens
 from paceline.core.config import EngineConfig
-from paceline.core.errors import InvalidRequestError, out_of_range, shown
+from paceline.core.errors import InvalidRequestError, out_of_range
 from paceline.core.params import SamplingParams, check_vocabulary
 from paceline.core.request import Group, Pooled, Request
 from paceline.engine.engine import Engine
 from paceline.engine.overflow import Admission, Ask, context_overflows
 from paceline.engine.pooling import poolings
+from paceline.engine.prompts import as_prompt
 from paceline.text import Detokenizer, Tokenizer, bad_word_ids
 
-PROMPT_KEYS = ("prompt_token_ids", "prompt")
-"""What a prompt given as a map may hold; where it holds both, the token ids count."""
 DEFAULT_OPTIONS = CallOptions()
 
 
@@ -42,21 +40,15 @@ class Intake:
         self._numbers = itertools.count()
 
     def encode(self, prompt: Any) -> list[int]:
-        """Token ids of a prompt: text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}."""
-        if isinstance(prompt, Mapping):
-            key = next((key for key in PROMPT_KEYS if key in prompt), None)
-            if key is None:
-                raise InvalidRequestError(
-                    f"a prompt's keys must be {' or '.join(PROMPT_KEYS)}, got {shown(list(prompt))}", param="prompt"
-                )
-            prompt = prompt[key]
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InvalidRequestError(
-                    "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
-                )
-            return self.tokenizer.encode(prompt)
-        return checked_tokens(prompt, self.model.vocab_size)
+        """Token ids of a prompt in any of the ways that ``as_prompt`` reads."""
+        asked = as_prompt(prompt)
+        if asked.token_ids is not None:
+            return checked_tokens(asked.token_ids, self.model.vocab_size)
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
+            )
+        return self.tokenizer.encode(asked.text or "")
 
     def group(
         self,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,21 @@ from paceline.core.errors import ConfigError, InvalidRequestError, shown
 from paceline.core.outputs import RequestOutput
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
+from paceline.engine.arguments import check_unknown, named, one_each, params_of_each
 from paceline.engine.build import build_engine
+from paceline.engine.conversations import conversation, conversations
 from paceline.engine.facts import EngineFacts
 from paceline.engine.intake import Intake
 from paceline.engine.pair import EMBEDDED_SPECULATION, EMBEDDED_TARGET
+from paceline.engine.progress_bar import progress_bar
+from paceline.engine.prompts import as_prompt, prompt_list
 from paceline.engine.report import engine_facts, engine_stats
 from paceline.engine.results import output_of
 from paceline.models import resolve_model
 from paceline.text import Tokenizer
+
+Prompts = str | Mapping[str, Any] | Iterable[Any]
+"""One prompt or several, as ``LLM.generate`` tells."""
 
 
 class LLM:
@@ -71,20 +77,27 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[Any] | Mapping[str, Any],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompts | None = None,
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        prompt_token_ids: Any = None,
+        use_tqdm: bool | Callable[..., Any] = True,
         speculate: bool = True,
         priority: int | Sequence[int] = 0,
         client: str | Sequence[str] = "",
         cache_salt: str = "",
         context_overflow: str | None = None,
+        **others: Any,
     ) -> list[RequestOutput]:
         """Completes each prompt; outputs come in the order of the prompts.
 
         Args:
-            prompts: text, token ids, ``{"prompt": text}``, ``{"prompt_token_ids": ids}``, or a list of those.
-            params: one for all, or one per prompt; None is ``SamplingParams()``.
+            prompts: text, token ids (a list, an array, a tensor), ``{"prompt": text}``, ``{"prompt_token_ids": ids}``,
+                what a tokenizer of transformers returns, or several of those: a list, an array, a generator.
+            params: one for all, or one per prompt; None is ``SamplingParams()``. ``sampling_params`` is the same.
+            prompt_token_ids: token ids of one prompt or of several, in place of ``prompts`` or beside their texts.
+            use_tqdm: whether many prompts show a progress bar, on a terminal only; or what to use in tqdm's place.
             speculate: False decodes plainly, to the same tokens under the verifier "match".
             priority: one for all, or one per prompt; scheduling_policy="priority" serves lower numbers first.
             client: one for all, or one per prompt; scheduling_policy="fair" shares the engine between clients.
@@ -92,51 +105,51 @@ class LLM:
             context_overflow: "error" refuses a prompt that the context cannot hold, and ends an answer where the
                 context does; "truncate" cuts off the oldest prompt tokens; "slide" drops the older half of a full
                 context and goes on. None is the engine's option.
+            others: arguments of vLLM that ask for nothing, such as ``lora_request=None``.
 
         Raises:
             InvalidRequestError: (a ValueError) before anything is generated, if any prompt or parameter is invalid.
         """
-        many = _prompt_list(prompts)
-        each = _checked_params(_one_each("params", SamplingParams() if params is None else params, len(many)))
+        check_unknown(others)
+        many = prompt_list(prompts, prompt_token_ids)
+        each = params_of_each(params, sampling_params, len(many))
         options = CallOptions(speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow)
-        numbers, names = _one_each("priority", priority, len(many)), _one_each("client", client, len(many))
+        numbers, names = one_each("priority", priority, len(many)), one_each("client", client, len(many))
         groups = []
-        for prompt, wanted, number, name in zip(many, each, numbers, names, strict=True):
-            mine = replace(options, priority=number, client=name)
-            groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
-            groups[-1].prompt = _text_of(prompt)
-        return self._run(groups)
+        for index, (given, wanted, number, name) in enumerate(zip(many, each, numbers, names, strict=True)):
+            with named("prompts", index, len(many)):
+                prompt = as_prompt(given)
+                salt = cache_salt if prompt.cache_salt is None else prompt.cache_salt
+                mine = replace(options, priority=number, client=name, cache_salt=salt)
+                groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
+            groups[-1].prompt = prompt.text
+        return self._run(groups, use_tqdm)
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Iterable[Mapping[str, Any]] | Iterable[Iterable[Mapping[str, Any]]],
+        params: SamplingParams | Iterable[SamplingParams] | None = None,
         *,
-        speculate: bool = True,
-        priority: int | Sequence[int] = 0,
-        client: str | Sequence[str] = "",
-        cache_salt: str = "",
-        context_overflow: str | None = None,
+        add_generation_prompt: bool = True,
+        **options: Any,
     ) -> list[RequestOutput]:
         """Answers a conversation, or each of several, through the model's chat template.
 
         Args:
             messages: ``[{"role": "user", "content": "..."}]``, or a list of such conversations.
+            add_generation_prompt: whether the prompt ends where the assistant's turn begins.
+            options: as ``generate`` has them.
         """
         if self.tokenizer is None:
             raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nUse generate with token ids.")
-        prompts = [{"prompt_token_ids": self.tokenizer.encode_chat(one)} for one in _conversations(messages)]
-        return self.generate(
-            prompts,
-            params,
-            speculate=speculate,
-            priority=priority,
-            client=client,
-            cache_salt=cache_salt,
-            context_overflow=context_overflow,
-        )
+        many, prompts = conversations(messages), []
+        for index, one in enumerate(many):
+            with named("messages", index, len(many)):
+                ids = self.tokenizer.encode_chat(conversation(one), add_generation_prompt=add_generation_prompt)
+                prompts.append({"prompt_token_ids": ids})
+        return self.generate(prompts, params, **options)
 
-    def embed(self, prompts: str | Sequence[Any] | Mapping[str, Any], *, pooling: str = "mean") -> list[RequestOutput]:
+    def embed(self, prompts: Prompts, *, pooling: str = "mean") -> list[RequestOutput]:
         """One vector per prompt, in ``embedding`` of its output: the hidden states after the final norm, pooled.
 
         Args:
@@ -145,7 +158,10 @@ class LLM:
         """
         params = SamplingParams(detokenize=False)
         options = CallOptions(pooling=pooling)
-        groups = [self.intake.group(self.intake.encode(one), params, options=options) for one in _prompt_list(prompts)]
+        many, groups = prompt_list(prompts), []
+        for index, one in enumerate(many):
+            with named("prompts", index, len(many)):
+                groups.append(self.intake.group(self.intake.encode(one), params, options=options))
         return self._run(groups)
 
     @property
@@ -157,59 +173,16 @@ class LLM:
         """Counters, acceptance by position, pages, and memory by part in bytes."""
         return engine_stats(self.engine)
 
-    def _run(self, groups: list[Group]) -> list[RequestOutput]:
+    def _run(self, groups: list[Group], use_tqdm: bool | Callable[..., Any] = False) -> list[RequestOutput]:
         for group in groups:
             self.engine.add(group)
         try:
-            while not all(group.finished for group in groups):
-                self.engine.step()
+            with progress_bar(groups, use_tqdm) as update:
+                while not all(group.finished for group in groups):
+                    self.engine.step()
+                    update()
         except BaseException:
             for group in groups:
                 self.engine.abort(group)
             raise
         return [output_of(group, self.engine.selector) for group in groups]
-
-
-def _checked_params(each: Sequence[Any]) -> Sequence[SamplingParams]:
-    for wanted in each:
-        if not isinstance(wanted, SamplingParams):
-            raise InvalidRequestError(f"params must be SamplingParams, got {type(wanted).__name__}", param="params")
-    return each
-
-
-def _text_of(prompt: Any) -> str | None:
-    """What a prompt says, where it is text."""
-    text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
-    return text if isinstance(text, str) else None
-
-
-def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    """``value`` as one per prompt; a sequence has one per prompt already."""
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    each = list(value) if several else [value] * count
-    if len(each) != count:
-        raise InvalidRequestError(f"{count} prompts, but {len(each)} {name}", param=name)
-    return each
-
-
-def _prompt_list(prompts: Any) -> list[Any]:
-    """One prompt or many: a list of integers is one prompt of token ids."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes | bytearray) or not prompts:
-        raise InvalidRequestError("prompts must be text, token ids or a non-empty list of them", param="prompts")
-    return [prompts] if isinstance(prompts[0], Integral) else list(prompts)
-
-
-def _conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
-    """One conversation or many: a list of messages is one."""
-    many = [messages] if isinstance(messages, Sequence) and any(isinstance(m, Mapping) for m in messages) else messages
-    lists = isinstance(many, Sequence) and all(isinstance(one, Sequence) for one in many)
-    if not (lists and all(isinstance(message, Mapping) for one in many for message in one)):
-        raise InvalidRequestError("messages must be a list of messages, or a list of such lists", param="messages")
-    for message in (message for one in many for message in one):
-        if not isinstance(message.get("content"), str):
-            raise InvalidRequestError(
-                f"a message's content must be text, got {shown(message.get('content'))}", param="messages"
-            )
-    return [list(one) for one in many]
