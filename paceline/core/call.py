@@ -20,6 +20,8 @@ class CallOptions:
     """The policy "priority" serves lower numbers first, as vLLM does."""
     client: str = ""
     """Who calls; the policy "fair" shares the engine between clients."""
+    part_of: str = ""
+    """The call that several prompts came with, which gives way with all but one seat to calls that have none."""
     context_overflow: str | None = None
     """What becomes of a call that does not fit the context: "error", "truncate" or "slide"; None is the engine's."""
     cache_salt: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -171,6 +172,8 @@ class Group:
     arrival: float = field(default_factory=time.monotonic)
     priority: int = 0
     client: str = ""
+    part_of: str = ""
+    """What several groups have in common that one call asked for; "" where the group is all that was asked for."""
     cache_salt: str = ""
     """Prefixes are shared only between calls with the same salt."""
     regimes: tuple[int, ...] = ()
@@ -188,6 +191,11 @@ class Group:
     """Of a call that asks for an embedding: it generates nothing."""
     seated_at: float | None = None
     """time.monotonic() at which a member first got a seat."""
+
+    @property
+    def call(self) -> Hashable:
+        """The call that this came with, alone or as one of several."""
+        return self.part_of or self
 
     @property
     def finished(self) -> bool:

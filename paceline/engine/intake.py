@@ -77,6 +77,7 @@ class Intake:
             params=params,
             priority=int(options.priority),
             client=options.client,
+            part_of=options.part_of,
             cache_salt=options.cache_salt,
             num_truncated_tokens=admission.num_truncated_tokens,
             sliding_context=admission.sliding_context,
@@ -188,7 +189,7 @@ def _check_options(options: CallOptions) -> None:
     whole = isinstance(options.priority, Integral) and not isinstance(options.priority, bool)
     if not whole or int(options.priority) not in PRIORITIES:
         raise out_of_range("priority", options.priority, f"an integer in [{PRIORITIES[0]}, {PRIORITIES[-1]}]")
-    for name in ("client", "cache_salt"):
+    for name in ("client", "part_of", "cache_salt"):
         value = getattr(options, name)
         if not isinstance(value, str) or len(value) > MAX_NAME:
             raise out_of_range(name, value, f"text of at most {MAX_NAME} characters")

@@ -6,19 +6,27 @@ from bisect import insort
 from collections.abc import Hashable, Iterator
 
 from paceline.core.request import Request
+from paceline.scheduling.calls import CallSeats, by_arrival
 from paceline.scheduling.policies import SchedulingPolicy
 
-
-def _arrival(request: Request) -> tuple[float, int]:
-    return request.group.arrival, request.sample_index
+Lane = tuple[Hashable, bool]
+"""The policy's lane, and whether what stands in it comes behind: its call has a seat, or an earlier one waits."""
 
 
 class WaitingQueue:
-    """A lane's requests lie sorted by arrival, so ranks may change without anything being sorted again."""
+    """Of equal rank the calls without a seat come first, each with its earliest request, then everybody else.
 
-    def __init__(self, policy: SchedulingPolicy) -> None:
-        self._policy = policy
-        self._lanes: dict[Hashable, list[Request]] = {}
+    A lane's requests lie sorted by arrival, so ranks may change without anything being sorted again.
+    """
+
+    def __init__(self, policy: SchedulingPolicy, seats: CallSeats) -> None:
+        self._policy, self._seats = policy, seats
+        seats.changed = self.settle
+        self._lanes: dict[Lane, list[Request]] = {}
+        self._calls: dict[Hashable, list[Request]] = {}
+        """A call's waiting requests, by arrival."""
+        self._heads: dict[Hashable, Request] = {}
+        """The one that does not stand behind, of each call without a seat."""
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
@@ -27,27 +35,65 @@ class WaitingQueue:
         return bool(self._lanes)
 
     def __contains__(self, request: Request) -> bool:
-        return request in self._lanes.get(self._policy.lane(request), ())
+        return request in self._calls.get(request.group.call, ())
 
     def __iter__(self) -> Iterator[Request]:
         """From the lowest standing on, by the ranks of the moment; meanwhile requests may come and go."""
-        passed: dict[Hashable, int] = {}
+        passed: dict[Lane, int] = {}
         while True:
-            heads = [lane[passed.get(name, 0)] for name, lane in self._lanes.items() if passed.get(name, 0) < len(lane)]
+            heads = [
+                (lane[passed.get(name, 0)], name)
+                for name, lane in self._lanes.items()
+                if passed.get(name, 0) < len(lane)
+            ]
             if not heads:
                 return
-            request = min(heads, key=self._policy.standing)
+            request, name = min(heads, key=self._standing)
             yield request
-            name = self._policy.lane(request)
             place, lane = passed.get(name, 0), self._lanes.get(name, [])
             if place < len(lane) and lane[place] is request:
                 passed[name] = place + 1
 
     def add(self, request: Request) -> None:
-        insort(self._lanes.setdefault(self._policy.lane(request), []), request, key=_arrival)
+        insort(self._calls.setdefault(request.group.call, []), request, key=by_arrival)
+        self._enter(request, behind=True)
+        self.settle(request.group.call)
 
     def remove(self, request: Request) -> None:
-        name = self._policy.lane(request)
+        call = request.group.call
+        self._calls[call].remove(request)
+        if not self._calls[call]:
+            del self._calls[call]
+        self._leave(request, behind=self._heads.get(call) is not request)
+        if self._heads.get(call) is request:
+            del self._heads[call]
+        self.settle(call)
+
+    def settle(self, call: Hashable) -> None:
+        """Has the call's earliest request stand before those behind, if the call has no seat, and no other of it."""
+        head, waiting = self._heads.get(call), self._calls.get(call)
+        wanted = waiting[0] if waiting and not self._seats.has_seat(call) else None
+        if head is wanted:
+            return
+        if head is not None:
+            self._leave(head, behind=False)
+            self._enter(head, behind=True)
+            del self._heads[call]
+        if wanted is not None:
+            self._leave(wanted, behind=True)
+            self._enter(wanted, behind=False)
+            self._heads[call] = wanted
+
+    def _standing(self, head: tuple[Request, Lane]) -> tuple[float, bool, float, int]:
+        request, (_, behind) = head
+        rank, arrival, index = self._policy.standing(request)
+        return rank, behind, arrival, index
+
+    def _enter(self, request: Request, *, behind: bool) -> None:
+        insort(self._lanes.setdefault((self._policy.lane(request), behind), []), request, key=by_arrival)
+
+    def _leave(self, request: Request, *, behind: bool) -> None:
+        name = self._policy.lane(request), behind
         self._lanes[name].remove(request)
         if not self._lanes[name]:
             del self._lanes[name]

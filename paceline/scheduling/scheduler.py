@@ -15,6 +15,7 @@ from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
 from paceline.scheduling.plan import Plan, Share
 from paceline.scheduling.policies import SchedulingPolicy, policies
+from paceline.scheduling.precedence import Precedence
 from paceline.scheduling.queue import WaitingQueue
 from paceline.scheduling.seating import Seating
 from paceline.speculation import Proposer
@@ -36,12 +37,18 @@ class Scheduler:
         target_groups: Sequence[int],
     ) -> None:
         self.seats, self.cache, self.proposer = seats, cache, proposer
+        self.policy: SchedulingPolicy = policies[config.scheduling_policy]()
+        self.precedence = Precedence(self.policy)
+        self.waiting = WaitingQueue(self.policy, self.precedence.calls)
         self.seating = Seating(
-            seats=seats, cache=cache, sampling=sampling, proposer=proposer, target_groups=target_groups
+            seats=seats,
+            cache=cache,
+            sampling=sampling,
+            proposer=proposer,
+            target_groups=target_groups,
+            calls=self.precedence.calls,
         )
         self.target_groups = self.seating.target_groups
-        self.policy: SchedulingPolicy = policies[config.scheduling_policy]()
-        self.waiting = WaitingQueue(self.policy)
         self.refused: list[Request] = []
         """Requests that failed while they were being seated; whoever tells of them empties the list."""
         self.num_preemptions = 0
@@ -171,15 +178,7 @@ class Scheduler:
     def _somebody_may_enter(self) -> bool:
         if not self.waiting:
             return False
-        return bool(self.seats.num_free) or bool(self._displaceable(next(iter(self.waiting))))
-
-    def _displaceable(self, request: Request) -> list[Request]:
-        """Running requests whose place this waiting one may take, first those that give way first."""
-        if not self.policy.displaces:
-            return []
-        rank = self.policy.standing(request)[0]
-        worse = [other for other in self.running if self.policy.standing(other)[0] > rank]
-        return sorted(worse, key=self.policy.standing, reverse=True)
+        return bool(self.seats.num_free) or bool(self.precedence.displaceable(next(iter(self.waiting)), self.running))
 
     def _plan_each(self) -> Works:
         plan, preempted = Plan(self.max_tokens), self.num_preemptions
@@ -199,7 +198,7 @@ class Scheduler:
         prefilling = [request for request in self.running if self.seating.num_pending(request) > 1]
         decoding = [request for request in self.running if self.seating.num_pending(request) <= 1]
         decoding.sort(key=lambda request: (self.policy.standing(request)[0], self._last_served[request.seat]))
-        return decoding + sorted(prefilling, key=self.policy.standing)
+        return decoding + sorted(prefilling, key=self.precedence.standing)
 
     def _serve(self, request: Request, plan: Plan, others: int) -> None:
         """Gives a running request its share of the step, if need be at the cost of those that give way first.
@@ -207,7 +206,7 @@ class Scheduler:
         No draft takes the row that each of the ``others`` still to be served needs to go on.
         """
         while plan.budget > 0 and not self._share(request, plan, others):
-            victim = max(self.running, key=self.policy.standing)
+            victim = max(self.running, key=self.precedence.standing)
             plan.take_back(victim)
             self.preempt(victim)
             if victim is request:
@@ -281,7 +280,7 @@ class Scheduler:
 
     def _victims(self, request: Request) -> list[Request] | None:
         """Whose places a waiting request needs, often nobody's; None if there is no seat and memory for it anyway."""
-        displaceable = self._displaceable(request)
+        displaceable = self.precedence.displaceable(request, self.running)
         victims: list[Request] = []
         while not (self.seats.num_free + len(victims) and self._fits(request, victims)):
             if len(victims) == len(displaceable):

@@ -12,6 +12,7 @@ from paceline.core.batch import Int32
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
+from paceline.scheduling.calls import CallSeats
 from paceline.speculation import Proposer
 
 NEVER = 2**31 - 1
@@ -28,7 +29,9 @@ class Seating:
         sampling: SamplingState,
         proposer: Proposer | None,
         target_groups: Sequence[int],
+        calls: CallSeats,
     ) -> None:
+        self.calls = calls
         self.seats, self.cache, self.sampling, self.proposer = seats, cache, sampling, proposer
         self.target_groups = list(target_groups)
         self.all_groups = list(range(len(cache.groups)))
@@ -77,6 +80,7 @@ class Seating:
             self.seats.leave(request)
             raise
         self.running.append(request)
+        self.calls.sit(request)
         self._list_seats()
         self._begin(request, source)
 
@@ -86,6 +90,7 @@ class Seating:
         self.sampling.leave(request.seat)
         self.seats.leave(request)
         self.running.remove(request)
+        self.calls.rise(request)
         self._list_seats()
 
     def slide(self) -> None:

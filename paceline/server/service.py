@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -120,7 +121,8 @@ class Service:
         for length in {len(prompt) for prompt in prompts}:
             overflow.admit(self._ask(length, params, generates=options.pooling is None))
         visit.num_prompt_tokens = sum(map(len, prompts))
-        return Call(uuid.uuid4().hex, body, prompts, params, options, visit)
+        name = uuid.uuid4().hex
+        return Call(name, body, prompts, params, replace(options, part_of=name), visit)
 
     def _check_answers(self, num_prompts: int, num_samples: int) -> None:
         most, wanted = self.limits.max_answers_per_call, num_prompts * num_samples

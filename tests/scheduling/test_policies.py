@@ -10,6 +10,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.scheduling import SchedulingPolicy, policies
+from paceline.scheduling.calls import CallSeats
 from paceline.scheduling.policies.fair import OUTPUT_WEIGHT, PROMPT_WEIGHT, FairShare
 from paceline.scheduling.queue import WaitingQueue
 
@@ -21,7 +22,7 @@ def request_of(arrival: float, *, priority: int = 0, client: str = "", prompt: i
 
 def queue_of(name: str, *requests: Request) -> WaitingQueue:
     policy = policies[name]()
-    queue = WaitingQueue(policy)
+    queue = WaitingQueue(policy, CallSeats())
     for request in requests:
         policy.arrive(request)
         queue.add(request)

@@ -16,7 +16,8 @@ class SchedulingPolicy:
 
     The waiting request of the lowest standing is admitted first, and no other before it. Where memory runs short, the
     running one of the highest standing is preempted. Where the token budget is short, running requests of equal rank
-    take turns.
+    take turns. At equal rank, a call that has no seat goes before the rest of a call that has one, and takes a seat
+    that such a call could do without.
     """
 
     displaces: bool = False

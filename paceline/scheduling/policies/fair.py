@@ -23,8 +23,8 @@ class FairShare(SchedulingPolicy):
 
     Promise: between clients that always have requests waiting, the cost served differs by a bounded amount, however
     many requests each has sent; a client's own requests are served by arrival, so everybody is served in the end.
-    Seats are not taken away: a newcomer gets the next one that falls free. Where memory runs short, the latest request
-    of the client that was served most gives way.
+    A newcomer gets the next seat that falls free, and none is taken away but from a call that has several. Where
+    memory runs short, the latest request of the client that was served most gives way.
     """
 
     accounts = True

@@ -9,6 +9,6 @@ from paceline.scheduling.policies.base import SchedulingPolicy, policies
 class FirstComeFirstServed(SchedulingPolicy):
     """One lane, by arrival.
 
-    Promise: a request never waits for one that came later, and is never preempted for it. The earliest therefore
-    always advances, and everybody is served in the end.
+    Promise: a call never waits for one that came later, and the first of its answers is never preempted for it. The
+    earliest therefore always advances, and everybody is served in the end.
     """
