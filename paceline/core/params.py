@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
 from paceline.core.errors import InvalidRequestError, out_of_range
+from paceline.core.token_set import MAX_SET_TOKEN, TokenSet
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20
@@ -20,7 +21,7 @@ INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop; names and defaults follow vLLM's ``SamplingParams``.
+    """How tokens are chosen and when to stop; names and defaults follow vLLM's ``SamplingParams``. Can be hashed.
 
     Controls apply in this order: allowed_token_ids, bad_words, min_tokens, logit_bias, repetition, frequency and
     presence penalty, temperature, min_p, top_k, top_p. ``repetition_penalty`` counts prompt and output tokens, the
@@ -46,7 +47,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
-    allowed_token_ids: Sequence[int] | None = None
+    allowed_token_ids: Sequence[int] | bytes | None = None
+    """However many; held as a ``TokenSet``, a bit per token, whose ``bits`` may be passed as well."""
     bad_words: Sequence[str] = ()
     seed: int | None = None
     """The same seed gives the same text. None draws one from the engine's seed."""
@@ -69,10 +71,14 @@ class SamplingParams:
             value = getattr(self, name)
             _set(self, name, () if value is None else _as_tuple(name, value))
         if self.allowed_token_ids is not None:
-            _set(self, "allowed_token_ids", _as_tuple("allowed_token_ids", self.allowed_token_ids))
+            _set(self, "allowed_token_ids", _as_set("allowed_token_ids", self.allowed_token_ids))
         _check_counts(self)
         _check_numbers(self)
         _check_lists(self)
+
+    def __hash__(self) -> int:
+        biases = None if self.logit_bias is None else frozenset(self.logit_bias.items())
+        return hash(tuple(biases if name == "logit_bias" else value for name, value in self.as_dict().items()))
 
     @property
     def num_samples(self) -> int:
@@ -84,13 +90,30 @@ class SamplingParams:
         return self.temperature == 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        """The fields as plain values."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: tuple(value) if isinstance(value, TokenSet) else value for name, value in values.items()}
 
 
-def _as_tuple(name: str, value: object) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence | set | frozenset):
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a list, an array, a tensor, a generator, ..."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
         raise out_of_range(name, value, "a list")
     return tuple(value)
+
+
+def _as_set(name: str, value: Any) -> TokenSet:
+    if isinstance(value, bytes):
+        value = TokenSet(value)
+        if value.highest > MAX_SET_TOKEN:
+            raise out_of_range(name, value.highest, f"integers in [0, {MAX_SET_TOKEN}]")
+    if isinstance(value, TokenSet):
+        return value
+    tokens = _as_tuple(name, value)
+    if not all(type(token) is int and 0 <= token <= MAX_SET_TOKEN for token in tokens):
+        tokens = tuple(_integer(name, token, 0, MAX_SET_TOKEN) for token in tokens)
+    return TokenSet.of(tokens)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
@@ -158,22 +181,21 @@ def _check_lists(p: SamplingParams) -> None:
     for text in p.bad_words:
         if not isinstance(text, str) or not text:
             raise out_of_range("bad_words", text, "non-empty strings")
-    for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
-        values = getattr(p, name) or ()
+    for name in ("stop_token_ids", "bad_words"):
+        values = getattr(p, name)
         if len(values) > MAX_LIST_LENGTH:
             raise out_of_range(name, f"{len(values)} entries", f"at most {MAX_LIST_LENGTH} entries")
-    for name in ("stop_token_ids", "allowed_token_ids"):
-        if getattr(p, name):
-            _set(p, name, tuple(_integer(name, token, 0, INT32_MAX) for token in getattr(p, name)))
+    _set(p, "stop_token_ids", tuple(_integer("stop_token_ids", token, 0, INT32_MAX) for token in p.stop_token_ids))
     if p.allowed_token_ids is not None and not p.allowed_token_ids:
         raise InvalidRequestError("allowed_token_ids must not be empty, got []", param="allowed_token_ids")
 
 
 def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
     """Raises InvalidRequestError if a token id in ``params`` lies outside ``[0, vocab_size)``."""
+    allowed = params.allowed_token_ids
     listed = (
         ("logit_bias", params.logit_bias or ()),
-        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("allowed_token_ids", [allowed.highest] if isinstance(allowed, TokenSet) else ()),
         ("stop_token_ids", params.stop_token_ids),
     )
     for name, tokens in listed:

@@ -9,6 +9,7 @@ import msgspec
 from paceline.core.call import CallOptions
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
+from paceline.core.token_set import TokenSet
 from paceline.engine.facts import EngineFacts
 from paceline.engine.process.link import LinkError, framed
 
@@ -89,7 +90,15 @@ class Beat(Message, frozen=True):
 Order = Start | Generate | Abort | AskStats
 Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _bits_of(value: object) -> bytes:
+    """How a set of tokens is sent."""
+    if not isinstance(value, TokenSet):
+        raise NotImplementedError(f"{type(value).__name__} cannot be sent")
+    return value.bits
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_bits_of)
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)

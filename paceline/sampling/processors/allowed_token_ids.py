@@ -9,6 +9,7 @@ import torch
 
 from paceline.core.batch import SampleRows
 from paceline.core.request import Request
+from paceline.core.token_set import TokenSet
 from paceline.sampling.controls import Controls
 from paceline.sampling.edits import EditList, Words, packed_bits
 
@@ -23,12 +24,12 @@ class AllowedTokenIds:
 
     def join(self, request: Request) -> bool:
         allowed = request.params.allowed_token_ids
-        if allowed is None:
+        if not isinstance(allowed, TokenSet):
             return False
-        banned = np.ones(self.controls.vocab_size, dtype=bool)
-        banned[list(allowed)] = False
-        self._banned[request.seat] = torch.from_numpy(banned).to(self.controls.device)
-        self._words[request.seat] = packed_bits(~banned)
+        bits = np.frombuffer(allowed.bits, dtype=np.uint8)
+        mask = np.unpackbits(bits, count=self.controls.vocab_size, bitorder="little").astype(bool)
+        self._banned[request.seat] = torch.from_numpy(~mask).to(self.controls.device)
+        self._words[request.seat] = packed_bits(mask)
         return True
 
     def commit(self, seat: int, tokens: list[int]) -> None:

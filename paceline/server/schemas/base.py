@@ -76,8 +76,9 @@ def integer(low: int, high: int) -> WithJsonSchema:
     return WithJsonSchema({"type": "integer", "minimum": low, "maximum": high})
 
 
-def array(items: Mapping[str, Any], *, least: int = 0, most: int) -> dict[str, Any]:
-    return {"type": "array", "items": dict(items), "minItems": least, "maxItems": most}
+def array(items: Mapping[str, Any], *, least: int = 0, most: int | None = None) -> dict[str, Any]:
+    bound = {} if most is None else {"maxItems": most}
+    return {"type": "array", "items": dict(items), "minItems": least, **bound}
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -19,6 +19,7 @@ from paceline.core.params import (
     MAX_STOP_STRINGS,
     SamplingParams,
 )
+from paceline.core.token_set import MAX_SET_TOKEN
 from paceline.server.schemas.base import MAX_INT32, TOKEN_ID, Body, Finite, Strict, array, integer, number, refuse
 
 
@@ -82,7 +83,7 @@ _BIAS = WithJsonSchema(
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 _Stops = Annotated[list[str], WithJsonSchema(array(_STOP, most=MAX_STOP_STRINGS))]
 _Tokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, most=MAX_LIST_LENGTH))]
-_SomeTokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, least=1, most=MAX_LIST_LENGTH))]
+_SomeTokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID | {"maximum": MAX_SET_TOKEN}, least=1))]
 _Words = Annotated[list[str], WithJsonSchema(array({"type": "string", "minLength": 1}, most=MAX_LIST_LENGTH))]
 # Both names of the limit have their range here: each is checked before the two are compared.
 TokenCount = Annotated[int, Field(ge=1, le=INT32_MAX)]
