@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +63,64 @@ def opened(file: Path) -> Iterator[Any]:
 def read_index(directory: Path) -> list[Entry]:
     """Every tensor of the checkpoint in ``directory``, file by file; reads headers only.
 
+    Where a single file lies beside an index, the single file counts, as in transformers, unless it holds only a part of
+    what the index lists or is broken, and the index's files are whole.
+
     Raises:
         CheckpointError: no safetensors, a corrupt file, or an index that does not fit its files.
     """
-    if (directory / SINGLE).is_file():
-        return _read_header(directory / SINGLE)
-    if not (directory / INDEX).is_file():
+    single, index = directory / SINGLE, directory / INDEX
+    if single.is_file():
+        return _read_either(single, index) if index.is_file() else _read_header(single)
+    if not index.is_file():
         raise _without_safetensors(directory)
-    placed = _weight_map(directory / INDEX)
+    return _read_indexed(index)
+
+
+def _read_either(single: Path, index: Path) -> list[Entry]:
+    alone, indexed = (_attempt(read, path) for read, path in ((_read_header, single), (_read_indexed, index)))
+    if isinstance(indexed, CheckpointError):
+        if isinstance(alone, CheckpointError):
+            raise CheckpointError(f"{_cause(alone)}; and {_cause(indexed)}\nDownload the model again.")
+        return alone
+    if isinstance(alone, CheckpointError):
+        log.warning("%s; the files that %s lists are read instead", _cause(alone), index.name)
+        return indexed
+    lacking = {entry.name for entry in indexed} - {entry.name for entry in alone}
+    if not lacking:
+        return alone
+    named = single, len(lacking), len(indexed), index.name
+    log.warning("%s lacks %d of the %d tensors that %s lists; the files that it lists are read instead", *named)
+    return indexed
+
+
+def _attempt(read: Callable[[Path], list[Entry]], path: Path) -> list[Entry] | CheckpointError:
+    try:
+        return read(path)
+    except CheckpointError as error:
+        return error
+
+
+def _cause(error: CheckpointError) -> str:
+    return str(error).partition("\n")[0]
+
+
+def why_incomplete(directory: Path) -> str | None:
+    """What keeps the files that a directory's index lists from being read, if it has one; for errors alone."""
+    broken = _attempt(_read_indexed, directory / INDEX) if (directory / INDEX).is_file() else []
+    return _cause(broken) if isinstance(broken, CheckpointError) else None
+
+
+def _read_indexed(index: Path) -> list[Entry]:
+    """The tensors that an index lists, each from the file in which it places it."""
+    directory, placed = index.parent, _weight_map(index)
     entries = [entry for file in sorted(set(placed.values())) for entry in _read_header(directory / file)]
     found = {entry.name: entry.file.name for entry in entries}
     for name, file in placed.items():
         if found.get(name) != file:
-            raise CheckpointError(f"{directory / file} has no tensor {name!r}, which {INDEX} places there")
+            raise CheckpointError(
+                f"{directory / file} has no tensor {name!r}, which {INDEX} places there\nDownload both again."
+            )
     return [entry for entry in entries if placed.get(entry.name) == entry.file.name]
 
 

@@ -14,7 +14,7 @@ from paceline.core.errors import CheckpointError
 from paceline.layers.linear import Linear
 from paceline.layers.norm import HeadNorm
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import Entry
+from paceline.models.checkpoint import INDEX, Entry, why_incomplete
 from paceline.models.compressed import Stored
 from paceline.models.destination import Destination, Quantising, Scales, Shape
 from paceline.models.family import Family, Part
@@ -144,7 +144,9 @@ def match(
     missing = [name for name in wanted if name not in placed]
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise CheckpointError(f"{directory}: tensor {missing[0]!r}{more} is missing from the safetensors\n{MISMATCH}")
+        why = why_incomplete(directory)
+        advice = MISMATCH if why is None else f"{INDEX} cannot be used either: {why}; download the model again."
+        raise CheckpointError(f"{directory}: tensor {missing[0]!r}{more} is missing from the safetensors\n{advice}")
     return placed
 
 

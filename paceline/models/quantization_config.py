@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ OURS = "paceline"
 """What the format has no word for: by which scheme Paceline quantises the output matrix when it reads the file."""
 WORDS, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 KINDS = {bits: kind for kind, bits in BITS.items()}
-UNSUPPORTED = (
-    "kv_cache_scheme",
-    "sparsity_config",
-    "transform_config",
-)
-"""What must be absent, null or empty."""
+DENSE = "dense"
+UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
+    "kv_cache_scheme": lambda _value: False,
+    "sparsity_config": lambda value: isinstance(value, dict) and value.get("format") == DENSE,
+    "transform_config": lambda value: isinstance(value, dict) and not value.get("config_groups"),
+}
+"""What must be absent, null, empty or such that it changes no stored tensor: zeros of a dense matrix are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class StoredQuantization:
 
 
 def read_quantization(fields: Fields) -> StoredQuantization | None:
-    """Reads the ``quantization_config`` of config.json; None where there is none.
+    """Reads the ``quantization_config`` of config.json; None where there is none, or only of a
+    model that was pruned and is stored dense.
 
     Raises:
         CheckpointError: a method, format or scheme that is not supported, or a broken config.
@@ -50,10 +52,12 @@ def read_quantization(fields: Fields) -> StoredQuantization | None:
             f"{fields.path}: quantised by {str(method)[:40]!r}, and only {METHOD} can be read\n"
             'Give the unquantised model, and quantization="int8" or "int4" (or `paceline quantize` it once).'
         )
-    for key in UNSUPPORTED:
-        if whole.values.get(key) and whole.values[key] != {"format": "dense"}:
+    for key, changes_nothing in UNSUPPORTED.items():
+        if whole.values.get(key) and not changes_nothing(whole.values[key]):
             raise _refused(whole, key, "is not supported")
     groups = whole.nested("config_groups")
+    if not groups.values and whole.values.get("format", DENSE) == DENSE and "sparsity_config" in whole.values:
+        return None
     if not groups.values:
         raise whole.error("config_groups", "an object that holds a scheme")
     layouts = [_layout(groups.nested(name), whole) for name in groups.values]

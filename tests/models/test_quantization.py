@@ -280,6 +280,9 @@ CONFIGS = {
     "format": ({"format": "marlin-24"}, "format is 'marlin-24'"),
     "cache": ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is not supported"),
     "sparsity": ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is not supported"),
+    "sparsity without a format": ({"sparsity_config": {"global_sparsity": 0.5}}, "sparsity_config is not supported"),
+    "a sparsity that is no object": ({"sparsity_config": "dense"}, "sparsity_config is not supported"),
+    "a cache scheme that says dense": ({"kv_cache_scheme": {"format": "dense"}}, "kv_cache_scheme is not supported"),
     "rotations": ({"transform_config": {"config_groups": {"R1": {}}}}, "transform_config is not supported"),
     "no groups": ({"config_groups": {}}, "config_groups must be an object"),
     "list": ({"config_groups": []}, "config_groups must be an object"),
@@ -310,6 +313,43 @@ def test_configs_that_are_not_supported_are_refused(source, tmp_path, name):
     with pytest.raises(CheckpointError, match=match) as error:
         load_model(tmp_path / "foreign")
     assert "\n" in str(error.value) or "must be" in str(error.value)
+
+
+DENSE = {
+    "format": "dense",
+    "global_sparsity": 0.1,
+    "ignore": [],
+    "registry_requires_subclass": False,
+    "sparsity_structure": "unstructured",
+    "targets": [],
+}
+ASKS_NOTHING = {
+    "dense": {"sparsity_config": {"format": "dense"}},
+    "dense, more fields": {"sparsity_config": DENSE},
+    "dense 2:4": {"sparsity_config": DENSE | {"sparsity_structure": "2:4", "targets": ["Linear"]}},
+    "empty": {"sparsity_config": {}, "transform_config": {}, "kv_cache_scheme": {}},
+    "no rotations": {"transform_config": {"config_groups": {}, "requires_grad": False}},
+}
+
+
+@pytest.mark.parametrize("changes", ASKS_NOTHING.values(), ids=ASKS_NOTHING)
+def test_configs_that_ask_for_nothing_more_change_nothing(source, tmp_path, changes):
+    foreign(source, tmp_path / "foreign", FOREIGN["group 32"])
+    expected = full_logits(load_model(tmp_path / "foreign"), PROMPT)
+    config = json.loads((tmp_path / "foreign" / "config.json").read_text())
+    edit_json(tmp_path / "foreign" / "config.json", quantization_config=config["quantization_config"] | changes)
+    assert torch.equal(full_logits(load_model(tmp_path / "foreign"), PROMPT), expected)
+
+
+@pytest.mark.parametrize("form", [{}, {"format": "dense"}, {"format": "dense", "config_groups": {}}], ids=str)
+def test_a_pruned_model_that_is_stored_dense_is_not_quantised(source, tmp_path, form):
+    shutil.copytree(source, tmp_path / "pruned")
+    method = {"quant_method": "compressed-tensors", "sparsity_config": DENSE}
+    edit_json(tmp_path / "pruned" / "config.json", quantization_config=method | form)
+    expected = full_logits(load_model(source), PROMPT)
+    assert torch.equal(full_logits(load_model(tmp_path / "pruned"), PROMPT), expected)
+    quantised = load_model(tmp_path / "pruned", quantization=Quantization("int8"))
+    assert kinds_of(quantised) == {"int8"}
 
 
 def test_a_config_that_promises_integers_needs_them(source, tmp_path):
