@@ -105,6 +105,17 @@ def _cause(error: CheckpointError) -> str:
     return str(error).partition("\n")[0]
 
 
+def weights_are_there(directory: Path) -> bool:
+    """Whether there is a single file of weights, or every file that an index names; opens none of them."""
+    if (directory / SINGLE).is_file():
+        return True
+    try:
+        placed = _weight_map(directory / INDEX)
+    except CheckpointError:
+        return False
+    return all((directory / file).is_file() for file in set(placed.values()))
+
+
 def why_incomplete(directory: Path) -> str | None:
     """What keeps the files that a directory's index lists from being read, if it has one; for errors alone."""
     broken = _attempt(_read_indexed, directory / INDEX) if (directory / INDEX).is_file() else []

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from paceline.core.errors import CheckpointError
+from paceline.models.checkpoint import INDEX, weights_are_there
 
-# Weights as safetensors, JSON, tokenizers and chat templates: nothing that could run code.
-ALLOWED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 CONFIG_FILES = ["config.json", "generation_config.json"]
+TEXT_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+TEXT_FILES += ["chat_template.jinja", "chat_template.json"]
+WEIGHT_FILES = ["*.safetensors", INDEX]
+# What is read of a model, and nothing that could run code. What is not listed here may be missing from a cache.
+READ_FILES = [*CONFIG_FILES, *TEXT_FILES, *WEIGHT_FILES]
 # Other formats of the same weights lie in folders (onnx/, original/) or, of Mistral, in consolidated files.
 IGNORED = ["*/*", "consolidated*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
-def resolve_model(name_or_path: str | Path, *, only: list[str] = ALLOWED) -> Path:
+def resolve_model(name_or_path: str | Path, *, only: Sequence[str] = READ_FILES, also: Sequence[str] = ()) -> Path:
     """The directory of a model: a local one, or a Hugging Face Hub id, downloaded if it is not in the cache yet.
 
     Args:
         only: patterns of the files that are needed.
+        also: patterns of files that are taken along where the Hub can be reached.
 
     Raises:
         CheckpointError: neither a directory nor a Hub model that can be reached.
@@ -34,7 +41,7 @@ def resolve_model(name_or_path: str | Path, *, only: list[str] = ALLOWED) -> Pat
     if not HUB_ID.fullmatch(str(name_or_path)):
         raise CheckpointError(f"there is no directory {path}\nGive a model directory or a Hub id such as owner/name.")
     try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=only, ignore_patterns=IGNORED))
+        return _snapshot(str(name_or_path), only, also)
     except Exception as error:  # the hub client raises a dozen types, its HTTP library's among them
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
@@ -42,3 +49,23 @@ def resolve_model(name_or_path: str | Path, *, only: list[str] = ALLOWED) -> Pat
             "Give a local model directory; or check the name, the network, HF_HUB_OFFLINE, and for a gated model"
             " `hf auth login`."
         ) from error
+
+
+def _snapshot(name: str, only: Sequence[str], also: Sequence[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*only, *also], ignore_patterns=IGNORED))
+    except LocalEntryNotFoundError:
+        cached = _cached(name, only)
+        if cached is None:
+            raise
+        return cached
+
+
+def _cached(name: str, only: Sequence[str]) -> Path | None:
+    """The snapshot in the cache, if it has what is needed: of the weights, those that an index names."""
+    exact = [pattern for pattern in only if pattern not in WEIGHT_FILES]
+    try:
+        found = Path(snapshot_download(name, allow_patterns=exact, ignore_patterns=IGNORED, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return found if len(exact) == len(only) or weights_are_there(found) else None

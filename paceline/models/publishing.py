@@ -18,7 +18,7 @@ from paceline.models.checkpoint import INDEX, SINGLE, Entry, opened
 from paceline.models.compressed import Layout, Stored
 from paceline.models.config import read_json
 from paceline.models.family import Family
-from paceline.models.hub import ALLOWED, resolve_model
+from paceline.models.hub import resolve_model
 from paceline.models.loader import is_quantised, outline_config, read_checkpoint
 from paceline.models.placing import Place, destinations, match, places
 from paceline.models.planning import plan_matrices
@@ -26,6 +26,8 @@ from paceline.models.progress import load_progress
 from paceline.models.quantization import HEAD, Quantization, schemes
 from paceline.models.quantization_config import KEY, write_quantization
 
+TAKEN_ALONG = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""What belongs to a model beside its weights; some of it only other programs read."""
 SHARD_BYTES = 4 * 2**30
 TRANSFORMERS_HEAD = "lm_head"
 """What Transformers 5 calls every output matrix, whatever its files do."""
@@ -60,7 +62,7 @@ def quantise_checkpoint(
         ConfigError: ``out`` holds something already, or the model cannot be quantised so.
         CheckpointError: as ``load_model``.
     """
-    source = resolve_model(model)
+    source = resolve_model(model, also=TAKEN_ALONG)
     _check_place(source, out, overwrite)
     if is_quantised(source):
         raise ConfigError(f"{source} is quantised already\nGive the unquantised model.")
@@ -175,9 +177,9 @@ def _name_shards(shards: Sequence[Sequence[str]], out: Path, total: int) -> None
 
 def _copy_files(source: Path, out: Path) -> None:
     """Everything of a model that is no weights: the tokenizer's files, the generation config."""
-    for pattern in ALLOWED:
+    for pattern in TAKEN_ALONG:
         for file in source.glob(pattern):
-            if file.suffix != ".safetensors" and file.name not in ("config.json", INDEX) and file.is_file():
+            if file.name not in ("config.json", INDEX) and file.is_file():
                 shutil.copyfile(file, out / file.name)
 
 
