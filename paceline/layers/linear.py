@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from paceline.kernels.native.packing import PackedLinear, quantised_kinds, unpack
 from paceline.kernels.reference import quantised as rounded
-from paceline.layers.placement import Placement
+from paceline.layers.placement import Placement, check_range
 
 
 class Linear(nn.Module):
@@ -94,9 +94,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(outline, requires_grad=False)
 
     def dequantise(self, device: torch.device) -> None:
-        """Gives ``weight`` what the quantised weights stand for, so that torch can compute with them."""
+        """Gives ``weight`` what the quantised weights stand for, so that torch can compute with them.
+
+        Raises:
+            ValueError: numbers beyond what the type of ``weight`` reaches.
+        """
         assert self.packed is not None
-        weight = unpack(self.packed).to(device, self.weight.dtype)
+        wide = unpack(self.packed)
+        weight = wide.to(device, self.weight.dtype)
+        check_range(wide, weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

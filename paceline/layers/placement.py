@@ -1,4 +1,4 @@
-"""Knows in which dtype and on which device a model's parameters are allocated."""
+"""Knows in which dtype and on which device a model's parameters are allocated, and whether a dtype holds them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,22 @@ class Placement:
     def matrix(self, *shape: int) -> nn.Parameter:
         """A linear's matrix, likewise."""
         return Placement(self.dtype, self.matrices or self.device).parameter(*shape)
+
+
+def check_range(source: torch.Tensor, held: torch.Tensor) -> None:
+    """Whether ``held``, a conversion of ``source``, which may have been repeated, kept what is finite finite.
+
+    Raises:
+        ValueError: a number is beyond what the type of ``held`` reaches; says which types reach it.
+    """
+    if torch.finfo(source.dtype).max <= torch.finfo(held.dtype).max or not held.isinf().any():
+        return
+    size = source.abs().to(held.device).expand_as(held)
+    lost = size[held.isinf() & size.isfinite()]
+    if lost.numel():
+        most, limits = lost.max().item(), {dtype: torch.finfo(dtype).max for dtype in FLOATS}
+        able = [str(dtype).removeprefix("torch.") for dtype, limit in limits.items() if limit >= most]
+        raise ValueError(
+            f"a number of size {most:.5g} is beyond {str(held.dtype).removeprefix('torch.')}, which ends at "
+            f"{limits[held.dtype]:.5g}\nSet dtype to {' or '.join(able)}."
+        )

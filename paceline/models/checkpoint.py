@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paceline.core.errors import CheckpointError
+from paceline.core.files import is_fetched
 from paceline.models.config import read_json
 
 SINGLE = "model.safetensors"
@@ -47,8 +48,9 @@ def opened(file: Path) -> Iterator[Any]:
     """Maps one safetensors file.
 
     Raises:
-        CheckpointError: the file is missing, truncated or corrupt; also while tensors are read from it.
+        CheckpointError: the file is missing, not fetched, truncated or corrupt; also while tensors are read from it.
     """
+    is_fetched(file)
     try:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             yield tensors
@@ -157,6 +159,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _without_safetensors(directory: Path) -> CheckpointError:
+    for name in (SINGLE, INDEX):
+        is_fetched(directory / name)
     pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLES)
     if pickles:
         return CheckpointError(

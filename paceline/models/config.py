@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from paceline.core.errors import CheckpointError
+from paceline.core.files import is_fetched
 from paceline.layers.mlp import activations
 
 MAX_SIZE = 2**26
@@ -47,8 +48,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: the file is missing, or is not a JSON object.
+        CheckpointError: the file is missing, was not fetched, or is not a JSON object.
     """
+    is_fetched(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from paceline.layers.placement import check_range
 from paceline.models.checkpoint import FLOATS
 from paceline.models.compressed import Layout, Stored
 from paceline.models.family import Part
@@ -49,7 +50,7 @@ class Destination:
         """Copies the checkpoint's tensor.
 
         Raises:
-            ValueError: numbers that cannot be.
+            ValueError: numbers that cannot be, or that the model's dtype cannot hold.
         """
         if self.part.transposed:
             source = source.t()
@@ -58,6 +59,8 @@ class Destination:
         self.tensor.copy_(source)  # repeats a single row
         if self.part.plus:
             self.tensor.add_(self.part.plus)
+        if source.is_floating_point():
+            check_range(source, self.tensor)
 
 
 @dataclass(frozen=True, slots=True)

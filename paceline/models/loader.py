@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.files import is_fetched
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
 from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
@@ -39,7 +40,7 @@ def load_config(path: str | Path) -> ModelConfig:
     fields = _read_fields(directory / "config.json")
     family = _family(fields)
     generation = directory / "generation_config.json"
-    config = family.read_config(fields, Fields(generation, read_json(generation)) if generation.is_file() else None)
+    config = family.read_config(fields, Fields(generation, read_json(generation)) if is_fetched(generation) else None)
     if not isinstance(config, ModelConfig):
         raise TypeError(f"family {fields.values['model_type']!r} must read a ModelConfig")
     return config

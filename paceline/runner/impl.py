@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.errors import ConfigError
+from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.registry import Registry
 from paceline.layers.linear import Linear
 from paceline.models import CausalLM
@@ -110,9 +110,12 @@ def _no_growth(choice: Choice, model: CausalLM) -> int:  # noqa: ARG001
 
 def _unpack(choice: Choice, model: CausalLM) -> None:  # noqa: ARG001
     """Torch reads weights as they are loaded, and what quantised ones stand for."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, Linear) and module.quantised:
-            module.dequantise(model.device)
+            try:
+                module.dequantise(model.device)
+            except ValueError as error:
+                raise CheckpointError(f"the quantised weights of {name}: {error}") from None
 
 
 model_impls.add("native")(ModelImpl(_native, _native_obstacle, _pack, _packed_growth, keeps_half=True))

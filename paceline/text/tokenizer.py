@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.errors import InvalidRequestError, shown
+from paceline.core.files import is_fetched
 from paceline.text.chat_template import ChatTemplate
 from paceline.text.plain_text import PlainText, encode_text
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -48,7 +49,7 @@ class Tokenizer:
     @classmethod
     def try_load(cls, directory: str | Path) -> Tokenizer | None:
         """Like ``load``, but None where there is no tokenizer.json: such a model takes and gives token ids only."""
-        return cls.load(directory) if (Path(directory) / "tokenizer.json").is_file() else None
+        return cls.load(directory) if is_fetched(Path(directory) / "tokenizer.json") else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of ``text``; special tokens spelled in it are read as such.

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from paceline.core.errors import CheckpointError
+from paceline.core.files import is_fetched
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Keys that make other loaders import code.
@@ -36,7 +37,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
         CheckpointError: a missing or corrupt file, or one that asks for code to be run, by name.
     """
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not is_fetched(path):
         raise CheckpointError(f"{directory.name}: there is no tokenizer.json\nConvert the tokenizer with transformers.")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -63,7 +64,7 @@ def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_fetched(path):
         return {}
     try:
         value = json.loads(_read_text(path))
@@ -121,7 +122,7 @@ def _mark_special(backend: tokenizers.Tokenizer, config: Mapping[str, Any], name
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
-    if path.is_file():
+    if is_fetched(path):
         return _read_text(path)
     found: object = config.get("chat_template") or _read_json(directory / "chat_template.json").get("chat_template")
     if found is None or isinstance(found, str):

@@ -1,0 +1,38 @@
+"""Knows whether a file of a model is really there, and not what a download left in its place; nothing of its format."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from paceline.core.errors import CheckpointError
+
+POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+"""How what Git LFS leaves begins: three lines with the version, the hash and the size of what was not fetched."""
+POINTER_BYTES = 1024
+"""A pointer is shorter, says its specification."""
+
+
+def is_fetched(path: Path) -> bool:
+    """Whether there is such a regular file.
+
+    Raises:
+        CheckpointError: only what stands for it is there: a Git LFS pointer, or a link to nothing.
+    """
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path} is a link to {path.readlink()}, which is missing\nDownload the model again.")
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(POINTER_BYTES)
+    except OSError:
+        return True  # whoever reads it says why it cannot be read
+    if head.startswith(POINTERS):
+        size = re.search(rb"^size (\d{1,18})\s*$", head, re.MULTILINE)
+        of = f" of {int(size[1])} bytes" if size else ""
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer to a file{of}, which was not fetched\n"
+            f"Run `git lfs pull` in {path.parent}, or download the model again."
+        )
+    return True
