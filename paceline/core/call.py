@@ -28,6 +28,9 @@ class CallOptions:
     """Prefixes are shared only between calls with the same salt."""
     pooling: str | None = None
     """How the prompt's hidden states become one embedding ("mean", "last"); None generates text."""
+    bad_words_token_ids: tuple[tuple[int, ...], ...] | None = None
+    """What ``params.bad_words`` are in tokens, if whoever adds the call has made them already; None leaves it to the
+    engine."""
 
 
 def checked_tokens(prompt: Any, vocab_size: int) -> list[int]:

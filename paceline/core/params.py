@@ -15,6 +15,9 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LIST_LENGTH = 4096
+MAX_BAD_WORD_LENGTH = 1024
+MAX_BAD_WORDS_LENGTH = 65_536
+"""Characters of all bad words of a call together: as many are tokenised in a tenth of a second."""
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -50,6 +53,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | bytes | None = None
     """However many; held as a ``TokenSet``, a bit per token, whose ``bits`` may be passed as well."""
     bad_words: Sequence[str] = ()
+    """At most 4,096 of at most 1,024 characters each, and of 65,536 characters together."""
     seed: int | None = None
     """The same seed gives the same text. None draws one from the engine's seed."""
     max_tokens: int | None = 16
@@ -178,16 +182,28 @@ def _check_lists(p: SamplingParams) -> None:
             raise out_of_range("stop", shown, f"strings of 1 to {MAX_STOP_LENGTH} characters")
     if p.stop and not p.detokenize:
         raise InvalidRequestError("stop strings need detokenize=True, got detokenize=False", param="stop")
-    for text in p.bad_words:
-        if not isinstance(text, str) or not text:
-            raise out_of_range("bad_words", text, "non-empty strings")
-    for name in ("stop_token_ids", "bad_words"):
-        values = getattr(p, name)
-        if len(values) > MAX_LIST_LENGTH:
-            raise out_of_range(name, f"{len(values)} entries", f"at most {MAX_LIST_LENGTH} entries")
+    _check_bad_words(p.bad_words)
+    if len(p.stop_token_ids) > MAX_LIST_LENGTH:
+        allowed = f"at most {MAX_LIST_LENGTH} entries"
+        raise out_of_range("stop_token_ids", f"{len(p.stop_token_ids)} entries", allowed)
     _set(p, "stop_token_ids", tuple(_integer("stop_token_ids", token, 0, INT32_MAX) for token in p.stop_token_ids))
     if p.allowed_token_ids is not None and not p.allowed_token_ids:
         raise InvalidRequestError("allowed_token_ids must not be empty, got []", param="allowed_token_ids")
+
+
+def _check_bad_words(words: Sequence[Any]) -> None:
+    if len(words) > MAX_LIST_LENGTH:
+        raise out_of_range("bad_words", f"{len(words)} entries", f"at most {MAX_LIST_LENGTH} entries")
+    for text in words:
+        if not isinstance(text, str) or not text:
+            raise out_of_range("bad_words", text, "non-empty strings")
+        if len(text) > MAX_BAD_WORD_LENGTH:
+            allowed = f"strings of 1 to {MAX_BAD_WORD_LENGTH} characters"
+            raise out_of_range("bad_words", f"{len(text)} characters", allowed)
+    total = sum(map(len, words))
+    if total > MAX_BAD_WORDS_LENGTH:
+        allowed = f"at most {MAX_BAD_WORDS_LENGTH} characters together"
+        raise out_of_range("bad_words", f"{total} characters", allowed)
 
 
 def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:

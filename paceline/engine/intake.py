@@ -84,14 +84,15 @@ class Intake:
             speculate=options.speculate and pooled is None,
             pooled=pooled,
         )
+        if self.tokenizer is not None:
+            spelled = options.bad_words_token_ids
+            group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words) if spelled is None else spelled
         self._complete(group, number, admission.max_new_tokens)
         return group
 
     def _complete(self, group: Group, number: int, limit: int) -> None:
         """Adds the members, of at most ``limit`` new tokens each, and what hangs on them; ``number`` is the call's."""
         params = group.params
-        if self.tokenizer is not None:
-            group.bad_words_token_ids = bad_word_ids(self.tokenizer, params.bad_words)
         group.prompt_logprobs = None if params.prompt_logprobs is None else [None] * len(group.prompt_token_ids)
         seed = params.seed if params.seed is not None else self._draw_seed(number)
         group.members = [self._member(group, index, seed, limit) for index in range(params.num_samples)]

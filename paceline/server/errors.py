@@ -46,7 +46,7 @@ class ApiError(PacelineError):
         self.status, self.param, self.code, self.headers = status, param, code, headers
 
 
-def as_api_error(error: Exception, request_id: str = "") -> ApiError:
+def as_api_error(error: BaseException, request_id: str = "") -> ApiError:
     """What a client is told of ``error``; of an unexpected one nothing but that it happened.
 
     The log gets where that was, under the request's id.
@@ -88,7 +88,7 @@ def _of_validation(error: ValidationError) -> ApiError:
     return ApiError(400, message.removeprefix("Value error, "), param=str(first["loc"][0]) if first["loc"] else None)
 
 
-def response_to(error: Exception, request_id: str = "") -> Response:
+def response_to(error: BaseException, request_id: str = "") -> Response:
     described = as_api_error(error, request_id)
     return JSONResponse(payload(described), described.status, headers=described.headers)
 

@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from paceline.core.panics import is_panic
+
 Item = TypeVar("Item")
-Arrivals = asyncio.Queue[tuple[int, Item | Exception | None]]
+Arrivals = asyncio.Queue[tuple[int, Item | BaseException | None]]
 
 
 async def merge(streams: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[tuple[int, Item]]:
@@ -23,7 +25,7 @@ async def merge(streams: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[tuple
     try:
         while num_open:
             number, item = await arrivals.get()
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             if item is None:
                 num_open -= 1
@@ -43,7 +45,9 @@ async def _forward(number: int, stream: AsyncGenerator[Item], arrivals: Arrivals
         async with aclosing(stream):
             async for item in stream:
                 await arrivals.put((number, item))
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         await arrivals.put((number, error))
     else:
         await arrivals.put((number, None))

@@ -11,6 +11,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from paceline.core.panics import is_panic
 from paceline.server.admission import Admission, Visit
 from paceline.server.errors import ApiError, response_to
 
@@ -57,7 +58,9 @@ class Reception:
             error = _framing_error(scope, self.admission.limits.max_header_bytes)
             app = self.app if error is None else response_to(error)
             await app(scope, receive, send_marked)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             response = response_to(error, visit.id)
             # Half an answer cannot be mended; the server closes the connection, and the client sees that.
             if not status:

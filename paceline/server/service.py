@@ -26,7 +26,7 @@ from paceline.server.merging import begin, merge
 from paceline.server.metrics import Metrics
 from paceline.server.reception import visit_of
 from paceline.server.schemas.base import Body as AnyBody
-from paceline.text import Tokenizer
+from paceline.text import Tokenizer, bad_word_ids
 
 Kind = TypeVar("Kind", bound=AnyBody)
 Figures = TypeVar("Figures")
@@ -63,7 +63,7 @@ class Service:
         if isinstance(prompt, str):
             tokenizer = self.tokenizer(param, "its prompts are token ids")
             self.check_length(len(prompt), param)
-            prompt = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            prompt = tokenizer.encode(prompt, add_special_tokens=add_special_tokens, param=param)
         bad = next((token for token in prompt if not 0 <= token < self.engine.vocab_size), None)
         if bad is not None:
             raise out_of_range(param, bad, f"token ids in [0, {self.engine.vocab_size - 1}]")
@@ -115,6 +115,9 @@ class Service:
         room = overflow.room(max(map(len, prompts)), self.engine.max_model_len)
         params = body.params(min(self.limits.default_max_tokens, room))
         options = body.options(visit.client)
+        if params.bad_words and self.engine.tokenizer is not None:
+            # Here, where it holds up nobody else: the engine takes calls one by one, and this thread is the call's own.
+            options = replace(options, bad_words_token_ids=bad_word_ids(self.engine.tokenizer, params.bad_words))
         if options.pooling is None:
             self._check_answers(len(prompts), params.num_samples)
         # The engine would refuse it too, but a prompt on its way there holds up the event loop, and this thread nobody.

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from paceline.core.panics import is_panic
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.errors import as_api_error, payload
 from paceline.server.reception import visit_of
@@ -59,7 +60,9 @@ class EventStream(Response):
                 await self._write(send, {"type": "http.response.body", "body": chunk, "more_body": True})
         except ClientDisconnect:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             await self._source.aclose()  # no work goes on while its client hears of the end
             last = event(payload(as_api_error(error, request_id)))
             await self._write(send, {"type": "http.response.body", "body": last, "more_body": True})

@@ -17,7 +17,7 @@ def bad_word_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int,
     White space is a word of its own: its tokens at the start of a text and within one.
 
     Raises:
-        InvalidRequestError: a word that is not valid Unicode or has no tokens.
+        InvalidRequestError: a word that is not valid Unicode, has no tokens, or is one that the tokenizer fails on.
     """
     found: dict[tuple[int, ...], None] = {}
     for word in words:
@@ -35,7 +35,7 @@ def bad_word_ids(tokenizer: Tokenizer, words: Iterable[str]) -> tuple[tuple[int,
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(tokenizer.encode(text, add_special_tokens=False, param="bad_words"))
 
 
 def _within_text(tokenizer: Tokenizer, space: str) -> tuple[int, ...]:

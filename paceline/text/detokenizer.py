@@ -7,11 +7,18 @@ per token does not depend on how many went before.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from paceline.core.params import SamplingParams
 from paceline.text.stop import StopMatcher
 from paceline.text.stream_decoder import StreamDecoder
 from paceline.text.tokenizer import Tokenizer
+
+
+@lru_cache(4)
+def _ends(end_token_ids: frozenset[int], stop_token_ids: tuple[int, ...]) -> frozenset[int]:
+    """Kept for the other answers of a call, of which there may be a thousand with thousands of stop tokens each."""
+    return end_token_ids | frozenset(stop_token_ids)
 
 
 class Detokenizer:
@@ -35,7 +42,7 @@ class Detokenizer:
         self.stop_string: str | None = None
         """The stop string that ended the answer."""
         self._params = params
-        self._ends = frozenset(end_token_ids) | frozenset(params.stop_token_ids)
+        self._ends = _ends(frozenset(end_token_ids), tuple(params.stop_token_ids))
         self._decoder = StreamDecoder(
             tokenizer, skip_special_tokens=params.skip_special_tokens, prompt_token_ids=prompt_token_ids
         )

@@ -20,18 +20,29 @@ from functools import cached_property
 
 import tokenizers
 
+from paceline.text.failures import failing
+
 LONG = 4096
 """Characters that are tokenised within about a millisecond."""
 
 
-def encode_text(backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Tokens of ``text``. Other threads of the process go on while a long one is encoded."""
+def encode_text(
+    backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool, param: str = "prompt"
+) -> list[int]:
+    """Tokens of ``text``. Other threads of the process go on while a long one is encoded.
+
+    Raises:
+        InvalidRequestError: (``param``) the tokenizer cannot encode this text.
+    """
     # ``encode`` keeps the interpreter's lock, for seconds per megabyte; ``encode_batch`` gives it back, but may start
     # threads, which a short text is not worth.
-    if len(text) <= LONG:
-        encoding = backend.encode(text, add_special_tokens=add_special_tokens)
-    else:
-        (encoding,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+    try:
+        if len(text) <= LONG:
+            encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            (encoding,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+    except BaseException as error:
+        raise failing(error, "encode this text", param) from None
     ids: list[int] = encoding.ids
     return ids
 
@@ -103,10 +114,11 @@ class PlainText:
     def encode(self, rendered: str, mark: str) -> list[int]:
         """Tokens of a rendered prompt; no special tokens are added."""
         if mark not in rendered:
-            return encode_text(self._backend, rendered, add_special_tokens=False)
+            return encode_text(self._backend, rendered, add_special_tokens=False, param="messages")
         backend, names, ids = self._renamed
         secret = self._spelled.sub(lambda found: names[found[0]], rendered).replace(mark, "")
-        return [ids.get(token, token) for token in encode_text(backend, secret, add_special_tokens=False)]
+        encoded = encode_text(backend, secret, add_special_tokens=False, param="messages")
+        return [ids.get(token, token) for token in encoded]
 
     @cached_property
     def _renamed(self) -> tuple[tokenizers.Tokenizer, dict[str, str], dict[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +15,12 @@ class StopMatch:
     end: int
 
 
+@lru_cache(64)
 def _borders(text: str) -> list[int]:
-    """Entry i: length of the longest proper prefix of ``text[:i]`` that is also its suffix (Knuth-Morris-Pratt)."""
+    """Entry i: length of the longest proper prefix of ``text[:i]`` that is also its suffix (Knuth-Morris-Pratt).
+
+    Kept for the other answers of a call, of which there may be a thousand; nobody changes it.
+    """
     borders = [-1, *([0] * len(text))]
     border = -1
     for end, character in enumerate(text, 1):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Collection, Sequence
 
+from paceline.text.failures import failing
 from paceline.text.tokenizer import Tokenizer
 
 BROKEN = "\ufffd"
@@ -71,7 +72,7 @@ class StreamDecoder:
         broken = "" if self._in_bytes else self.pending
         piece = self._utf8.decode(bytes([self._byte_tokens[token]]))
         self.pending = BROKEN if self._utf8.getstate()[0] else ""
-        if not self._window and not self._in_bytes and not self._backend.decode([token]):
+        if not self._window and not self._in_bytes and not self._decoded([token]):
             piece = ""  # A space at the beginning of the text, which the decoder drops.
         self._in_bytes = True
         return broken + piece
@@ -102,6 +103,13 @@ class StreamDecoder:
         return tail[::-1]
 
     def _decode(self) -> str:
-        # Skipped tokens never enter the window.
-        text: str = self._backend.decode(self._window, skip_special_tokens=False)
+        return self._decoded(self._window)
+
+    def _decoded(self, tokens: list[int]) -> str:
+        """Raises InvalidRequestError where the library fails, whose own errors are not all exceptions."""
+        try:
+            # Skipped tokens never enter the window.
+            text: str = self._backend.decode(tokens, skip_special_tokens=False)
+        except BaseException as error:
+            raise failing(error, "decode these tokens", "prompt") from None
         return text

@@ -9,6 +9,7 @@ from typing import Any
 from paceline.core.errors import InvalidRequestError, shown
 from paceline.core.files import is_fetched
 from paceline.text.chat_template import ChatTemplate
+from paceline.text.failures import failing
 from paceline.text.plain_text import PlainText, encode_text
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
 
@@ -51,25 +52,28 @@ class Tokenizer:
         """Like ``load``, but None where there is no tokenizer.json: such a model takes and gives token ids only."""
         return cls.load(directory) if is_fetched(Path(directory) / "tokenizer.json") else None
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, param: str = "prompt") -> list[int]:
         """Tokens of ``text``; special tokens spelled in it are read as such.
 
         Raises:
-            InvalidRequestError: the text is not a string, or holds a lone surrogate.
+            InvalidRequestError: (``param``) the text is not a string, holds a lone surrogate, or is one that this
+                tokenizer fails on.
         """
-        check_text(text, "prompt")
-        return encode_text(self.backend, text, add_special_tokens=add_special_tokens)
+        check_text(text, param)
+        return encode_text(self.backend, text, add_special_tokens=add_special_tokens, param=param)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; ids that the vocabulary lacks give nothing.
 
         Raises:
-            InvalidRequestError: an id is negative or too large.
+            InvalidRequestError: an id is negative or too large, or the tokenizer fails on these.
         """
         try:
             text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError):
             raise InvalidRequestError("token ids must be integers in [0, 2**32 - 1]", param="prompt") from None
+        except BaseException as error:
+            raise failing(error, "decode these tokens", "tokens") from None
         return text
 
     def apply_chat_template(self, messages: Iterable[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:

@@ -221,7 +221,7 @@ def test_a_killed_child_is_told_at_once_and_replaced(stage, client):
     assert joined(run(collect(begin(client, params=greedy()))))[1]
 
 
-@pytest.mark.parametrize("fault", ["SEGFAULT", "RAISE"])
+@pytest.mark.parametrize("fault", ["SEGFAULT", "RAISE", "PANIC"])
 def test_a_child_that_ends_in_a_step_is_replaced(fault, client, caplog):
     """RAISE is an engine that stopped: its process is of no use any more."""
     restarts = client.restarts
@@ -236,8 +236,40 @@ def test_a_child_that_ends_in_a_step_is_replaced(fault, client, caplog):
 
     run(main())
     wait_for(lambda: client.restarts == restarts + 1)
-    expected = {"SEGFAULT": "SIGSEGV", "RAISE": "exit code 1"}[fault]
-    assert expected in caplog.text
+    assert ("SIGSEGV" if fault == "SEGFAULT" else "exit code 1") in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["PANIC_ON_ORDERS", "PANIC_ON_BEATS", "RAISE_ELSEWHERE"])
+def test_a_child_that_loses_any_of_its_threads_is_replaced(fault, client, caplog):
+    """Else it would look alive, and every later call would wait for ever."""
+    restarts = client.restarts
+
+    async def main() -> None:
+        mate = asyncio.create_task(collect(begin(client, faults.SLOW, name="mate")))
+        await reached(client, "num_requests_running", 1)
+        for call in (collect(begin(client, getattr(faults, fault))), mate):
+            with pytest.raises(EngineDeadError):
+                await call
+
+    run(main())
+    wait_for(lambda: client.restarts == restarts + 1)
+    assert "exit code 1" in caplog.text
+    assert joined(run(collect(begin(client, params=greedy()))))[1]
+
+
+def test_bad_words_come_to_the_child_as_tokens(client, checkpoints):
+    """Its one thread takes everybody's calls and reads no text."""
+    params = seeded(5, max_tokens=12)
+    plain = joined(run(collect(begin(client, params=params))))
+    banned = seeded(5, max_tokens=12, bad_words=[client.tokenizer.decode([token]) for token in plain[1][:2]])
+    (expected,) = make(checkpoints.llama).generate([PROMPT], banned)
+    assert joined(run(collect(begin(client, params=banned)))) == (
+        expected.outputs[0].text,
+        expected.outputs[0].token_ids,
+    )
+    assert expected.outputs[0].token_ids != plain[1]
+    nothing = CallOptions(bad_words_token_ids=())  # what the child goes by, then
+    assert joined(run(collect(client.generate(PROMPT, banned, request_id="mine", options=nothing)))) == plain
 
 
 def test_a_stuck_step_is_a_stall_and_in_the_end_the_childs_death(client, monkeypatch):

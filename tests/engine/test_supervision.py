@@ -302,7 +302,9 @@ def test_every_field_crosses_the_link():
         "prompt_logprobs": 1,
     }
     params = SamplingParams(**changed)
-    options = CallOptions(speculate=False, priority=-3, client="me", cache_salt="salt")
+    options = CallOptions(
+        speculate=False, priority=-3, client="me", cache_salt="salt", bad_words_token_ids=((1, 2), (3,))
+    )
     call = messages.Generate(7, "mine", [1, 2, 3], params, options)
     (content,) = (messages.encode(call)[4:],)
     decoded = messages.decode_order(content)
@@ -313,6 +315,20 @@ def test_every_field_crosses_the_link():
     delta = CompletionDelta(1, "text", [4], [entry], [True], "stop", "ä", "why")
     told = messages.Updated(7, StreamUpdate("mine", [delta], RequestMetrics(1, 2, 3.0, 0.1, None, 4, 5)))
     assert messages.decode_report(messages.encode(told)[4:]) == told
+
+
+def test_what_the_prompts_of_a_call_have_in_common_is_read_once():
+    """Else a small body with hundreds of prompts and long lists holds up whoever's call comes next for seconds."""
+    params, options = SamplingParams(stop_token_ids=range(4096)), CallOptions(client="me")
+    encoder = messages.CallEncoder()
+    calls = [messages.Generate(number, f"r{number}", [number], params, options) for number in range(3)]
+    frames = [encoder.encode(call) for call in calls]
+    assert frames == [messages.encode(call) for call in calls]
+    decoded = [messages.decode_order(frame[4:]) for frame in frames]
+    assert decoded == calls
+    assert all(call.params is decoded[0].params and call.options is decoded[0].options for call in decoded)
+    other = messages.Generate(9, "r9", [9], SamplingParams(stop_token_ids=[1]), options)
+    assert messages.decode_order(encoder.encode(other)[4:]) == other
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x80", b"\x91\xa6Beat", b"\x92\xa4Beat\xa1x", b"\x91\xa7Updated"])

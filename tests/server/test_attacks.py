@@ -142,6 +142,8 @@ BODIES = {
     "image": b'{"model": "target", "messages": [{"role": "user", "content": '
     b'[{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]}',
     "a prompt over the context": message("hello " * 5000),
+    "endless bad word": field(f'"bad_words": ["{"x" * 1_000_000}"]'),
+    "many long bad words": field(f'"bad_words": {json.dumps(["y" * 450] * 4000)}'),
     "endless stop": field(f'"stop": "{"x" * 1_000_000}"'),
     "a million biases": field('"logit_bias": {' + ",".join(f'"{token}": 1' for token in range(100_000)) + "}"),
     "too many answers": field('"n": 1000000'),

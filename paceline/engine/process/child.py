@@ -93,10 +93,12 @@ class Child:
 
 def end(code: int) -> NoReturn:
     """Ends the process at once, whatever other threads do."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    os._exit(code)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:  # also where they lead to a device that is full
+        os._exit(code)
 
 
 def _load(link: Link, start: Start) -> LLM:
@@ -107,14 +109,32 @@ def _load(link: Link, start: Start) -> LLM:
         end(NOT_LOADED)
 
 
-def _in_thread(work: Callable[[], object]) -> None:
-    threading.Thread(target=work, daemon=True).start()
+def _in_thread(name: str, work: Callable[[], object]) -> None:
+    threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _end_with(died: threading.ExceptHookArgs) -> NoReturn:
+    """Without one of its threads this process would look alive and answer nobody: its parent starts another."""
+    try:
+        name = died.thread.name if died.thread is not None else "a thread"
+        log.error("%s ended", name, exc_info=died.exc_value)
+    finally:
+        end(STOPPED)
 
 
 def main(descriptor: int) -> NoReturn:
     """Runs until the parent hangs up; ``descriptor`` is this end of the link."""
     faulthandler.enable()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    threading.excepthook = _end_with
+    try:
+        _run(descriptor)
+    except BaseException:  # an interpreter that ends in good order waits for others, and may do so for ever
+        log.exception("the engine's process ended")
+        end(STOPPED)
+
+
+def _run(descriptor: int) -> NoReturn:
     outbox = Outbox()
     link = outbox.link = Link(socket.socket(fileno=descriptor), drained=outbox.flush)
     try:
@@ -127,8 +147,8 @@ def main(descriptor: int) -> NoReturn:
     warm_up(llm)
     loop = EngineLoop(llm, after_step=outbox.flush)
     child = Child(link, loop, outbox)
-    _in_thread(child.obey)
-    _in_thread(lambda: child.beat(first.beat_seconds))
+    _in_thread("paceline-orders", child.obey)
+    _in_thread("paceline-beats", lambda: child.beat(first.beat_seconds))
     link.send(encode(Loaded(llm.facts)))
     loop.run()
     end(STOPPED)

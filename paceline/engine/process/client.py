@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitedTooLongError
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from paceline.engine.process.link import FrameTooLargeError
 from paceline.engine.process.messages import (
     Abort,
     AskStats,
+    CallEncoder,
     Generate,
-    Message,
     Refused,
     Report,
     Start,
@@ -32,7 +33,7 @@ from paceline.engine.process.messages import (
 from paceline.engine.process.restarts import RestartPolicy
 from paceline.engine.process.supervisor import Supervisor
 from paceline.engine.updates import UpdateStream
-from paceline.text import Tokenizer
+from paceline.text import Tokenizer, bad_word_ids
 
 STALL_SECONDS = 60.0
 STATS_SECONDS = 5.0
@@ -67,7 +68,7 @@ class EngineProcess:
         soonest = stall_seconds if kill_seconds is None else min(stall_seconds, kill_seconds)
         beat_seconds = min(BEAT_SECONDS, soonest / 4)
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
+        self._numbers, self._encoder = itertools.count(), CallEncoder()
         self._streams: dict[int, UpdateStream] = {}
         self._running: set[str] = set()
         self._asked: dict[int, Future[dict[str, Any]]] = {}
@@ -132,7 +133,11 @@ class EngineProcess:
     ) -> AsyncGenerator[StreamUpdate]:
         updates = UpdateStream()
         number = next(self._numbers)
-        frame = _frame_of(Generate(number, request_id, tokens, params, options))
+        if params.bad_words and self.tokenizer is not None and options.bad_words_token_ids is None:
+            # The child, whose one thread takes everybody's calls, has no text to read.
+            spelled = await asyncio.to_thread(bad_word_ids, self.tokenizer, params.bad_words)
+            options = replace(options, bad_words_token_ids=spelled)
+        frame = self._frame_of(Generate(number, request_id, tokens, params, options))
         with self._lock:
             if request_id in self._running:
                 raise InvalidRequestError(f"request_id must be unique, {request_id!r} is running", param="request_id")
@@ -152,6 +157,16 @@ class EngineProcess:
                 self._running.remove(request_id)
                 if not over:  # under the lock, so that the id's next call comes behind it
                     self.abort(request_id)
+
+    def _frame_of(self, call: Generate) -> bytes:
+        try:
+            return self._encoder.encode(call)
+        except FrameTooLargeError as error:
+            raise InvalidRequestError(f"the call is too long: {error}", param="prompt") from None
+        except (TypeError, OverflowError) as error:
+            raise InvalidRequestError(f"the call has a value that cannot be sent: {error}") from None
+        except UnicodeEncodeError:
+            raise InvalidRequestError("stop and bad_words must be valid Unicode text", param="stop") from None
 
     def abort(self, request_id: str) -> None:
         """Ends a call, if it still runs, and gives back its pages before the next step."""
@@ -218,17 +233,6 @@ def _start(model: str | Path | None, speculative: Any, options: dict[str, Any], 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def _frame_of(call: Message) -> bytes:
-    try:
-        return encode(call)
-    except FrameTooLargeError as error:
-        raise InvalidRequestError(f"the call is too long: {error}", param="prompt") from None
-    except (TypeError, OverflowError) as error:
-        raise InvalidRequestError(f"the call has a value that cannot be sent: {error}") from None
-    except UnicodeEncodeError:
-        raise InvalidRequestError("stop and bad_words must be valid Unicode text", param="stop") from None
 
 
 def _error_of(refused: Refused) -> PacelineError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -87,6 +88,16 @@ class Beat(Message, frozen=True):
     """For how long the current step has been running; 0 without work."""
 
 
+class _Call(Message, frozen=True, tag="Generate"):
+    """A ``Generate`` with what the prompts of one HTTP call have in common still encoded."""
+
+    call: int
+    request_id: str
+    prompt_token_ids: list[int]
+    params: msgspec.Raw
+    options: msgspec.Raw
+
+
 Order = Start | Generate | Abort | AskStats
 Report = Loaded | NotLoaded | Updated | Refused | StatsTold | Beat
 
@@ -99,7 +110,11 @@ def _bits_of(value: object) -> bytes:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_bits_of)
-_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_orders: msgspec.msgpack.Decoder[Start | _Call | Abort | AskStats] = msgspec.msgpack.Decoder(
+    Start | _Call | Abort | AskStats
+)
+_params = msgspec.msgpack.Decoder(SamplingParams)
+_options = msgspec.msgpack.Decoder(CallOptions)
 _calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
@@ -114,6 +129,21 @@ def encode(message: Message) -> bytes:
     return framed(_encoder.encode(message))
 
 
+class CallEncoder:
+    """Encodes calls, and what the prompts of one HTTP call have in common only once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[SamplingParams, CallOptions, msgspec.Raw, msgspec.Raw] | None = None
+
+    def encode(self, call: Generate) -> bytes:
+        """Raises as ``encode``; TypeError, OverflowError: a value that cannot travel."""
+        last = self._last
+        if last is None or last[0] is not call.params or last[1] is not call.options:
+            params, options = (msgspec.Raw(_encoder.encode(part)) for part in (call.params, call.options))
+            last = self._last = (call.params, call.options, params, options)
+        return encode(_Call(call.call, call.request_id, call.prompt_token_ids, last[2], last[3]))
+
+
 def decode_order(content: bytes) -> Order | Refused:
     """What a parent said, or how a call is refused whose content is of the wrong types: that is its caller's fault.
 
@@ -121,12 +151,22 @@ def decode_order(content: bytes) -> Order | Refused:
         LinkError: it is no order.
     """
     try:
-        return _orders.decode(content)
+        order = _orders.decode(content)
+        if not isinstance(order, _Call):
+            return order
+        params, options = _terms(bytes(order.params), bytes(order.options))
+        return Generate(order.call, order.request_id, order.prompt_token_ids, params, options)
     except msgspec.MsgspecError as error:
         call = _number_of_call(content)
         if call is not None:
             return Refused(call, f"the call has a value of the wrong type: {error}")
         raise LinkError(f"the engine's parent sent what is no order: {error}") from None
+
+
+@lru_cache(2)
+def _terms(params: bytes, options: bytes) -> tuple[SamplingParams, CallOptions]:
+    """Kept for the other prompts of a call, of which there may be hundreds: checking long lists takes milliseconds."""
+    return _params.decode(params), _options.decode(options)
 
 
 def _number_of_call(content: bytes) -> int | None:

@@ -14,6 +14,7 @@ from paceline.core.call import CallOptions
 from paceline.core.params import (
     INT32_MAX,
     INT64_MAX,
+    MAX_BAD_WORD_LENGTH,
     MAX_LIST_LENGTH,
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
@@ -84,7 +85,8 @@ _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 _Stops = Annotated[list[str], WithJsonSchema(array(_STOP, most=MAX_STOP_STRINGS))]
 _Tokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, most=MAX_LIST_LENGTH))]
 _SomeTokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID | {"maximum": MAX_SET_TOKEN}, least=1))]
-_Words = Annotated[list[str], WithJsonSchema(array({"type": "string", "minLength": 1}, most=MAX_LIST_LENGTH))]
+_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_LENGTH}
+_Words = Annotated[list[str], WithJsonSchema(array(_WORD, most=MAX_LIST_LENGTH))]
 # Both names of the limit have their range here: each is checked before the two are compared.
 TokenCount = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
