@@ -110,6 +110,7 @@ def test_engine_options():
         "context_overflow",
         "max_num_seqs",
         "max_num_batched_tokens",
+        "prefill_chunk_seconds",
         "num_scheduler_steps",
         "enable_prefix_caching",
         "prefix_cache_max_entries",

@@ -5,7 +5,8 @@ A step may yield several tokens at once. They get one time each, the same one, a
 - time to first token: from the request's start to its first token. What comes in that same first step comes with it.
 - inter-token latency: the step's wait, shared among its tokens. A step that yields four tokens 40 ms after the step
   before gives four latencies of 10 ms, not one of 40 and three of 0. Tokens of the first step have none.
-- step latency: the whole wait, once per step after the first: the pause that a reader sees.
+- step latency: the whole wait, once per step after the first: the pause that a reader sees. Its maximum is the worst
+  gap of all streams.
 - time per output token: as vLLM defines it, (last - first) / (number - 1). Speculation flatters it a little, as the
   first step's further tokens count and cost nothing; inter-token latency does not.
 """
@@ -64,6 +65,7 @@ def token_figures(answers: Sequence[TokenTimes], *, seconds: float) -> dict[str,
     first = [answer.time_to_first_token for answer in answers if answer.time_to_first_token is not None]
     each = [answer.time_per_output_token for answer in answers if answer.time_per_output_token is not None]
     whole = [answer.times[-1] - answer.start for answer in answers if answer.times]
+    steps = [value for answer in answers for value in answer.step_latencies]
     num_tokens = sum(len(answer.times) for answer in answers)
     num_steps = sum(len(answer.steps) for answer in answers)
     found: dict[str, float | None] = {
@@ -75,8 +77,8 @@ def token_figures(answers: Sequence[TokenTimes], *, seconds: float) -> dict[str,
         "time_per_output_token": statistics.fmean(each) if each else None,
         "request_latency": statistics.fmean(whole) if whole else None,
         "tokens_per_step": num_tokens / num_steps if num_steps else None,
+        "step_latency_max": max(steps, default=None),
     }
-    steps = [value for answer in answers for value in answer.step_latencies]
     each_of = {
         "time_to_first_token": first,
         "inter_token_latency": latencies,

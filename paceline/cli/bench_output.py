@@ -30,6 +30,7 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "inter_token_latency_mad_ms": ("  median deviation, ms", ".3f"),
     "inter_token_latency_p99_ms": ("  99th percentile, ms", ".2f"),
     "step_latency_p99_ms": ("step latency, 99th percentile, ms", ".2f"),
+    "step_latency_max_ms": ("  worst gap of any stream, ms", ".2f"),
     "time_to_first_token_ms": ("time to first token, ms", ".2f"),
     "tokens_per_second": ("tokens/s, all requests", ".1f"),
     "tokens_per_step": ("tokens per request and step", ".2f"),

@@ -87,6 +87,10 @@ class EngineConfig:
     ] = "error"
     max_num_seqs: Annotated[int, About("Answers generated at the same time.", low=1, high=4096)] = 64
     max_num_batched_tokens: Annotated[int, About("Tokens computed per step.", low=1, high=MAX_INT32)] = 2048
+    prefill_chunk_seconds: Annotated[
+        float,
+        About("Seconds that prompts may add to a step while anybody decodes; 0 is no bound.", low=0, high=60),
+    ] = 0.05
     num_scheduler_steps: Annotated[
         int | None,
         About(

@@ -116,6 +116,10 @@ class Engine:
 
     def _clock(self, works: Works, drafts: Drafts, progress: list[Progress], seconds: float) -> None:
         """Takes note of how long a step took."""
+        known = works.num_known
+        num_rows = int(known[known > 1].sum()) if known.max() > 1 else 0
+        num_passes = max((item.num_new for item in progress), default=1) if works.ahead else 1
+        self.scheduler.pacer.record(num_rows, seconds / max(1, num_passes))
         if self.proposer is not None:
             self.step_times.record(works, drafts, progress, seconds)
         if drafts.width:
@@ -139,6 +143,7 @@ class Engine:
             return False
         self._settle(outcome, progress)
         seconds = time.monotonic() - began
+        self.scheduler.pacer.record(0, seconds / len(outcome.parts[0]))
         self.step_times.record(works, outcome.drafts, progress, seconds)
         self.run_ahead.record_rounds(works, len(outcome.parts[0]), seconds)
         return True

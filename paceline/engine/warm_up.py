@@ -10,6 +10,7 @@ from paceline.engine.intake import Intake
 from paceline.engine.llm import LLM
 from paceline.engine.stats import Counters
 from paceline.engine.step_times import StepTimes
+from paceline.scheduling import ChunkPacer
 
 PROMPT_TOKENS = 8
 OUTPUT_TOKENS = 6
@@ -39,3 +40,4 @@ def _forget(llm: LLM) -> None:
     engine.scheduler.num_preemptions = 0
     engine.counters = Counters(max_depth=engine.scheduler.max_depth)
     engine.step_times = StepTimes()
+    engine.scheduler.pacer = ChunkPacer(engine.config.prefill_chunk_seconds)

@@ -25,16 +25,24 @@ class Plan:
     """The shares given so far and the rows that are left."""
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.budget = self.chunk = budget
+        """Rows that are left, and how many of them may be known tokens: drafts are not bounded by the latter."""
         self._shares: dict[Request, Share] = {}
+
+    @property
+    def has_room(self) -> bool:
+        return min(self.budget, self.chunk) > 0
 
     def give(self, request: Request, share: Share) -> None:
         self._shares[request] = share
         self.budget -= share.num_rows
+        self.chunk -= share.num_known
 
     def take_back(self, request: Request) -> None:
         share = self._shares.pop(request, None)
-        self.budget += share.num_rows if share is not None else 0
+        if share is not None:
+            self.budget += share.num_rows
+            self.chunk += share.num_known
 
     def works(self) -> Works:
         rows = [(request.seat, share.start, share.num_known, share.depth) for request, share in self._shares.items()]

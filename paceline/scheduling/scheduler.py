@@ -13,6 +13,7 @@ from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
+from paceline.scheduling.pacer import ChunkPacer
 from paceline.scheduling.plan import Plan, Share
 from paceline.scheduling.policies import SchedulingPolicy, policies
 from paceline.scheduling.precedence import Precedence
@@ -58,6 +59,7 @@ class Scheduler:
         """Nodes by depth; asked for once, as the guard keeps to its first answer."""
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
+        self.pacer = ChunkPacer(config.prefill_chunk_seconds)
         self.most_ahead = 0
         """Tokens that a plain step may feed as soon as they are sampled."""
         self.more_rounds = 0
@@ -182,30 +184,38 @@ class Scheduler:
 
     def _plan_each(self) -> Works:
         plan, preempted = Plan(self.max_tokens), self.num_preemptions
-        order = self._running_order()
-        for place, request in enumerate(order, 1):
+        decoding, prefilling = self._running_order()
+        others = len(decoding) + len(prefilling)
+        for request in decoding:
+            others -= 1
             if request.seat >= 0:  # else it had to give way to one before it
-                self._serve(request, plan, others=len(order) - place)
+                self._serve(request, plan, others)
+        if decoding and (prefilling or self.waiting) and self.cache.kind.retains:
+            plan.chunk = min(plan.chunk, self.pacer.most_rows())
+        for request in prefilling:
+            others -= 1
+            if request.seat >= 0:
+                self._serve(request, plan, others)
         if self.num_preemptions == preempted:  # else whoever gave way would come straight back
             self._admit(plan)
         return plan.works()
 
-    def _running_order(self) -> list[Request]:
-        """Decoding requests before prefilling ones, so that a long prompt never stalls the others.
+    def _running_order(self) -> tuple[list[Request], list[Request]]:
+        """Decoding requests and prefilling ones: those go first, so that a long prompt never stalls them.
 
         Decoding requests of a rank take turns, lest a budget that is too small for all always serves the same.
         """
         prefilling = [request for request in self.running if self.seating.num_pending(request) > 1]
         decoding = [request for request in self.running if self.seating.num_pending(request) <= 1]
         decoding.sort(key=lambda request: (self.policy.standing(request)[0], self._last_served[request.seat]))
-        return decoding + sorted(prefilling, key=self.precedence.standing)
+        return decoding, sorted(prefilling, key=self.precedence.standing)
 
     def _serve(self, request: Request, plan: Plan, others: int) -> None:
         """Gives a running request its share of the step, if need be at the cost of those that give way first.
 
         No draft takes the row that each of the ``others`` still to be served needs to go on.
         """
-        while plan.budget > 0 and not self._share(request, plan, others):
+        while plan.has_room and not self._share(request, plan, others):
             victim = max(self.running, key=self.precedence.standing)
             plan.take_back(victim)
             self.preempt(victim)
@@ -216,7 +226,7 @@ class Scheduler:
         """Reserves the pages of a share, with a draft or else without; False, and nothing changed, if short."""
         seat, pending = request.seat, self.seating.num_pending(request)
         start = int(self.seats.num_tokens[seat]) - pending
-        known = min(pending, plan.budget)
+        known = min(pending, plan.budget, plan.chunk)
         depth, nodes = self._draft_of(request, plan.budget - known - others) if known == pending else (0, 0)
         with_draft = [(depth, known + nodes)] if nodes else []
         for deep, num_rows in [*with_draft, (0, known)]:
@@ -238,7 +248,7 @@ class Scheduler:
         """Seats those who wait, in order, until one does not fit: nobody overtakes it."""
         gave_way: set[Request] = set()
         for request in self.waiting:
-            if plan.budget <= 0:
+            if not plan.has_room:
                 return
             source = self.seating.sibling(request)
             if request in gave_way or (source is not None and self._computes_prompt(source)):

@@ -49,6 +49,13 @@ def test_a_trials_figures():
     assert found["tokens_per_step"] == pytest.approx(6 / 5)
     assert found["request_latency"] == pytest.approx((1.4 + 2.1) / 2)
     assert found["step_latency_p50"] == pytest.approx(0.2)
+    assert found["step_latency_max"] == pytest.approx(0.2)
+
+
+def test_the_worst_gap_is_one_pause_however_many_tokens_end_it():
+    answers = [TokenTimes(0.0, [1.0, 1.1]), TokenTimes(0.0, [9.0, 9.1, 9.9, 9.9, 9.9]), TokenTimes(0.0, [30.0])]
+    assert token_figures(answers, seconds=30.0)["step_latency_max"] == pytest.approx(0.8)
+    assert "step_latency_max" not in token_figures(answers[2:], seconds=30.0)
 
 
 def test_acceptance_between_two_reports():
