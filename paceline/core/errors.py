@@ -37,6 +37,10 @@ class EngineDeadError(PacelineError, RuntimeError):
         self.retry_after = retry_after
 
 
+class EngineStalledError(EngineDeadError):
+    """A step of the engine does not end, so that it answers nobody; what it is generating is not lost yet."""
+
+
 class _Shortened(reprlib.Repr):
     def repr_int(self, value: int, level: int) -> str:
         # Python itself refuses to write out integers of more than 4300 digits.

@@ -17,15 +17,13 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Group, Request
 from paceline.engine.engine import failure_of
 from paceline.engine.llm import LLM
+from paceline.engine.patience import STALL_SECONDS
 from paceline.engine.report import engine_stats
 from paceline.engine.results import update_of
 from paceline.engine.stats import metrics_of
 from paceline.engine.updates import Emit
 
 log = logging.getLogger(__name__)
-
-STALL_SECONDS = 60.0
-"""A step that takes longer than this is taken for stuck."""
 
 Command = Callable[[], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitedTooLongError
 from typing import Any
 
 from paceline.core.call import CallOptions
@@ -13,7 +14,8 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.intake import DEFAULT_OPTIONS
 from paceline.engine.llm import LLM
-from paceline.engine.loop import STALL_SECONDS, EngineLoop, dead
+from paceline.engine.loop import EngineLoop, dead
+from paceline.engine.patience import STALL_SECONDS, STATS_SECONDS, stalled
 from paceline.engine.updates import UpdateStream
 
 
@@ -83,11 +85,18 @@ class EngineWorker:
         self.loop.abort(request_id)
 
     def stats(self) -> dict[str, Any]:
-        """Counters and gauges; waits for the step that runs."""
+        """Counters and gauges; waits for the step that runs, for at most ``STATS_SECONDS``.
+
+        Raises:
+            EngineStalledError: it is stuck.
+        """
         found: Future[dict[str, Any]] = Future()
-        if self.loop.soon(lambda: found.set_result(self.loop.stats())):
-            return found.result()
-        return self.loop.stats()
+        if not self.loop.soon(lambda: found.set_result(self.loop.stats())):
+            return self.loop.stats()
+        try:
+            return found.result(min(self.loop.stall_seconds, STATS_SECONDS))
+        except WaitedTooLongError:
+            raise stalled() from None
 
     def close(self, timeout: float = 10.0) -> None:
         """Aborts what runs and joins the thread; waits at most ``timeout`` seconds."""

@@ -70,6 +70,7 @@ class EngineClient(Protocol):
         """Counters and gauges; may wait for a step, so it is called off the event loop.
 
         Raises:
+            EngineStalledError: its step does not end, or takes longer than it is waited for.
             EngineDeadError: there is no engine to ask.
         """
         ...

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from paceline.core.errors import EngineDeadError, InvalidRequestError, PacelineError
+from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidRequestError, PacelineError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ def as_api_error(error: BaseException, request_id: str = "") -> ApiError:
         return error
     if isinstance(error, InvalidRequestError):
         return ApiError(_CODES.get(error.code or "", 400), str(error), param=error.param, code=error.code)
+    if isinstance(error, EngineStalledError):
+        again = {"Retry-After": str(DEAD_RETRY)}
+        return ApiError(503, "a step of the engine does not end", code="engine_stalled", headers=again)
     if isinstance(error, EngineDeadError):
         again = {"Retry-After": str(error.retry_after or DEAD_RETRY)}
         return ApiError(503, "the engine has stopped", code="engine_dead", headers=again)

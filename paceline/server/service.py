@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from paceline.core.errors import EngineDeadError, InvalidRequestError, out_of_range
+from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.service_config import Limits
@@ -21,7 +21,7 @@ from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
 from paceline.server.disconnect import unless_disconnected
 from paceline.server.engine_client import EngineClient
-from paceline.server.errors import DEAD_RETRY, ApiError
+from paceline.server.errors import ApiError
 from paceline.server.merging import begin, merge
 from paceline.server.metrics import Metrics
 from paceline.server.reception import visit_of
@@ -149,10 +149,9 @@ class Service:
         )
 
     def check_progress(self) -> None:
-        """Raises ApiError 503 if what waits for the engine might wait for ever."""
+        """Raises EngineStalledError if what waits for the engine might wait for ever."""
         if self.engine.stalled:
-            again = {"Retry-After": str(DEAD_RETRY)}
-            raise ApiError(503, "a step of the engine does not end", code="engine_stalled", headers=again)
+            raise EngineStalledError("a step of the engine does not end")
 
     async def shared(self, name: str, ask: Callable[[], Figures]) -> Figures:
         """Asks the engine in a thread; who asks for the same meanwhile gets the same answer.

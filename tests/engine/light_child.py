@@ -70,6 +70,7 @@ def load(link: Link, model: str) -> None:
         link.send(encode(Beat(0.0)))
     while (directory / "hangs").exists():
         time.sleep(0.01)
+    time.sleep(float(os.environ.get("LIGHT_CHILD_LOADS", "0")))
     link.send(encode(Loaded(facts(model))))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from paceline import InvalidRequestError, PacelineError, SamplingParams
 from paceline.core.call import CallOptions
-from paceline.core.errors import EngineDeadError
+from paceline.core.errors import EngineDeadError, EngineStalledError
 from paceline.core.outputs import StreamUpdate
 from paceline.engine.process import launch
 from paceline.engine.process.client import EngineProcess
@@ -281,7 +281,7 @@ def test_a_stuck_step_is_a_stall_and_in_the_end_the_childs_death(client, monkeyp
         await asyncio.to_thread(wait_for, lambda: client.stalled)
         assert client.alive
         assert not client.ready
-        with pytest.raises(EngineDeadError, match="stuck"):
+        with pytest.raises(EngineStalledError, match="stuck"):
             await asyncio.to_thread(client.stats)
         monkeypatch.setattr(client._supervisor, "kill_seconds", 2.0)
         with pytest.raises(EngineDeadError):

@@ -171,6 +171,50 @@ def test_calls_while_it_is_being_restarted_are_told_to_come_back(monkeypatch, tm
         assert ask(client, light_child.ECHO) == [light_child.ECHO]
 
 
+@pytest.mark.parametrize("how", ["hangs", "stopped"])
+def test_a_child_that_hangs_while_it_loads_again_is_killed(how, monkeypatch, tmp_path, caplog):
+    with light(monkeypatch, tmp_path, kill_seconds=0.5) as client:
+        before = client.pid
+        (tmp_path / "hangs").touch()
+        os.kill(before, signal.SIGKILL)
+        wait_for(lambda: client.pid != before)
+        late = client.pid
+        if how == "stopped":
+            os.kill(late, signal.SIGSTOP)
+            (tmp_path / "hangs").unlink()
+        wait_for(lambda: "still loading the model" in caplog.text)
+        (tmp_path / "hangs").unlink(missing_ok=True)
+        wait_for(lambda: client.ready)
+        assert gone(late)
+        assert ask(client, light_child.ECHO) == [light_child.ECHO]
+
+
+def test_one_that_needs_longer_to_load_again_gets_it_in_the_end(monkeypatch, tmp_path, caplog):
+    """Each attempt may take twice as long as the one before."""
+    policy = RestartPolicy(max_restarts=20, first_delay=0.01, longest_delay=0.01)
+    with light(monkeypatch, tmp_path, kill_seconds=0.01, restart_policy=policy) as client:
+        needed = 6 * client._supervisor._load_seconds
+        monkeypatch.setenv("LIGHT_CHILD_LOADS", str(needed))
+        os.kill(client.pid, signal.SIGKILL)
+        wait_for(lambda: client.restarts == 1 and client.ready)
+        assert "still loading the model" in caplog.text
+
+
+def test_a_child_is_tried_again_whatever_kept_one_from_starting(monkeypatch, tmp_path, caplog):
+    with light(monkeypatch, tmp_path) as client:
+        faults: list[Exception] = [RuntimeError("can't start new thread"), MemoryError()]
+        spawn = launch._spawn
+        monkeypatch.setattr(launch, "_spawn", lambda end: fail(faults) if faults else spawn(end))
+        os.kill(client.pid, signal.SIGKILL)
+        wait_for(lambda: client.restarts == 1 and client.ready)
+        assert not faults
+        assert "can't start new thread" in caplog.text
+
+
+def fail(faults: list[Exception]) -> Any:
+    raise faults.pop(0)
+
+
 def test_closing_while_it_is_being_restarted(monkeypatch, tmp_path):
     with light(monkeypatch, tmp_path) as client:
         (tmp_path / "hangs").touch()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paceline import InvalidRequestError, SamplingParams
-from paceline.core.errors import EngineDeadError
+from paceline.core.errors import EngineDeadError, EngineStalledError
 from paceline.core.outputs import StreamUpdate
 from paceline.engine.worker import EngineWorker
 from tests.engine.helpers import assert_idle, greedy, make, random_prompt, seeded
@@ -238,6 +238,8 @@ def test_a_step_that_takes_too_long_is_a_stall(worker: EngineWorker, monkeypatch
     async def main() -> None:
         stream = asyncio.create_task(collect(worker.generate(PROMPT, greedy(), request_id="mine")))
         await eventually(lambda: worker.stalled and not worker.ready and worker.alive)
+        with pytest.raises(EngineStalledError):
+            await asyncio.to_thread(worker.stats)
         stuck.set()
         await stream
         await eventually(lambda: worker.ready and not worker.stalled)

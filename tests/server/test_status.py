@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import paceline
+from paceline.core.errors import EngineStalledError
 from paceline.server import create_app
 from tests.server.calling import HELLO, JSON, assert_error, call
 from tests.server.scripted_engine import ScriptedEngine
@@ -169,6 +170,20 @@ def test_who_asks_for_figures_of_a_stuck_engine_leaves_the_threads_to_calls():
     assert called.status_code == 200
     assert {answer.status_code for answer in figures} == {200}
     assert len(asked) == 2
+
+
+def test_figures_of_a_stalled_engine_say_that_it_is_stalled():
+    class Stalled(ScriptedEngine):
+        def stats(self):
+            raise EngineStalledError("stuck")
+
+    answer = call(Stalled(), "GET", "/stats")
+    assert_error(answer, 503, code="engine_stalled")
+    assert int(answer.headers["retry-after"]) > 0
+    metrics = call(Stalled(), "GET", "/metrics")
+    assert metrics.status_code == 200
+    assert "engine_restarts" in metrics.text
+    assert "num_requests_running" not in metrics.text
 
 
 def test_calls_do_not_queue_behind_a_step_that_does_not_end():

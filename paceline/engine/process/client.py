@@ -17,6 +17,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import EngineDeadError, InvalidRequestError, PacelineError
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
+from paceline.engine.patience import STALL_SECONDS, STATS_SECONDS, stalled
 from paceline.engine.process.link import FrameTooLargeError
 from paceline.engine.process.messages import (
     Abort,
@@ -35,9 +36,6 @@ from paceline.engine.process.supervisor import Supervisor
 from paceline.engine.updates import UpdateStream
 from paceline.text import Tokenizer, bad_word_ids
 
-STALL_SECONDS = 60.0
-STATS_SECONDS = 5.0
-"""Who asks for statistics waits no longer for the step that runs."""
 BEAT_SECONDS = 1.0
 
 
@@ -47,7 +45,8 @@ class EngineProcess:
     Args:
         model, speculative_config, options: as ``LLM`` takes them.
         stall_seconds: a step that takes longer is taken for stuck.
-        kill_seconds: a child whose step, or silence, takes longer is killed and restarted; None never does that.
+        kill_seconds: a child whose step, or silence, takes longer is killed and restarted, and so is one that takes
+            as much longer to load again than it took at first; None never does that.
         restart_policy: how often a child that died is started again.
 
     Raises:
@@ -176,7 +175,8 @@ class EngineProcess:
         """Counters and gauges; waits for the step that runs, for at most ``STATS_SECONDS``.
 
         Raises:
-            EngineDeadError: there is no child, or it is stuck.
+            EngineStalledError: the child is stuck.
+            EngineDeadError: there is no child.
         """
         number, found = next(self._numbers), Future[dict[str, Any]]()
         with self._lock:
@@ -186,7 +186,7 @@ class EngineProcess:
                 raise self._supervisor.dead()
             return found.result(min(self._supervisor.stall_seconds, STATS_SECONDS))
         except WaitedTooLongError:
-            raise EngineDeadError("the engine is stuck in a step and does not answer") from None
+            raise stalled() from None
         finally:
             with self._lock:
                 del self._asked[number]

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 LOADING_ERRORS = {kind.__name__: kind for kind in (ConfigError, CheckpointError)}
 _KILLED_WAIT = 5.0
+_LOADING_FACTOR = 2.0
+"""A child may take so many times as long to load again as one took before, and twice as long at each new attempt."""
 
 
 class Supervisor:
@@ -46,6 +48,10 @@ class Supervisor:
         self._cause = "the engine has not been started"
         self._retry_after: int | None = None
         self._heard = self._progressed = 0.0
+        self._load_seconds = 0.0
+        """The longest that a child took to load."""
+        self._num_late = 0
+        """Children in a row that were killed as they loaded."""
         self._first: Future[EngineFacts] = Future()
         self._thread = threading.Thread(target=self._run, name="paceline-supervisor", daemon=True)
 
@@ -112,7 +118,7 @@ class Supervisor:
                 return
 
     def _launch(self) -> EngineFacts:
-        """A child that has loaded the model."""
+        """A child that has loaded the model; raises what keeps one from that."""
         began = time.monotonic()
         with self._lock:
             if self._closing.is_set():
@@ -125,13 +131,27 @@ class Supervisor:
             raise
         now = time.monotonic()
         self._heard = self._progressed = now
+        self._load_seconds, self._num_late = max(self._load_seconds, now - began), 0
         self._retry_after = math.ceil(now - began + self._restarts.policy.first_delay)
         self._serving = True
         return facts
 
+    @property
+    def _most_load_seconds(self) -> float | None:
+        """For how long a child may load; None, where that is anybody's guess or nothing is ever killed, is for ever."""
+        if self.kill_seconds is None or not self._load_seconds:
+            return None
+        return self.kill_seconds + _LOADING_FACTOR * 2.0**self._num_late * self._load_seconds
+
     def _await_loaded(self, child: ChildProcess) -> EngineFacts:
+        most = self._most_load_seconds
         try:
-            first = decode_report(child.link.receive()[0])
+            frames = child.link.receive(most)
+            if not frames:
+                self._num_late += 1
+                child.kill()
+                raise EngineDeadError(f"the engine was killed: it was still loading the model after {most:.0f} s")
+            first = decode_report(frames[0])
         except EOFError:
             raise EngineDeadError(
                 f"the engine {child.reap()} while it was loading the model\nWhat it wrote before tells why."
@@ -183,7 +203,7 @@ class Supervisor:
                 break
             try:
                 self._launch()
-            except (PacelineError, OSError) as error:
+            except Exception as error:  # whatever it is, somebody must try again, or say that nobody does
                 log.error("the engine could not be restarted: %s", error)
                 continue
             self.num_restarts += 1
