@@ -1,7 +1,7 @@
 """Knows the way from text to tokens and back: tokenizer, chat template, incremental text, stop strings."""
 
+from paceline.templates import ChatTemplate
 from paceline.text.bad_words import bad_word_ids
-from paceline.text.chat_template import ChatTemplate
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopMatcher
 from paceline.text.stream_decoder import StreamDecoder

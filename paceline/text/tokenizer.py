@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline.core.errors import InvalidRequestError, shown
 from paceline.core.files import is_fetched
-from paceline.text.chat_template import ChatTemplate
+from paceline.templates import ChatTemplate
 from paceline.text.failures import failing
 from paceline.text.plain_text import PlainText, encode_text
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -102,6 +102,8 @@ class Tokenizer:
         if self.chat_template is None:
             raise InvalidRequestError("this model has no chat template", param="messages")
         context = {"messages": messages, "add_generation_prompt": add_generation_prompt, **self.special_tokens}
+        # Templates ask whether they are none, as transformers gives them.
+        context |= {"tools": None, "documents": None}
         return self.chat_template.render(context)
 
     def _find_byte_tokens(self) -> dict[int, int]:

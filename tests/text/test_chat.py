@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core.errors import InvalidRequestError
-from paceline.text.chat_template import ChatTemplate
+from paceline.templates import ChatTemplate
 from tests.text.tokenizers_for_tests import byte_fallback, byte_level, of
 
 FEW = settings(max_examples=80, deadline=None)
@@ -34,6 +34,12 @@ def test_the_template_and_its_tokens():
     assert tokenizer.apply_chat_template(TURN) == prompt
     assert tokenizer.encode_chat(TURN) == tokenizer.encode(prompt)
     assert tokenizer.apply_chat_template(TURN, add_generation_prompt=False) == prompt.removesuffix("<|assistant|>")
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_what_is_not_given_is_none(name):
+    source = f"{{% if {name} is defined and {name} is none and not {name} %}}none{{% endif %}}"
+    assert of(byte_level().backend, source).apply_chat_template(TURN) == "none"
 
 
 @FEW
