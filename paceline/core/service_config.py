@@ -12,6 +12,8 @@ from paceline.core.settings import About, check_fields
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
+UNKNOWN = ("refuse", "warn", "ignore")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
@@ -39,6 +41,10 @@ class ServiceConfig:
         float,
         About("Seconds without progress after which a stuck engine is killed and started again; 0 never does.", low=0),
     ] = 600.0
+    unknown_fields: Annotated[
+        str,
+        About("What becomes of unknown fields of bodies: warn ignores and names them in a header.", choices=UNKNOWN),
+    ] = "warn"
     log_level: Annotated[str, About("Least level that is logged; info has a line per request.", choices=LOG_LEVELS)] = (
         "info"
     )

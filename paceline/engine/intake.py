@@ -15,7 +15,7 @@ from paceline.core.errors import InvalidRequestError, out_of_range
 from paceline.core.params import SamplingParams, check_vocabulary
 from paceline.core.request import Group, Pooled, Request
 from paceline.engine.engine import Engine
-from paceline.engine.overflow import Admission, Ask, context_overflows
+from paceline.engine.overflow import Admission, Ask, context_overflows, longest_is
 from paceline.engine.pooling import poolings
 from paceline.engine.prompts import as_prompt
 from paceline.text import Detokenizer, Tokenizer, bad_word_ids
@@ -168,8 +168,9 @@ class Intake:
             shorter = room > 0 and group.window is None and context is None
             fix = f"set max_tokens to at most {room}" if shorter else f"set num_blocks to at least {needed}"
             raise InvalidRequestError(
-                f"{num_prompt} prompt and {limit} output tokens need {needed} pages of {group.page_size} tokens, "
-                f"the cache has {group.pages.num_pages}\nTo make it fit, {fix}.",
+                f"{longest_is(self.longest)} with this cache; {num_prompt} prompt and {limit} output tokens need "
+                f"{needed} pages of {group.page_size} tokens, the cache has {group.pages.num_pages}\n"
+                f"To make it fit, {fix}.",
                 param="max_tokens",
                 code="context_length_exceeded",
             )

@@ -37,6 +37,11 @@ class Admission:
     """Window whose older half is dropped when it is full; None if the call fits."""
 
 
+def longest_is(num_tokens: int) -> str:
+    """How every error of a call that is too long begins: client programs know it by OpenAI's words."""
+    return f"this model's maximum context length is {num_tokens} tokens"
+
+
 class ContextOverflow(Protocol):
     """One way to take in a call that may not fit."""
 
@@ -59,7 +64,7 @@ class Error:
         room, least = ask.context - ask.num_prompt, 0 if ask.max_tokens == 0 else 1
         if room < least:
             raise InvalidRequestError(
-                f"the prompt has {ask.num_prompt} tokens, the context holds {ask.context}\n"
+                f"{longest_is(ask.context)}, the prompt has {ask.num_prompt}\n"
                 f"Shorten the prompt to at most {ask.context - least} tokens.",
                 param="prompt",
                 code="context_length_exceeded",
@@ -89,7 +94,7 @@ class Truncate:
         if keep < 1:
             field = "min_tokens" if ask.max_tokens is None else "max_tokens"
             raise InvalidRequestError(
-                f"{field}={behind} leaves no room for a prompt, context and cache hold {ask.longest} tokens\n"
+                f"{longest_is(ask.longest)}, {field}={behind} leaves no room for a prompt\n"
                 f"Set {field} to at most {ask.longest - 1}.",
                 param=field,
                 code="context_length_exceeded",
@@ -119,8 +124,8 @@ class Slide:
             )
         if ask.needs_whole_prompt and ask.num_prompt >= ask.context:
             raise InvalidRequestError(
-                f"prompt_logprobs need the whole prompt in the context: it has {ask.num_prompt} tokens, "
-                f"the context holds {ask.context}\nShorten the prompt to at most {ask.context - 1} tokens.",
+                f"{longest_is(ask.context)}, the prompt has {ask.num_prompt}, and prompt_logprobs need all of it\n"
+                f"Shorten the prompt to at most {ask.context - 1} tokens.",
                 param="prompt_logprobs",
                 code="context_length_exceeded",
             )

@@ -76,6 +76,8 @@ class Visit:
     """A digest of the API key, or "" where there are no keys."""
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    ignored_fields: list[str] = field(default_factory=list)
+    """Unknown fields of the body, which the answer's headers name."""
     began: float = field(default_factory=time.monotonic)
     _admitted: float = 0.0
     _places: int = 0

@@ -24,7 +24,8 @@ from paceline.server.service import Service
 def create_app(engine: EngineClient, *, limits: Limits | None = None, config: ServiceConfig | None = None) -> FastAPI:
     """The ASGI application over one engine; the caller owns the engine and closes it.
 
-    Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages. ``serve`` always has one.
+    Without a ``config`` there are no doors: any Host, no keys, no cross-origin pages; other options have their
+    defaults. ``serve`` always has one.
     ``app.state.service`` is the ``Service``.
 
     Endpoints: ``GET /health``, ``/ready``, ``/version``, ``/stats``, ``/metrics``, ``/openapi.json``, ``/v1/models``;
@@ -33,7 +34,7 @@ def create_app(engine: EngineClient, *, limits: Limits | None = None, config: Se
     # FastAPI's own documentation pages load scripts from elsewhere; its redirects go where the Host header says.
     app = App(title="Paceline", docs_url=None, redoc_url=None, redirect_slashes=False)
     errors.install(app)
-    service = Service(engine, limits or Limits())
+    service = Service(engine, limits or Limits(), config or ServiceConfig())
     app.state.service = service
     for family in (status, chat_completions, completions, embeddings, tokens, chat):
         app.include_router(family.routes(service))

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import ServiceConfig
 from paceline.server.errors import ApiError, response_to
-from paceline.server.reception import visit_of
+from paceline.server.reception import IGNORED_FIELDS, visit_of
 
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Answer without a key. Compared as a whole, so that no prefix, slash or encoding opens another path."""
@@ -140,7 +140,7 @@ def install(app: FastAPI, config: ServiceConfig) -> None:
             allow_origins=config.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", IGNORED_FIELDS],
         )
     hosts = hosts_of(config)
     if hosts:

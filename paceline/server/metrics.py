@@ -53,6 +53,7 @@ class Metrics:
         self.registry, self.model_name = CollectorRegistry(), model_name
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished calls.")
         self.generation_tokens = self._counter("generation_tokens", "Generated tokens.")
+        self.ignored_fields = self._counter("ignored_fields", "Unknown fields of bodies that were ignored.")
         self.successes = Counter(
             f"{PREFIX}request_success",
             "Answers that ended, by what ended them.",

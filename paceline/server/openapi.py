@@ -14,6 +14,7 @@ from starlette.responses import Response
 from paceline import __version__
 from paceline.server import schemas
 from paceline.server.schemas.answers import Error
+from paceline.server.schemas.reading import NOTHING
 
 REQUESTS = (
     schemas.ChatCompletionRequest,
@@ -92,7 +93,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
     _, definitions = models_json_schema([(model, "validation") for model in (*REQUESTS, Error)], ref_template=_REF)
     for model in REQUESTS:
         definitions["$defs"][model.__name__]["properties"]["model"] = _name(app)
-    components.setdefault("schemas", {}).update(definitions["$defs"])
+    taken = definitions["$defs"]
+    if app.state.service.config.unknown_fields != "refuse":
+        taken = _open(taken)
+    components.setdefault("schemas", {}).update(taken)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     # With or without: whether keys are set is up to who runs the service.
     document["security"] = [{}, {"key": []}]
@@ -103,6 +107,15 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _name(app: FastAPI) -> dict[str, Any]:
     """The only model there is."""
     return {"enum": [app.state.service.model_name, None], "description": "The model that is served."}
+
+
+def _open(schema: Any) -> Any:
+    """The same, where unknown fields are taken whatever they hold."""
+    if isinstance(schema, list):
+        return [_open(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _open(one) for name, one in schema.items() if (name, one) != ("additionalProperties", NOTHING)}
 
 
 def _operations(document: dict[str, Any]) -> Iterable[dict[str, Any]]:

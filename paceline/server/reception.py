@@ -20,6 +20,9 @@ access_log = logging.getLogger("paceline.access")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Asked every few seconds by machines, so their lines are only for debugging."""
+IGNORED_FIELDS = "X-Ignored-Fields"
+MOST_FIELDS = 16
+_SAFE_FIELD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
 _VISIT = "paceline.visit"
 
@@ -51,7 +54,10 @@ class Reception:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = visit.id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = visit.id
+                if visit.ignored_fields:
+                    headers[IGNORED_FIELDS] = _listed(visit.ignored_fields)
             await send(message)
 
         try:
@@ -68,6 +74,13 @@ class Reception:
         finally:
             visit.close()
             _log(scope, visit, status or 499)
+
+
+def _listed(names: list[str]) -> str:
+    """Names that came from a client, as a header can carry them: so many, so long, so spelled."""
+    shown = [name if _SAFE_FIELD.fullmatch(name) else "?" for name in dict.fromkeys(names)]
+    more = [f"and {len(shown) - MOST_FIELDS} more"] if len(shown) > MOST_FIELDS else []
+    return ", ".join([*shown[:MOST_FIELDS], *more])
 
 
 def _request_id(scope: Scope) -> str:

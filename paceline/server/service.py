@@ -14,8 +14,8 @@ from starlette.requests import Request
 from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
-from paceline.core.service_config import Limits
-from paceline.engine.overflow import Ask, context_overflows
+from paceline.core.service_config import Limits, ServiceConfig
+from paceline.engine.overflow import Ask, context_overflows, longest_is
 from paceline.server.admission import Admission, Visit
 from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
@@ -26,6 +26,7 @@ from paceline.server.merging import begin, merge
 from paceline.server.metrics import Metrics
 from paceline.server.reception import visit_of
 from paceline.server.schemas.base import Body as AnyBody
+from paceline.server.schemas.reading import Reading
 from paceline.text import Tokenizer, bad_word_ids
 
 Kind = TypeVar("Kind", bound=AnyBody)
@@ -39,8 +40,8 @@ Numbered = tuple[int, StreamUpdate]
 class Service:
     """The engine as the endpoints see it."""
 
-    def __init__(self, engine: EngineClient, limits: Limits) -> None:
-        self.engine, self.limits = engine, limits
+    def __init__(self, engine: EngineClient, limits: Limits, config: ServiceConfig) -> None:
+        self.engine, self.limits, self.config = engine, limits, config
         self.admission = Admission(limits)
         self.model_name = served_name(engine.model_name)
         self.metrics = Metrics(engine, self.model_name)
@@ -76,7 +77,7 @@ class Service:
         most = CHARACTERS_PER_TOKEN * self.engine.max_model_len
         if num_characters > most:
             raise InvalidRequestError(
-                f"{param} has {num_characters} characters, the context holds {self.engine.max_model_len} tokens\n"
+                f"{longest_is(self.engine.max_model_len)}, {param} has {num_characters} characters\n"
                 f"Shorten it; more than {most} characters are not even counted.",
                 param=param,
                 code="context_length_exceeded",
@@ -99,16 +100,21 @@ class Service:
     async def body(self, request: Request, kind: type[Kind]) -> Kind:
         """Reads and checks a body that needs no call of the engine; raises as ``call``."""
         raw = await read_body(request, self.limits)
-        visit_of(request.scope).admit()
-        return await asyncio.to_thread(self._parse, raw, kind)
+        visit = visit_of(request.scope)
+        visit.admit()
+        return await asyncio.to_thread(self._parse, raw, kind, visit)
 
-    def _parse(self, raw: bytes, kind: type[Kind]) -> Kind:
-        body = kind.model_validate(parse_json(raw))
+    def _parse(self, raw: bytes, kind: type[Kind], visit: Visit) -> Kind:
+        reading = Reading(self.config.unknown_fields)
+        body = kind.of(parse_json(raw), reading)
         self.check_model(body.model)
+        if self.config.unknown_fields == "warn" and reading.ignored:
+            visit.ignored_fields = reading.ignored
+            self.metrics.ignored_fields.inc(len(reading.ignored))
         return body
 
     def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
-        body = self._parse(raw, kind)
+        body = self._parse(raw, kind, visit)
         prompts = body.prompts(self)
         # A call that names no limit gets what there is room for beside its prompt; if none, the engine says so.
         overflow = context_overflows[body.context_overflow or self.engine.context_overflow]

@@ -37,7 +37,7 @@ def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     tokenizer = service.tokenizer("prompt" if body.messages is None else "messages", "it cannot tokenize")
     if body.messages is not None:
         messages = [message.for_template() for message in body.messages]
-        tokens = service.chat(messages, add_generation_prompt=body.add_generation_prompt)
+        tokens = service.chat(messages, add_generation_prompt=body.add_generation_prompt is not False)
     else:
         text = body.prompt or ""
         service.check_length(len(text), "prompt")

@@ -28,4 +28,4 @@ def test_new_forgets_the_conversation(pair, capsys, monkeypatch):
 def test_conversation_past_the_context_is_refused_with_the_limit(pair, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("long " * 300 + "\n"))
     assert run(["chat", *model_arguments(pair)]) == 2
-    assert "context holds 256" in capsys.readouterr().err
+    assert "context length is 256 tokens" in capsys.readouterr().err

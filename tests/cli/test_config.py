@@ -144,7 +144,7 @@ def test_an_unknown_part_is_named_with_its_source_before_the_model_is_read(capsy
 def test_the_file_reaches_the_engine(capsys, directory, pair):
     write(directory / "paceline.toml", "[engine]\nmax_model_len = 8")
     assert run(["generate", *model_arguments(pair), "--prompt", "a b c d e f g h i j k l m"]) == 2
-    assert "context holds 8" in capsys.readouterr().err
+    assert "context length is 8 tokens" in capsys.readouterr().err
 
 
 def test_init_writes_defaults_that_are_read_back(capsys, directory, monkeypatch):

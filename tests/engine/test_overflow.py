@@ -91,7 +91,7 @@ def test_unknown_names(value: Any, small: LLM, checkpoints) -> None:
 
 
 def test_by_default_nothing_is_dropped(small: LLM) -> None:
-    with pytest.raises(InvalidRequestError, match="70 tokens, the context holds 32") as caught:
+    with pytest.raises(InvalidRequestError, match="maximum context length is 32 tokens, the prompt has 70") as caught:
         small.generate(LONG, greedy())
     assert caught.value.code == "context_length_exceeded"
     (output,) = small.generate(LONG[:20], greedy(max_tokens=40, ignore_eos=True))
@@ -144,7 +144,7 @@ def test_the_engines_option_holds_unless_a_call_says_otherwise(checkpoints, smal
     (output,) = sliding.generate(LONG, greedy(max_tokens=40, ignore_eos=True))
     (same,) = small.generate(LONG, greedy(max_tokens=40, ignore_eos=True), context_overflow="slide")
     assert tokens_of([output]) == tokens_of([same])
-    with pytest.raises(InvalidRequestError, match="the context holds 32"):
+    with pytest.raises(InvalidRequestError, match="maximum context length is 32 tokens"):
         sliding.generate(LONG, greedy(), context_overflow="error")
     with pytest.raises(InvalidRequestError, match="max_tokens"):
         sliding.generate([5], greedy(max_tokens=None))

@@ -7,18 +7,18 @@ import json
 
 import httpx
 
-from paceline.server import Limits, create_app
+from paceline.server import Limits, ServiceConfig, create_app
 
 HELLO = [{"role": "user", "content": "hello"}]
 JSON = {"Content-Type": "application/json"}
 
 
-def call(engine, method, path, *, limits: Limits | None = None, **options):
+def call(engine, method, path, *, limits: Limits | None = None, config: ServiceConfig | None = None, **options):
     """One request to a fresh application; errors come back as responses."""
 
     async def go():
-        transport = httpx.ASGITransport(create_app(engine, limits=limits), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+        transport = httpx.ASGITransport(create_app(engine, limits=limits, config=config), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(go())
@@ -29,8 +29,8 @@ def complete(engine, **body):
     return call(engine, "POST", "/v1/chat/completions", content=json.dumps(body), headers=JSON)
 
 
-def post(engine, path, **body):
-    return call(engine, "POST", path, content=json.dumps({"model": "scripted"} | body), headers=JSON)
+def post(engine, path, *, config: ServiceConfig | None = None, **body):
+    return call(engine, "POST", path, config=config, content=json.dumps({"model": "scripted"} | body), headers=JSON)
 
 
 def chat(engine, **body):

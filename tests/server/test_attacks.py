@@ -153,10 +153,14 @@ BODIES = {
     "template": field('"chat_template": "{{ cycler.__init__.__globals__.os.popen(1) }}"'),
     "template arguments": field('"chat_template_kwargs": {"tokenize": true}'),
     "processors": field('"logits_processors": ["os.system"]'),
-    "media": field('"mm_processor_kwargs": {}'),
-    "dunder": field('"__class__": "x"'),
-    "prototype": field('"__proto__": {"stream": true}'),
+    "media": field('"mm_processor_kwargs": {"num_crops": 99999}'),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["__class__", "__proto__", "__init__", "model_config", "rules", "of"])
+def test_names_of_the_schema_s_own_parts_are_unknown_fields(service, name):
+    reply = service.exchange(post(field(f'"max_tokens": 1, "{name}": {{"stream": true}}')))
+    assert (reply.status, reply.headers["x-ignored-fields"]) == (200, name)
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
@@ -276,7 +280,8 @@ def test_a_text_that_is_far_too_long_is_not_even_tokenised(monkeypatch):
     monkeypatch.setattr(engine.tokenizer, "encode", None)
     text = "x" * (32 * engine.max_model_len + 1)
     response = complete(engine, messages=[{"role": "user", "content": text}])
-    assert_error(response, 400, param="messages", code="context_length_exceeded")
+    error = assert_error(response, 400, param="messages", code="context_length_exceeded")
+    assert "this model's maximum context length is 4096 tokens" in error["message"]
     body = json.dumps({"model": "scripted", "prompt": ["hi", text]})
     monkeypatch.setattr(engine.tokenizer, "encode", lambda *given, **more: [1])
     response = call(engine, "POST", "/v1/completions", content=body, headers=JSON)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline.server.legacy_logprobs import LegacyLogprobs
-from tests.server.calling import assert_error, events, post
+from tests.server.calling import HELLO, assert_error, events, post
 from tests.server.scripted_engine import ScriptedEngine
 from tests.text.tokenizers_for_tests import KINDS, byte_level
 
@@ -183,9 +183,9 @@ def test_every_extra_reaches_the_engine():
         ("prompt", []), ("prompt", [[]]), ("prompt", ["a", 1]), ("prompt", [1, "a"]), ("prompt", [[1], "a"]),
         ("prompt", 3), ("prompt", None), ("prompt", [True]), ("prompt", [1.0]), ("prompt", [-1]), ("prompt", [320]),
         ("prompt", [[[1]]]), ("prompt", {"a": 1}), ("prompt", ["x"] * 257), ("prompt", [10**30]), ("prompt", ""),
-        ("suffix", "end"), ("max_tokens", 0), ("max_tokens", -1), ("logprobs", 21), ("logprobs", -1),
+        ("suffix", "end"), ("max_tokens", 0), ("max_tokens", -2), ("logprobs", 21), ("logprobs", -1),
         ("logprobs", True), ("best_of", 65), ("echo", 1), ("n", 0), ("priority", 2**31),
-        ("tools", []), ("messages", []), ("stream_options", {"include_usage": True}),
+        ("tools", [{"type": "function"}]), ("messages", HELLO), ("stream_options", {"include_usage": True}),
         ("response_format", {"type": "json_object"}),
     ],
 )  # fmt: skip

@@ -101,7 +101,7 @@ def sensible(path, body, vocabulary):
             body[name] = ["one two", "three"]
     if "max_tokens" in body:
         body["max_tokens"] = 1 + body["max_tokens"] % 8
-    if "n" in body:
+    if isinstance(body.get("n"), int):
         body["n"] = 1 + body["n"] % 4
     return body
 

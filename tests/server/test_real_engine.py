@@ -206,6 +206,7 @@ def test_what_does_not_fit_is_truncated_or_slides_and_is_told(worker):
     refused = post(worker, "/v1/completions", prompt=prompt, max_tokens=20)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert "this model's maximum context length is " in refused.json()["error"]["message"]
     truncated = completions(worker, prompt=prompt, max_tokens=20, context_overflow="truncate")
     short = completions(worker, prompt=prompt[-236:], max_tokens=20)
     assert truncated["choices"][0]["text"] == short["choices"][0]["text"]

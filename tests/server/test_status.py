@@ -73,7 +73,8 @@ def figures(engine, *bodies, dead=False):
 EXPECTED = {
     "num_requests_running": "gauge", "num_requests_waiting": "gauge", "kv_cache_usage_perc": "gauge",
     "prefix_cache_queries": "counter", "prefix_cache_hits": "counter", "num_preemptions": "counter",
-    "prompt_tokens": "counter", "generation_tokens": "counter", "request_success": "counter",
+    "ignored_fields": "counter", "prompt_tokens": "counter",
+    "generation_tokens": "counter", "request_success": "counter",
     "time_to_first_token_seconds": "histogram", "inter_token_latency_seconds": "histogram",
     "e2e_request_latency_seconds": "histogram", "request_queue_time_seconds": "histogram",
     "request_prefill_time_seconds": "histogram", "request_decode_time_seconds": "histogram",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from paceline.core.params import INT32_MAX, MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
+from paceline.core.params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 from paceline.server.schemas.base import refuse
 from paceline.server.schemas.generation import (
     PromptEncoder,
     SamplingFields,
     StreamOptions,
+    at_least,
     check_stream_options,
+    count_schema,
 )
 from paceline.server.schemas.prompts import Prompt, as_prompts, prompts_schema
 
@@ -23,13 +24,11 @@ MAX_ANSWERS = 1024
 DEFAULT_MAX_TOKENS = 16
 Samples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 # 0 is for measuring a prompt: it is echoed, and nothing follows.
-TokenCountOrZero = Annotated[int, Field(ge=0, le=INT32_MAX)]
+TokenCountOrZero = Annotated[int | None, at_least(0), count_schema(0)]
 
 
 class CompletionRequest(SamplingFields):
     """``POST /v1/completions``: continues each of one or more prompts."""
-
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"suffix": ("",), "response_format": ({"type": "text"},)}
 
     prompt: Annotated[
         list[Prompt], PlainValidator(as_prompts(MAX_PROMPTS)), WithJsonSchema(prompts_schema(MAX_PROMPTS))
@@ -38,22 +37,16 @@ class CompletionRequest(SamplingFields):
     best_of: Samples | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    max_tokens: TokenCountOrZero | None = None
+    max_tokens: TokenCountOrZero = None
     add_special_tokens: bool | None = None
     """False encodes a text without the special tokens that the tokenizer puts around it."""
     stream_options: StreamOptions | None = None
-
-    @property
-    def limit(self) -> int:
-        """Tokens wanted for each answer."""
-        given = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return DEFAULT_MAX_TOKENS if given is None else given
 
     def prompts(self, encoder: PromptEncoder) -> list[list[int]]:
         special = self.add_special_tokens is not False
         return [encoder.prompt(prompt, "prompt", add_special_tokens=special) for prompt in self.prompt]
 
-    def params(self, default_max_tokens: int) -> SamplingParams:  # noqa: ARG002 (OpenAI's default is 16 here)
+    def params(self, default_max_tokens: int) -> SamplingParams:
         check_stream_options(self.stream_options, self.stream)
         samples = self.best_of or self.n or 1
         if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
@@ -65,7 +58,8 @@ class CompletionRequest(SamplingFields):
             more["prompt_logprobs"] = self.logprobs
         if self.limit == 0:
             more["max_tokens"] = self._nothing_to_generate()
-        return self.sampling_params(DEFAULT_MAX_TOKENS, **more)
+        # OpenAI's default is 16 here; no limit is as in chats.
+        return self.sampling_params(DEFAULT_MAX_TOKENS if self.limit is None else default_max_tokens, **more)
 
     def _nothing_to_generate(self) -> int:
         """The engine generates at least one token, which is then dropped."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -10,8 +9,11 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
+from paceline.server.schemas.base import refuse
 from paceline.server.schemas.generation import EngineRequest, PromptEncoder
 from paceline.server.schemas.prompts import Prompt, as_prompts, prompts_schema
+from paceline.server.schemas.reading import FieldRules
+from paceline.server.schemas.unsupported import IGNORED
 
 MAX_INPUTS = 2048
 
@@ -19,7 +21,7 @@ MAX_INPUTS = 2048
 class EmbeddingRequest(EngineRequest):
     """``POST /v1/embeddings``: one vector per input."""
 
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {"dimensions": (), "stream": (False,)}
+    rules: ClassVar[FieldRules] = FieldRules(IGNORED, {"dimensions": (), "truncate_prompt_tokens": (-1,)})
 
     input: Annotated[list[Prompt], PlainValidator(as_prompts(MAX_INPUTS)), WithJsonSchema(prompts_schema(MAX_INPUTS))]
     encoding_format: Literal["float", "base64"] | None = None
@@ -31,6 +33,8 @@ class EmbeddingRequest(EngineRequest):
         return [encoder.prompt(prompt, "input", add_special_tokens=special) for prompt in self.input]
 
     def params(self, default_max_tokens: int) -> SamplingParams:  # noqa: ARG002 (nothing is generated)
+        if self.stream:
+            refuse("stream", "is not supported: an embedding comes as a whole")
         return SamplingParams(detokenize=False)
 
     def options(self, client: str) -> CallOptions:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from paceline.core.call import CallOptions
+from paceline.core.errors import shown
 from paceline.core.params import (
     INT32_MAX,
     INT64_MAX,
@@ -22,6 +22,8 @@ from paceline.core.params import (
 )
 from paceline.core.token_set import MAX_SET_TOKEN
 from paceline.server.schemas.base import MAX_INT32, TOKEN_ID, Body, Finite, Strict, array, integer, number, refuse
+from paceline.server.schemas.reading import FieldRules
+from paceline.server.schemas.unsupported import IGNORED, OF_PROMPTS, OF_TEXT, TOOL_REASONS
 
 
 class PromptEncoder(Protocol):
@@ -87,30 +89,36 @@ _Tokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID, most=MAX_LIST_LENG
 _SomeTokens = Annotated[list[int], WithJsonSchema(array(TOKEN_ID | {"maximum": MAX_SET_TOKEN}, least=1))]
 _WORD = {"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_LENGTH}
 _Words = Annotated[list[str], WithJsonSchema(array(_WORD, most=MAX_LIST_LENGTH))]
-# Both names of the limit have their range here: each is checked before the two are compared.
-TokenCount = Annotated[int, Field(ge=1, le=INT32_MAX)]
+NO_SEED = -1
+"""As vLLM and llama.cpp read it."""
+NO_LIMIT = -1
+"""As llama.cpp and those who speak to it write it."""
+
+
+def at_least(least: int) -> AfterValidator:
+    """A limit of an answer's tokens in its range. It is checked where it is read: before two names are compared."""
+
+    def check(count: int | None) -> int | None:
+        if count is not None and count != NO_LIMIT and not least <= count <= INT32_MAX:
+            raise ValueError(f"must be in [{least}, {INT32_MAX}], or {NO_LIMIT} for no limit, got {shown(count)}")
+        return count
+
+    return AfterValidator(check)
+
+
+def count_schema(least: int) -> WithJsonSchema:
+    """The same as JSON schema."""
+    some = {"type": "integer", "minimum": least, "maximum": INT32_MAX}
+    return WithJsonSchema({"anyOf": [some, {"const": NO_LIMIT, "description": "No limit."}, {"type": "null"}]})
+
+
+TokenCount = Annotated[int | None, at_least(1), count_schema(1)]
 
 
 class SamplingFields(EngineRequest):
     """Fields of every endpoint that generates; null is the default. Ranges are checked by ``SamplingParams``."""
 
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-    )
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
-        "response_format": ({"type": "text"},),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "reasoning_effort": (),
-        "verbosity": (),
-        "web_search_options": (),
-    }
+    rules: ClassVar[FieldRules] = FieldRules(IGNORED, {**OF_TEXT, **OF_PROMPTS}, TOOL_REASONS)
     not_of_sampling: ClassVar[frozenset[str]] = frozenset(
         {"model", "max_completion_tokens", "speculation", "stream", "priority", "context_overflow"}
     )
@@ -126,8 +134,8 @@ class SamplingFields(EngineRequest):
     allowed_token_ids: _SomeTokens | None = None
     bad_words: _Words | None = None
     seed: Annotated[int, integer(-INT64_MAX - 1, INT64_MAX)] | None = None
-    max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
+    max_tokens: TokenCount = None
+    max_completion_tokens: TokenCount = None
     min_tokens: Annotated[int, integer(0, INT32_MAX)] | None = None
     stop: Annotated[str, WithJsonSchema(_STOP)] | _Stops | None = None
     stop_token_ids: _Tokens | None = None
@@ -137,14 +145,22 @@ class SamplingFields(EngineRequest):
     speculation: bool | None = None
     """False decodes this call plainly, to the same text under the verifier "match"."""
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens wanted for each answer: None if that is left open, ``NO_LIMIT`` for as many as there can be."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
     def sampling_params(self, default_max_tokens: int, **more: int | None) -> SamplingParams:
         """Raises InvalidRequestError: a value out of range, by field."""
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             refuse("max_tokens", "differs from max_completion_tokens; give one of them")
-        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        limit = self.limit
         names = SamplingFields.model_fields.keys() - self.not_of_sampling
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        given["max_tokens"] = max(default_max_tokens, self.min_tokens or 0) if limit is None else limit
+        unlimited = limit in (None, NO_LIMIT)
+        if self.seed == NO_SEED:
+            del given["seed"]
+        given["max_tokens"] = max(default_max_tokens, self.min_tokens or 0) if unlimited else limit
         given.update(more)
         return SamplingParams(**given)
 
@@ -153,6 +169,8 @@ class SamplingFields(EngineRequest):
 
 
 class StreamOptions(Strict):
+    rules: ClassVar[FieldRules] = FieldRules(within="stream_options")
+
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     """vLLM's: every chunk carries the usage so far."""

@@ -18,8 +18,8 @@ class TokenizeRequest(Body):
     messages: list[Message] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = None
     """Of a text: true unless given. What a chat template writes gets no further tokens."""
-    add_generation_prompt: bool = True
-    """Of a conversation: whether the prompt ends where the answer begins."""
+    add_generation_prompt: bool | None = None
+    """Of a conversation: whether the prompt ends where the answer begins; true unless given."""
     return_token_strs: bool | None = None
 
     def check(self) -> None:
