@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.files import is_fetched
 from paceline.models.checkpoint import INDEX, SINGLE, Entry, opened
 from paceline.models.compressed import Layout, Stored
 from paceline.models.config import read_json
@@ -73,8 +74,8 @@ def quantise_checkpoint(
     quantised = _quantised(places(outline, family), placed, plan.made)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
-        num_bytes = _write_tensors(entries, quantised, Path(made), shard_bytes)
         _copy_files(source, Path(made))
+        num_bytes = _write_tensors(entries, quantised, Path(made), shard_bytes)
         _write_config(source, Path(made), _heads(family, placed), quantization)
         _move(Path(made), out)
     return Published(out, sum(entry.num_bytes for entry in entries), num_bytes, len(quantised))
@@ -179,7 +180,7 @@ def _copy_files(source: Path, out: Path) -> None:
     """Everything of a model that is no weights: the tokenizer's files, the generation config."""
     for pattern in TAKEN_ALONG:
         for file in source.glob(pattern):
-            if file.name not in ("config.json", INDEX) and file.is_file():
+            if file.name not in ("config.json", INDEX) and is_fetched(file):
                 shutil.copyfile(file, out / file.name)
 
 

@@ -7,7 +7,8 @@ import pytest
 from paceline import LLM, CheckpointError
 from paceline.cli.main import run
 from paceline.core.files import is_fetched
-from paceline.models import load_model
+from paceline.models import Quantization, load_model
+from paceline.models.publishing import quantise_checkpoint
 from tests.checkpoints import tiny_llama, tiny_tokenizer
 
 POINTER = """version https://git-lfs.github.com/spec/v1
@@ -81,6 +82,16 @@ def test_a_link_to_nothing_that_is_the_only_file_of_weights(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("gone")
     with pytest.raises(CheckpointError, match=r"model.safetensors is a link to gone, which is missing"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES[1:-1], "merges.txt"])
+def test_a_quantised_copy_has_no_pointers(model, tmp_path_factory, name):
+    """Also of files that only other programs read; and nothing is written."""
+    replaced(model / name, POINTER)
+    out = tmp_path_factory.mktemp("out") / "int8"
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+        quantise_checkpoint(model, out, Quantization("int8"))
+    assert list(out.parent.iterdir()) == []
 
 
 def test_files_that_only_speak_of_pointers_are_files(tmp_path):
