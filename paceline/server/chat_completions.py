@@ -68,15 +68,11 @@ async def _events(
     envelope = _envelope(service, call, "chat.completion.chunk")
     usage = Usage(call.num_prompt_tokens)
     counts = UsageInStream(usage, call.body.stream_options)
-    for index in range(call.params.n):
-        opening = {
-            "index": index,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        yield event(envelope | {"choices": [opening]} | counts.now())
+    unopened = iter(range(call.params.n))
     async for _, update in updates:
+        # With the first token, not before: clients take the first chunk for it.
+        for index in unopened:
+            yield event(envelope | {"choices": [_opening(index)]} | counts.now())
         for place, delta in enumerate(update.deltas, 1):
             usage.completion += len(delta.token_ids)
             extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
@@ -87,6 +83,11 @@ async def _events(
     if counts.at_end:
         yield event(envelope | {"choices": [], "usage": usage.as_dict()})
     yield DONE
+
+
+def _opening(index: int) -> dict[str, Any]:
+    delta = {"role": "assistant", "content": ""}
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 def _chunk(service: Service, delta: CompletionDelta) -> dict[str, Any]:

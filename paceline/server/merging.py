@@ -53,29 +53,36 @@ async def _forward(number: int, stream: AsyncGenerator[Item], arrivals: Arrivals
         await arrivals.put((number, None))
 
 
-async def begin(stream: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
-    """The stream once its first item has come: what fails at once fails here."""
+async def begin(stream: AsyncGenerator[Item], seconds: float) -> AsyncGenerator[Item]:
+    """The stream once its first item has come, or has not come for ``seconds``: what fails at once fails here."""
+    first = asyncio.ensure_future(anext(stream))
+    begun = _Begun(first, stream)
     try:
-        first = await anext(stream)
+        await asyncio.wait({first}, timeout=seconds)
+        if first.done():
+            first.result()
     except BaseException:
-        await stream.aclose()
+        await begun.aclose()
         raise
-    return _Begun(first, stream)
+    return begun
 
 
 class _Begun(AsyncGenerator[Item]):
-    """A stream with its first item put back. Closing it closes the stream even if nothing was taken: a generator
-    function's body would not have begun then, and hence not end."""
+    """A stream with its first item put back, or still on its way. Closing it closes the stream even if nothing was
+    taken: a generator function's body would not have begun then, and hence not end."""
 
-    def __init__(self, first: Item, rest: AsyncGenerator[Item]) -> None:
+    def __init__(self, first: asyncio.Future[Item], rest: AsyncGenerator[Item]) -> None:
         self._first, self._rest = [first], rest
 
     async def asend(self, value: None) -> Item:
-        return self._first.pop() if self._first else await self._rest.asend(value)
+        return await (self._first.pop() if self._first else self._rest.asend(value))
 
     async def athrow(self, *error: Any) -> Item:
         return await self._rest.athrow(*error)
 
     async def aclose(self) -> None:
+        for first in self._first:
+            first.cancel()
+        await asyncio.gather(*self._first, return_exceptions=True)
         self._first.clear()
         await self._rest.aclose()

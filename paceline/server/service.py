@@ -33,6 +33,8 @@ Kind = TypeVar("Kind", bound=AnyBody)
 Figures = TypeVar("Figures")
 CHARACTERS_PER_TOKEN = 32
 """No text has that many on average; common ones have 4."""
+AT_ONCE_SECONDS = 1.0
+"""What goes wrong later than this goes wrong inside a stream that has begun."""
 Numbered = tuple[int, StreamUpdate]
 """A prompt's number within its call, and what happened to it."""
 
@@ -215,8 +217,11 @@ class Service:
             self.engine.abort(name)
 
     async def begun(self, request: Request, call: Call[Body]) -> AsyncGenerator[Numbered]:
-        """``updates`` with the first one awaited, so that a call that fails at once fails with a proper status."""
-        return await unless_disconnected(request.receive, begin(self.updates(call)))
+        """``updates`` with the first one awaited, so that a call that fails at once fails with a proper status.
+
+        For a moment only: a client that hears nothing takes the service for dead, and a call may have to wait for long.
+        """
+        return await unless_disconnected(request.receive, begin(self.updates(call), AT_ONCE_SECONDS))
 
     async def outcomes(self, request: Request, call: Call[Body]) -> list[Outcome]:
         """What came of each prompt; the call is aborted if the client goes away."""
