@@ -17,7 +17,10 @@ class PageAllocator:
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self.references = np.zeros(num_pages + 1, dtype=np.int32)
-        self._free = list(range(num_pages, 0, -1))
+        self._free: list[int] = []
+        """Those that were used before; they go first, so that memory that was never touched stays so."""
+        self._num_used = 0
+        """Pages up to this one were handed out at some time."""
         self._kept = np.zeros(num_pages + 1, dtype=bool)
         self.num_cached = 0
         """Pages that only the prefix index holds."""
@@ -28,7 +31,7 @@ class PageAllocator:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._free) + self.num_pages - self._num_used
 
     @property
     def num_referenced(self) -> int:
@@ -36,9 +39,12 @@ class PageAllocator:
 
     def allocate(self, count: int) -> list[int] | None:
         """Takes ``count`` free pages, each referenced once; None, and nothing taken, if there are fewer."""
-        if count > len(self._free):
+        if count > self.num_free:
             return None
-        pages = [self._free.pop() for _ in range(count)]
+        again = min(count, len(self._free))
+        pages = [self._free.pop() for _ in range(again)]
+        pages += range(self._num_used + 1, self._num_used + 1 + count - again)
+        self._num_used += count - again
         self.references[pages] = 1
         return pages
 
@@ -91,4 +97,6 @@ class PageAllocator:
         assert self.num_cached == np.count_nonzero(self._kept & (self.references == 0)), "cached pages are miscounted"
         assert len(set(self._free)) == len(self._free), "a page is in the free list twice"
         assert not self.references[self._free].any(), "a free page is referenced"
+        assert not self.references[self._num_used + 1 :].any(), "a page that was never handed out is referenced"
+        assert max(self._free, default=0) <= self._num_used, "a page was freed that was never handed out"
         assert self.references[0] == 0, "the padding page is referenced"

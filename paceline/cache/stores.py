@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 
 from paceline.core.layer import LayerSpec
+from paceline.core.pages import HUGE, allocate
 from paceline.core.registry import Registry
 
 
@@ -55,12 +57,8 @@ class DenseStore:
         self, specs: list[LayerSpec], *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         self.page_size = page_size
-        # Zeros, not empty: attention multiplies masked cells by zero, and zero times NaN is NaN.
         self._k, self._v = (
-            [
-                torch.zeros(num_pages, spec.num_kv_heads, page_size, spec.head_dim, dtype=dtype, device=device)
-                for spec in specs
-            ]
+            [_zeros((num_pages, spec.num_kv_heads, page_size, spec.head_dim), dtype, device) for spec in specs]
             for _ in range(2)
         )
 
@@ -92,6 +90,21 @@ class DenseStore:
     def clear_pages(self, pages: list[int]) -> None:
         for cells in (*self._k, *self._v):
             cells[pages] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """Zeros, not just room: attention multiplies masked cells by zero, and zero times NaN is NaN.
+
+    In a processor's memory the system makes them zeros when they are first touched, in huge pages where it has them:
+    a cache may be far larger than what is ever in it.
+
+    Raises:
+        MemoryError: there is no room.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or num_bytes < HUGE:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(allocate(num_bytes, huge=True), dtype=torch.uint8).view(dtype).view(shape)
 
 
 def page_bytes(specs: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:

@@ -14,11 +14,18 @@ def allocate(num_bytes: int, *, huge: bool) -> memoryview:
     """Zeros that begin where a huge page would; asked to lie in huge pages, or told not to.
 
     The memory is private: what is shared, as Python's ``mmap`` is unless told otherwise, gets no huge pages for its
-    asking on Linux. Nothing promises huge pages; ``huge_share`` tells what there is. It goes with the last view of it.
+    asking on Linux. Nothing promises huge pages; ``huge_share`` tells what there is. It goes with the last view of it,
+    and what is never touched takes no memory.
+
+    Raises:
+        MemoryError: the system gives no such room.
     """
     room = num_bytes + HUGE
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    pages = mmap.mmap(-1, room, **flags)
+    try:
+        pages = mmap.mmap(-1, room, **flags)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no room for {num_bytes} bytes: {error}") from None
     advice = getattr(mmap, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", None)
     if advice is not None:
         with contextlib.suppress(OSError):  # a kernel that was built without huge pages

@@ -48,7 +48,18 @@ class Intake:
             raise InvalidRequestError(
                 "the model has no tokenizer, so a prompt cannot be text\nPass token ids.", param="prompt"
             )
-        return self.tokenizer.encode(asked.text or "")
+        return self._known(self.tokenizer.encode(asked.text or ""))
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """A text's tokens; some that a tokenizer has by name, such as an image's, a model may lack."""
+        strange = max(tokens, default=0)
+        if strange >= self.model.vocab_size:
+            raise InvalidRequestError(
+                f"the prompt has token {strange}, the model's end at {self.model.vocab_size - 1}\n"
+                f"Leave out what spells it.",
+                param="prompt",
+            )
+        return tokens
 
     def group(
         self,

@@ -23,6 +23,7 @@ from paceline.engine.progress_bar import progress_bar
 from paceline.engine.prompts import as_prompt, prompt_list
 from paceline.engine.report import engine_facts, engine_stats
 from paceline.engine.results import output_of
+from paceline.engine.vocabulary import check_vocabulary_of
 from paceline.models import resolve_model
 from paceline.text import Tokenizer
 
@@ -67,6 +68,7 @@ class LLM:
         self.model_name = "paceline-pair" if model is None else str(model)
         self.model_path = path
         self.tokenizer = Tokenizer.try_load(path)
+        check_vocabulary_of(self.tokenizer, path)
         self.engine = build_engine(path, config)
         self.intake = Intake(self.engine, self.tokenizer)
 

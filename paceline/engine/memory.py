@@ -17,7 +17,7 @@ from paceline.models import CausalLM
 from paceline.runner.model_runner import layers_by_lifetime
 
 CACHE_SHARE = 0.4
-"""Share of the free memory that the K/V cache may take."""
+"""Share of the free memory that the K/V cache may take once it is full; pages take none before they are used."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -99,15 +99,25 @@ def build_groups(
     plan = plan_memory(config, kind, models, max_slots=max_slots, free=free_bytes(device))
     result: list[list[LayerGroup]] = [[] for _ in models]
     for part in plan.groups:
-        store = DenseStore(
-            part.specs, num_pages=plan.num_pages + 1, page_size=kind.page_size, dtype=part.dtype, device=device
-        )
+        store = _store(part, plan, kind.page_size, device)
         pages = PageAllocator(plan.num_pages)
         group = LayerGroup(
             part.name, store, pages, num_seats=config.max_num_seqs, max_slots=max_slots, window=part.window
         )
         result[part.model].append(group)
     return result
+
+
+def _store(part: GroupPlan, plan: MemoryPlan, page_size: int, device: torch.device) -> DenseStore:
+    try:
+        return DenseStore(
+            part.specs, num_pages=plan.num_pages + 1, page_size=page_size, dtype=part.dtype, device=device
+        )
+    except MemoryError:
+        raise ConfigError(
+            f"the system gives no {(plan.num_pages + 1) * plan.bytes_per_page / 2**20:.0f} MiB for the K/V cache\n"
+            f"Set num_blocks to at most {max(1, plan.num_pages // 2)}, or raise the limit on this process's memory."
+        ) from None
 
 
 def _num_pages(config: EngineConfig, page_size: int, bytes_per_page: int, per_sequence: int, free: int) -> int:

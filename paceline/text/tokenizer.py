@@ -106,6 +106,16 @@ class Tokenizer:
         context |= {"tools": None, "documents": None}
         return self.chat_template.render(context)
 
+    def ids_outside(self, vocab_size: int) -> list[int]:
+        """Ids from ``vocab_size`` on that plain text becomes, or that every encoding begins or ends with.
+
+        Tokens that were added and are only had by their names, as that of an image is, are none of them.
+        """
+        added = self.backend.get_added_tokens_decoder()
+        vocabulary = self.backend.get_vocab(with_added_tokens=False).values()
+        plain = {token_id for token_id in vocabulary if token_id >= vocab_size and token_id not in added}
+        return sorted(plain.union(token_id for token_id in self.encode("") if token_id >= vocab_size))
+
     def _find_byte_tokens(self) -> dict[int, int]:
         letter = self.backend.token_to_id("<0x61>")
         if letter is None or self.backend.decode([letter]) != "a":

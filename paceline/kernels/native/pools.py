@@ -7,8 +7,8 @@ import torch
 from paceline.kernels.native.checks import check_shape, check_tensor
 from paceline.kernels.native.structures import NAMES, Pool
 
-MOST_CHANNELS = 256
-"""Of a head: that many float32 a kernel keeps beside it."""
+MOST_CHANNELS = 1024
+"""Of a head. Kernels have room for any number; this many are tried out, and each thread keeps 64 heads at once."""
 
 Pools = tuple[torch.Tensor, torch.Tensor]
 """K and V of one layer, of one type and shape, contiguous."""

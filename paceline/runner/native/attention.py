@@ -20,6 +20,7 @@ from paceline.layers.norm import HeadNorm
 from paceline.layers.rotary import Rotary
 from paceline.models import CausalLM
 from paceline.runner.native.recorder import Recorder
+from paceline.runner.native.sizes import check_heads
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ class RecordedAttention:
         queries = qkv[:, : spec.num_heads * spec.head_dim]
         rotation = self._rotations[self._model.rotary_of[layer]] if self._rotations else None
         angles = None if rotation is None else rotation.used
+        rotary_dim = 0 if angles is None else angles.cosine.shape[1]
+        check_heads(qkv, pools[0], num_heads=spec.num_heads, head_dim=spec.head_dim, rotary_dim=rotary_dim)
         heads = native_heads.arguments(qkv, queries, pools, cells, angles=angles, norms=norms)
         number = recorder.add(Code.HEADS, heads, qkv, pools, cells, angles, norms)
         if rotation is not None:

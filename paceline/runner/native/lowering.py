@@ -20,6 +20,7 @@ from paceline.layers.quantized import FLOAT_KINDS
 from paceline.models import CausalLM
 from paceline.runner.native.by_type import ByType
 from paceline.runner.native.recorder import Recorder
+from paceline.runner.native.sizes import size_obstacle
 from paceline.runner.native.stream import Stream, norms
 from paceline.runner.native.weights import packed_of
 
@@ -169,5 +170,7 @@ def _obstacle_of_any(model: CausalLM, device: torch.device) -> str | None:
 
 def obstacle_of_layers(model: CausalLM, device: torch.device) -> str | None:
     """What of the model itself keeps native kernels from it, where they could compute another one."""
-    lacking = None if _obstacle_of_any(model, device) else _without_native_form(model)
-    return None if lacking is None else f"it has no form of {lacking}"
+    if _obstacle_of_any(model, device) is not None:
+        return None
+    lacking = _without_native_form(model)
+    return size_obstacle(model) if lacking is None else f"it has no form of {lacking}"

@@ -15,6 +15,7 @@ from paceline.kernels.native import gather, linear
 from paceline.kernels.native.packing import PackedLinear
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.structures import Code, Gate, Matrix, Norm, pointer
+from paceline.runner.native.sizes import check_size
 
 TOKENS = "tokens"
 """All T rows."""
@@ -60,6 +61,7 @@ class Recorder:
 
     def linear(self, x: torch.Tensor, packed: PackedLinear, count: str | None = None) -> torch.Tensor:
         """-> [rows, out], in a new buffer."""
+        check_size("input of a linear", x.shape[1], packed.in_features)
         out = self.take(packed.out_features, count)
         self.add(Code.LINEAR, linear.arguments(x, packed, out), x, packed, out, count=count)
         return out
@@ -76,12 +78,15 @@ class Recorder:
         residual: torch.Tensor | None = None,
     ) -> None:
         """``out`` = norm of x, or of residual + x, which the residual becomes."""
+        for part in (residual, out, weight[None], None if bias is None else bias[None]):
+            check_size("norm", x.shape[1] if part is None else part.shape[1], x.shape[1])
         matrices = map(Matrix.of, (x, residual, out))
         sizes = (*x.shape, pointer(weight), pointer(bias), epsilon)
         self.add(code, Norm(*matrices, *sizes), x, residual, out, weight, bias)
 
     def activate(self, x: torch.Tensor, code: int, up: torch.Tensor | None) -> None:
         """x becomes activation(x), times ``up`` if that is given."""
+        check_size("gate", x.shape[1] if up is None else up.shape[1], x.shape[1])
         self.add(Code.GATE, Gate(*map(Matrix.of, (x, up, x)), *x.shape, code), x, up)
 
     def gather(
@@ -96,5 +101,6 @@ class Recorder:
         count: str | None = None,
     ) -> None:
         """``out`` becomes, or gains, rows of the table by index, or all its rows in order."""
+        check_size("row of a table", table.shape[1], out.shape[1])
         structure = gather.arguments(table, out, index, scale=scale, offset=offset, add=add)
         self.add(Code.GATHER, structure, table, out, index, count=count)

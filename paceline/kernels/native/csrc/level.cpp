@@ -72,7 +72,7 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_rotary, no_scratch},
         {run_gate, no_scratch},
         {run_read, read_scratch},
-        {run_heads, no_scratch},
+        {run_heads, heads_scratch},
         {run_attention, attention_scratch},
         {run_sample, sample_scratch},
         {run_gather, no_scratch},
