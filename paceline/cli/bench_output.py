@@ -63,12 +63,12 @@ def plan_of(measuring: Measuring) -> Plan:
 
 def set_threads(count: int | None) -> None:
     """Before anything computes, so that model and probes use as many."""
-    import torch
+    from paceline.engine.threads import choose_threads
 
     if count is not None and count < 1:
         raise ConfigError(f"--threads must be at least 1, got {count}")
     if count is not None:
-        torch.set_num_threads(count)
+        choose_threads(count)
 
 
 def engine_parameters(engine: EngineChoice) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def check_python() -> Check:
 def check_torch() -> Check:
     import torch
 
-    threads, cores = torch.get_num_threads(), machine.usable_cores()
+    from paceline.engine.threads import num_threads
+
+    threads, cores = num_threads(), machine.usable_cores()
     capability = torch.backends.cpu.get_cpu_capability()
     many = threads > cores
     warning = f", more than the {cores} that can run at once: they wait for each other" if many else ""

@@ -116,10 +116,11 @@ def _control_groups(root: Path, controller: str) -> list[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        base = mounted / controllers if controllers else mounted
         inner = Path(path.lstrip("/"))
-        # Inside a container the path may be the host's, of which only the root is to be seen.
-        directories += [base / part for part in (inner, *inner.parents)]
+        # Version 1 is mounted by the names of its controllers, in any order, with links by each of them. Inside a
+        # container the path may be the host's, of which only the root is to be seen.
+        for base in (mounted / controllers, mounted / controller) if controllers else (mounted,):
+            directories += [base / part for part in (inner, *inner.parents)]
     return list(dict.fromkeys(directories))
 
 

@@ -13,6 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
 from paceline.engine.memory import build_groups
+from paceline.engine.threads import limit_threads
 from paceline.models import CausalLM, Quantization, is_quantised, load_model, outline_model, resolve_model
 from paceline.models.config import DTYPES
 from paceline.runner import Choice, ModelRunner, model_impls, resolve_impl
@@ -75,6 +76,7 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
         CheckpointError: a model that cannot be loaded.
     """
     device = resolve_device(config.device)
+    limit_threads()
 
     def load(path: Path, wanted: Quantization | None) -> CausalLM:
         model = load_model(path, dtype=resolve_dtype(config, path, device), device=device, quantization=wanted)

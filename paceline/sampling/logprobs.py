@@ -47,10 +47,9 @@ def in_native(logits: Tensor, rows: list[int], tokens: list[int], top: list[int]
     found = logprobs(logits, np.asarray(rows, dtype=np.int64), np.asarray(tokens, dtype=np.int64), wanted)
     order = np.argsort(-found.top_logits, axis=1, kind="stable")
     best = np.take_along_axis(found.top_tokens, order, axis=1)
-    own, values = (
-        (each - found.log_sums[:, None]).astype(np.float32)
-        for each in (found.logits[:, None], np.take_along_axis(found.top_logits, order, axis=1))
-    )
+    ordered = np.take_along_axis(found.top_logits, order, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # logits as far apart as float32 reaches, and infinite ones
+        own, values = ((each - found.log_sums[:, None]).astype(np.float32) for each in (found.logits[:, None], ordered))
     return _listed(tokens, top, own[:, 0], found.ranks, (best, values))
 
 

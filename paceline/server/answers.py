@@ -76,7 +76,8 @@ def token_dict(tokenizer: Tokenizer | None, token_ids: Sequence[int], drafted: S
 
 
 def json_logprob(logprob: float) -> float:
-    return max(logprob, _LOWEST_LOGPROB)
+    # In this order the lowest is what NaN becomes too: a row whose best logit is infinite tells of no token.
+    return max(_LOWEST_LOGPROB, logprob)
 
 
 def logprobs_dict(tokenizer: Tokenizer, logprobs: Iterable[TokenLogprobs]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _all_cells(num_pages: int, page_size: int) -> tuple[torch.Tensor, torch.Tens
     [
         ("cuda", torch.float32, 8, "cuda"),
         ("cpu", torch.float64, 8, "float64"),
-        ("cpu", torch.float32, 264, "1 to 256 channels"),
+        ("cpu", torch.float32, 1032, "1 to 1024 channels"),
     ],
 )
 def test_native_refuses_what_it_cannot_run(device, dtype, head_dim, message) -> None:

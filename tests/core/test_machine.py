@@ -70,6 +70,14 @@ LIMITED = {
         "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000",
         "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1",
     },
+    "version 1, mounted by other names": {
+        "proc/self/cgroup": "5:name=systemd:/box\n4:memory:/box\n3:cpuacct,cpu:/box\n0::/\n",
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": str(4 * GIB),
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": str(3 * GIB),
+        "sys/fs/cgroup/memory/box/memory.stat": f"total_inactive_file {2 * GIB}\n",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "150000",
+        "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000",
+    },
 }
 
 
@@ -80,6 +88,13 @@ def test_a_container_is_believed(tmp_path, name, monkeypatch):
     assert machine.memory(root) == machine.Memory(64 * GIB, 3 * GIB, 4 * GIB)
     assert machine.cpu_quota(root) == 1.5
     assert machine.usable_cores(root) == 2
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("10000 100000", 1), ("100000 100000", 1), ("250000 50000", 4)])
+def test_cores_that_can_be_used(tmp_path, limit, cores, monkeypatch):
+    """At least one, and no more than the process may run on."""
+    monkeypatch.setattr(machine, "num_cores", lambda: 4)
+    assert machine.usable_cores(lay(tmp_path, PLAIN | {"sys/fs/cgroup/box/cpu.max": limit})) == cores
 
 
 def test_nothing_is_known_of_an_empty_tree(tmp_path):

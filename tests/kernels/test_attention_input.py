@@ -85,7 +85,7 @@ BAD_CALLS = {
     "pools' shapes": (lambda: shaped(POOLS[0], POOLS[1][:3]), ValueError, "v pool"),
     "pools of doubles": (lambda: shaped(POOLS[0].double(), POOLS[1].double()), TypeError, "float64"),
     "pools' strides": (lambda: shaped(*(pool.transpose(1, 2) for pool in POOLS)), ValueError, "contiguous"),
-    "wide heads": (lambda: shaped(*torch.zeros(2, 9, 2, 4, 257)), ValueError, "1 to 256 channels"),
+    "wide heads": (lambda: shaped(*torch.zeros(2, 9, 2, 4, 1025)), ValueError, "1 to 1024 channels"),
     "empty pools": (lambda: shaped(*torch.zeros(2, 0, 2, 4, 8)), ValueError, "nothing"),
     "scale": (lambda: shaped(scale=float("nan")), ValueError, "nan"),
     "soft cap": (lambda: shaped(softcap=0.0), ValueError, "capped at 0.0"),

@@ -7,7 +7,7 @@ import torch
 
 from paceline.kernels import reference
 from paceline.kernels.native.heads import Angles, HeadNorms, write_heads
-from paceline.kernels.native.pools import Pools
+from paceline.kernels.native.pools import MOST_CHANNELS, Pools
 from tests.kernels.layouts import numbers
 from tests.kernels.native import LEVELS, on_threads, same_bits
 
@@ -19,6 +19,9 @@ CASES = {  # heads, K/V heads, channels, rotated channels, whether heads are nor
     "partly rotated": (5, 1, 80, 20, True),
     "not rotated": (3, 1, 17, 0, True),
     "wide": (2, 1, 256, 256, True),
+    "too wide for the stack": (2, 1, 258, 258, True),
+    "far wider": (3, 2, 600, 302, False),
+    "widest": (1, 1, MOST_CHANNELS, MOST_CHANNELS, True),
     "odd": (2, 2, 37, 34, False),
 }
 of_every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

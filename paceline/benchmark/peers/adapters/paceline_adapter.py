@@ -18,6 +18,7 @@ import torch
 import paceline
 from paceline import LLM, SamplingParams
 from paceline.core.call import CallOptions
+from paceline.engine.threads import choose_threads
 
 Steps = list[tuple[float, int]]
 
@@ -41,5 +42,5 @@ class Engine:
 
 
 def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
-    torch.set_num_threads(threads)
+    choose_threads(threads)
     return Engine(model, settings)
