@@ -127,8 +127,9 @@ def _model(engine: EngineChoice, context: int) -> Model:
     directory = EMBEDDED_TARGET if engine.model is None else resolve_model(engine.model)
     path = directory / "config.json"
     fields = Fields(path, read_json(path))
-    ends = frozenset(fields.token_ids("eos_token_id"))
-    return Model(Tokenizer.try_load(directory), fields.integer("vocab_size"), ends, context)
+    tokenizer = Tokenizer.try_load(directory)
+    ends = frozenset(fields.token_ids("eos_token_id")) | (tokenizer.end_token_ids if tokenizer else frozenset())
+    return Model(tokenizer, fields.integer("vocab_size"), ends, context)
 
 
 def _probes(measuring: Measuring) -> Any:

@@ -17,11 +17,14 @@ def is_fetched(path: Path) -> bool:
     """Whether there is such a regular file.
 
     Raises:
-        CheckpointError: only what stands for it is there: a Git LFS pointer, or a link to nothing.
+        CheckpointError: only what stands for it is there: a Git LFS pointer, a link to nothing, a pipe or a device.
     """
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path} is a link to {path.readlink()}, which is missing\nDownload the model again.")
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            # A pipe or a device may never end.
+            raise CheckpointError(f"{path} is a pipe, a socket or a device, not a regular file\nCopy the file there.")
         return False
     try:
         with path.open("rb") as file:

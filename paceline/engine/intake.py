@@ -36,6 +36,9 @@ class Intake:
         self.config: EngineConfig = engine.config
         self.model = engine.runner.model.config
         self.max_model_len = engine.seats.max_len
+        own = frozenset() if tokenizer is None else tokenizer.end_token_ids
+        self.end_token_ids = self.model.eos_token_ids | {token for token in own if token < self.model.vocab_size}
+        """Tokens that end an answer: those of the model's files and of its tokenizer."""
         _ = context_overflows[engine.config.context_overflow]  # raises if there is none of that name
         self._numbers = itertools.count()
 
@@ -121,7 +124,7 @@ class Intake:
 
     def _member(self, group: Group, index: int, seed: int, limit: int) -> Request:
         params = group.params
-        ends = frozenset() if params.ignore_eos else self.model.eos_token_ids
+        ends = frozenset() if params.ignore_eos else self.end_token_ids
         watcher = None
         if self.tokenizer is not None and params.detokenize:
             watcher = Detokenizer(self.tokenizer, params, prompt_token_ids=group.prompt_token_ids, end_token_ids=ends)

@@ -9,6 +9,7 @@ from typing import Any
 from paceline.core.errors import InvalidRequestError, shown
 from paceline.core.files import is_fetched
 from paceline.templates import ChatTemplate
+from paceline.text.end_tokens import end_tokens
 from paceline.text.failures import failing
 from paceline.text.plain_text import PlainText, encode_text
 from paceline.text.tokenizer_files import TokenizerFiles, read_tokenizer
@@ -34,6 +35,9 @@ class Tokenizer:
         """One more than the largest id."""
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
+        special = {token.content: token_id for token_id, token in added.items() if token.special}
+        self.end_token_ids = end_tokens(special, self.special_tokens.get("eos_token"), files.chat_template)
+        """Tokens that end an answer: eos_token, and with which the chat template ends a turn."""
         self.byte_tokens = self._find_byte_tokens()
         """Byte by token id, where single bytes have tokens of their own (``<0xE2>``); else empty."""
         self._plain_text = PlainText(self.backend)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import tokenizers
 
 from paceline.core.errors import CheckpointError
 from paceline.core.files import is_fetched
+from paceline.text.added_tokens import ConfigFile, add_tokens
+from paceline.text.growth import check_growth
 
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Keys that make other loaders import code.
 CODE_KEYS = ("auto_map", "trust_remote_code")
 
@@ -43,13 +44,16 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises bare Exception.
         raise CheckpointError(f"{path.name}: not a tokenizer ({error})") from None
+    check_growth(path.name, backend)
     config = _read_json(directory / "tokenizer_config.json")
     _refuse_code(directory / "tokenizer_config.json", config)
-    special_tokens = _named_tokens(config, _read_json(directory / "special_tokens_map.json"))
+    file = ConfigFile("tokenizer_config.json", config)
+    mapped = ConfigFile("special_tokens_map.json", _read_json(directory / "special_tokens_map.json"))
+    special_tokens = mapped.named() | file.named()
     # A file made for training may cut or pad; a prompt is never cut silently.
     backend.no_truncation()
     backend.no_padding()
-    _mark_special(backend, config, special_tokens)
+    add_tokens(backend, file, special_tokens)
     return TokenizerFiles(backend, special_tokens, _chat_template(directory, config))
 
 
@@ -80,44 +84,6 @@ def _read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path.name}: cannot be read ({type(error).__name__})") from None
-
-
-def _content(value: object) -> str | None:
-    """A token is written as a string or as ``{"content": ...}``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
-
-
-def _named_tokens(*sources: Mapping[str, Any]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for source in sources:
-        for name in SPECIAL_NAMES:
-            token = _content(source.get(name))
-            if token is not None:
-                named.setdefault(name, token)
-    return named
-
-
-def _extra_special(config: Mapping[str, Any]) -> Iterator[str | None]:
-    for token in config.get("additional_special_tokens") or ():
-        yield _content(token)
-    decoder = config.get("added_tokens_decoder")
-    for token in decoder.values() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and token.get("special") is True:
-            yield _content(token)
-
-
-def _mark_special(backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Marks tokens that the config calls special and tokenizer.json does not; adds none that the vocabulary lacks."""
-    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    wanted = [token for token in (*named.values(), *_extra_special(config)) if token is not None]
-    for content in dict.fromkeys(wanted):
-        known = added.get(content)
-        if backend.token_to_id(content) is None or (known is not None and known.special):
-            continue
-        kept = {"lstrip": known.lstrip, "rstrip": known.rstrip, "single_word": known.single_word} if known else {}
-        backend.add_special_tokens([tokenizers.AddedToken(content, special=True, normalized=False, **kept)])
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
