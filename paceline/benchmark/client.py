@@ -18,6 +18,7 @@ from paceline.benchmark.tokens import TokenTimes
 
 Body = Mapping[str, Any]
 Answers = Sequence[Sequence[int]]
+EXTRAS = "X-Paceline-Extras"
 ANSWER_SECONDS = 600.0
 
 
@@ -94,7 +95,7 @@ class Service:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         async with httpx.AsyncClient(
             base_url=self.url,
-            headers=dict(self.headers),
+            headers={EXTRAS: "on", **self.headers},  # tokens are counted by them
             timeout=ANSWER_SECONDS,
             limits=limits,
             trust_env=False,  # proxies are for other machines

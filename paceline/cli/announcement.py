@@ -18,13 +18,18 @@ MOST_FLAGS = 6
 """Settings named one by one; of more, how many."""
 
 
-def announce(facts: EngineFacts, name: str, service: ServiceConfig, resolution: Resolution, port: int) -> None:
-    """Prints it; plain where standard output is no terminal."""
+def announce(
+    facts: EngineFacts, name: str, service: ServiceConfig, resolution: Resolution, port: int, *, seed: int | None = None
+) -> None:
+    """Prints it; plain where standard output is no terminal. ``seed``: one that was drawn."""
     out, url = console(), service_url(service, port)
     out.out(f"Paceline serves {name} at {url}", style="bold")
     for label, text in described(facts, resolution):
         out.out(f"  {label:<13}", style=FAINT, end="")
         out.out(text)
+    if seed is not None:
+        out.out("  seed         ", style=FAINT, end="")
+        out.out(f"{seed}, drawn for calls that name none; --seed {seed} draws theirs again")
     out.out("  try          ", style=FAINT, end="")
     out.out(curl_line(url, service, resolution))
     out.file.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,14 +39,27 @@ def serve(
         raise ConfigError(str(error)) from error
     # Before the model is read, which can take long.
     run.check(service)
+    engine, drawn = _seeded(engine)
     note(f"loading {engine.model or 'the embedded pair'} ...")
     with terminable():  # while the model is read; then the service's own end takes over
         client = _in_process(engine) if service.in_process else _in_child(engine, service)
         try:
-            said = partial(announce, client.facts, served_name(client.model_name), service, resolution)
+            name = service.served_model_name[0] if service.served_model_name else served_name(client.model_name)
+            said = partial(announce, client.facts, name, service, resolution, seed=drawn)
             run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
         finally:
             client.close()
+
+
+def _seeded(engine: EngineChoice) -> tuple[EngineChoice, int | None]:
+    """Draws a seed where none is set, so that unseeded calls of a restarted service do not repeat what it said before.
+
+    Returns the seed too if it was drawn. Below 2^53: every reader of JSON can write it down.
+    """
+    if "seed" in engine.options:
+        return engine, None
+    drawn = secrets.randbelow(2**53)
+    return replace(engine, options={**engine.options, "seed": drawn}), drawn
 
 
 def _in_child(engine: EngineChoice, service: ServiceConfig) -> EngineProcess:

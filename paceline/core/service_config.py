@@ -12,6 +12,7 @@ from paceline.core.settings import About, check_fields
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
+SWITCH = ("on", "off")
 UNKNOWN = ("refuse", "warn", "ignore")
 
 
@@ -26,6 +27,9 @@ class ServiceConfig:
         About("A key that clients must send as Authorization: Bearer KEY; several may be given.", secret=True),
     ] = field(default=(), repr=False)
     api_key_file: Annotated[Path | None, About("File of further keys, one per line; # begins a comment.")] = None
+    metrics_key: Annotated[
+        tuple[str, ...], About("A key that opens /metrics and nothing else; several may be given.", secret=True)
+    ] = field(default=(), repr=False)
     allow_unauthenticated: Annotated[bool, About("Listen beyond this machine without a key.")] = False
     allowed_hosts: Annotated[
         tuple[str, ...],
@@ -41,6 +45,13 @@ class ServiceConfig:
         float,
         About("Seconds without progress after which a stuck engine is killed and started again; 0 never does.", low=0),
     ] = 600.0
+    served_model_name: Annotated[
+        tuple[str, ...],
+        About("Names that clients may call the model by, the first of them in answers; several may be given."),
+    ] = ()
+    extras: Annotated[
+        str, About("Whether answers of /v1 have their paceline object; a call's header decides first.", choices=SWITCH)
+    ] = "on"
     unknown_fields: Annotated[
         str,
         About("What becomes of unknown fields of bodies: warn ignores and names them in a header.", choices=UNKNOWN),

@@ -6,12 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.core.outputs import RequestMetrics, TokenLogprobs
+from paceline.core.outputs import CompletionDelta, RequestMetrics, TokenLogprobs
 from paceline.server.schemas.generation import StreamOptions
 from paceline.text import Tokenizer, token_bytes, token_text
 
 # JSON has no infinities; this is OpenAI's value for "very unlikely".
 _LOWEST_LOGPROB = -9999.0
+
+
+_COMPLETION_DETAILS = {
+    "reasoning_tokens": 0,
+    "audio_tokens": 0,
+    "accepted_prediction_tokens": 0,
+    "rejected_prediction_tokens": 0,
+}
+"""As OpenAI has them: answers have text alone, and predictions that a caller sends are something else than drafts."""
 
 
 @dataclass(slots=True)
@@ -28,6 +37,7 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": dict(_COMPLETION_DETAILS),
         }
 
 
@@ -73,6 +83,12 @@ def token_dict(tokenizer: Tokenizer | None, token_ids: Sequence[int], drafted: S
     """
     tokens = [] if tokenizer is None else [token_text(tokenizer, token) for token in token_ids]
     return {"tokens": tokens, "token_ids": list(token_ids), "drafted": list(drafted)}
+
+
+def chunk_extra(tokenizer: Tokenizer | None, delta: CompletionDelta, metrics: RequestMetrics | None) -> dict[str, Any]:
+    """What a chunk has beside OpenAI's fields; ``metrics`` come with a prompt's last chunk."""
+    tokens = token_dict(tokenizer, delta.token_ids, delta.token_drafted)
+    return {"paceline": tokens if metrics is None else tokens | metrics_dict(metrics)}
 
 
 def json_logprob(logprob: float) -> float:

@@ -14,6 +14,7 @@ from paceline.server import (
     errors,
     reception,
     status,
+    targets,
     tokens,
 )
 from paceline.server.engine_client import EngineClient
@@ -38,6 +39,7 @@ def create_app(engine: EngineClient, *, limits: Limits | None = None, config: Se
     app.state.service = service
     for family in (status, chat_completions, completions, embeddings, tokens, chat):
         app.include_router(family.routes(service))
+    app.add_middleware(targets.Spellings)
     if config is not None:
         doors.install(app, config)
     app.add_middleware(reception.Reception, service.admission)

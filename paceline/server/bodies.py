@@ -24,6 +24,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     kinds = request.headers.getlist("content-type")
     if len(kinds) != 1 or kinds[0].partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the body must be JSON\nSend the header Content-Type: application/json.")
+    codings = {one.strip().lower() for given in request.headers.getlist("content-encoding") for one in given.split(",")}
+    if codings - {"", "identity"}:
+        plain = {"Accept-Encoding": "identity"}
+        raise ApiError(415, "the body is compressed\nSend it as it is, without Content-Encoding.", headers=plain)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.max_body_bytes):
         raise _too_large(limits)
@@ -51,11 +55,13 @@ def _too_large(limits: Limits) -> ApiError:
 def parse_json(body: bytes) -> object:
     """Strict JSON: UTF-8 only, no NaN, no infinities, no name twice in an object, no lone surrogates.
 
+    A byte order mark may lead.
+
     Raises:
         ApiError: 400.
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse, object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8") from None
     except RecursionError:

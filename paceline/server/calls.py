@@ -43,6 +43,8 @@ class Call(Generic[Body]):
     params: SamplingParams
     options: CallOptions
     visit: Visit
+    extras: bool = True
+    """Whether the answer has its ``paceline`` objects."""
 
     @property
     def num_prompt_tokens(self) -> int:

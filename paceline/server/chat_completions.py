@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta
-from paceline.server.answers import Usage, UsageInStream, logprobs_dict, metrics_dict, token_dict
+from paceline.server.answers import Usage, UsageInStream, chunk_extra, logprobs_dict, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome
 from paceline.server.openapi import takes
 from paceline.server.schemas import ChatCompletionRequest
@@ -42,23 +42,30 @@ def _whole(service: Service, call: Call[ChatCompletionRequest], outcome: Outcome
     usage = Usage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
     choices = [_choice(service, call, index, answer) for index, answer in enumerate(outcome.answers)]
     body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
-    return body | {"paceline": metrics_dict(outcome.metrics)}
+    return body | ({"paceline": metrics_dict(outcome.metrics)} if call.extras else {})
 
 
 def _envelope(service: Service, call: Call[ChatCompletionRequest], kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{call.id}", "object": kind, "created": int(time.time()), "model": service.model_name}
+    return {
+        "id": f"chatcmpl-{call.id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": service.model_name,
+        "service_tier": "default",
+        "system_fingerprint": service.fingerprint,
+    }
 
 
 def _choice(service: Service, call: Call[ChatCompletionRequest], index: int, answer: Answer) -> dict[str, Any]:
     wants = call.params.logprobs is not None
+    extra = {"paceline": token_dict(service.tokenizer(), answer.token_ids, answer.drafted)} if call.extras else {}
     return {
         "index": index,
         "message": {"role": "assistant", "content": answer.text, "refusal": None},
         "logprobs": logprobs_dict(service.tokenizer(), answer.logprobs) if wants else None,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
-        "paceline": token_dict(service.tokenizer(), answer.token_ids, answer.drafted),
-    }
+    } | extra
 
 
 async def _events(
@@ -75,11 +82,11 @@ async def _events(
             yield event(envelope | {"choices": [_opening(index)]} | counts.now())
         for place, delta in enumerate(update.deltas, 1):
             usage.completion += len(delta.token_ids)
-            extra = token_dict(service.tokenizer(), delta.token_ids, delta.token_drafted)
-            if update.metrics is not None and place == len(update.deltas):
-                usage.cached = update.metrics.num_cached_tokens
-                extra |= metrics_dict(update.metrics)
-            yield event(envelope | {"choices": [_chunk(service, delta)], "paceline": extra} | counts.now())
+            last = update.metrics if place == len(update.deltas) else None
+            if last is not None:
+                usage.cached = last.num_cached_tokens
+            extra = chunk_extra(service.engine.tokenizer, delta, last) if call.extras else {}
+            yield event(envelope | {"choices": [_chunk(service, delta)]} | extra | counts.now())
     if counts.at_end:
         yield event(envelope | {"choices": [], "usage": usage.as_dict()})
     yield DONE

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta, TokenLogprobs
-from paceline.server.answers import Usage, UsageInStream, metrics_dict, token_dict
+from paceline.server.answers import Usage, UsageInStream, chunk_extra, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome, join_metrics
 from paceline.server.legacy_logprobs import LegacyLogprobs, join_parts
 from paceline.server.openapi import takes
@@ -46,7 +46,13 @@ def routes(service: Service) -> APIRouter:
 
 def _envelope(service: Service, call: Call[CompletionRequest]) -> dict[str, Any]:
     now = int(time.time())
-    return {"id": f"cmpl-{call.id}", "object": "text_completion", "created": now, "model": service.model_name}
+    return {
+        "id": f"cmpl-{call.id}",
+        "object": "text_completion",
+        "created": now,
+        "model": service.model_name,
+        "system_fingerprint": service.fingerprint,
+    }
 
 
 def _whole(service: Service, call: Call[CompletionRequest], outcomes: list[Outcome]) -> dict[str, Any]:
@@ -59,11 +65,14 @@ def _whole(service: Service, call: Call[CompletionRequest], outcomes: list[Outco
         for answer in outcome.answers:
             kept = Answer(finish_reason="length") if nothing else answer
             choices.append(_choice(service, call, place, kept, echoed) | {"index": len(choices)})
-    return _envelope(service, call) | {
-        "choices": choices,
-        "usage": Usage(call.num_prompt_tokens, num_tokens, metrics.num_cached_tokens).as_dict(),
-        "paceline": metrics_dict(metrics),
-    }
+    return (
+        _envelope(service, call)
+        | {
+            "choices": choices,
+            "usage": Usage(call.num_prompt_tokens, num_tokens, metrics.num_cached_tokens).as_dict(),
+        }
+        | ({"paceline": metrics_dict(metrics)} if call.extras else {})
+    )
 
 
 def _choice(
@@ -75,13 +84,14 @@ def _choice(
         start = 0 if echoed is None else len(echoed.text)
         own = _lists(service, call, place, start).part(answer.token_ids, answer.logprobs, end=len(text))
         logprobs = own if echoed is None or echoed.logprobs is None else join_parts([echoed.logprobs, own])
+    tokenizer = service.engine.tokenizer
+    extra = {"paceline": token_dict(tokenizer, answer.token_ids, answer.drafted)} if call.extras else {}
     return {
         "text": text,
         "logprobs": logprobs,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
-        "paceline": token_dict(service.engine.tokenizer, answer.token_ids, answer.drafted),
-    }
+    } | extra
 
 
 def _lists(service: Service, call: Call[CompletionRequest], place: int, start: int) -> LegacyLogprobs:
@@ -131,12 +141,12 @@ class Stream:
                     yield event(envelope | {"choices": [choice]} | counts.now())
             self._begun.add(place)
             for number, delta in enumerate(update.deltas, 1):
-                extra = token_dict(self.service.engine.tokenizer, delta.token_ids, delta.token_drafted)
-                if update.metrics is not None and number == len(update.deltas):
-                    self.usage.cached += update.metrics.num_cached_tokens
-                    extra |= metrics_dict(update.metrics)
+                last = update.metrics if number == len(update.deltas) else None
+                if last is not None:
+                    self.usage.cached += last.num_cached_tokens
+                extra = chunk_extra(self.service.engine.tokenizer, delta, last) if self.call.extras else {}
                 choice = self._choice(place, delta)
-                yield event(envelope | {"choices": [choice], "paceline": extra} | counts.now())
+                yield event(envelope | {"choices": [choice]} | extra | counts.now())
         if counts.at_end:
             yield event(envelope | {"choices": [], "usage": self.usage.as_dict()})
         yield DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from collections.abc import Iterable
@@ -21,7 +22,11 @@ from paceline.server.reception import IGNORED_FIELDS, visit_of
 
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Answer without a key. Compared as a whole, so that no prefix, slash or encoding opens another path."""
+METRICS_PATH = "/metrics"
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?")
+MOST_TOLD = 16
+log = logging.getLogger(__name__)
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -76,14 +81,22 @@ def _keys_in(path: Path) -> list[str]:
 
 
 class KeyDoor:
-    """401 for every path without a valid key, whether the path exists or not."""
+    """401 for every path without a valid key, whether the path exists or not; some keys open the metrics alone."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
-        self.app, self.keys = app, keys
+    def __init__(self, app: ASGIApp, keys: KeyRing | None, metrics_keys: KeyRing | None) -> None:
+        self.app, self.keys, self.metrics_keys = app, keys, metrics_keys
+
+    def _client_of(self, path: str, authorization: list[str]) -> str | None:
+        rings = [self.keys, self.metrics_keys if path == METRICS_PATH else None]
+        asked = [ring for ring in rings if ring is not None]
+        if not asked:
+            return ""  # only the metrics are locked
+        return next((client for ring in asked if (client := ring.client_of(authorization)) is not None), None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in PUBLIC_PATHS:
-            client = self.keys.client_of(Headers(scope=scope).getlist("authorization"))
+            path = scope["path"].rstrip("/")  # as the metrics are found behind this door
+            client = self._client_of(path, Headers(scope=scope).getlist("authorization"))
             if client is None:
                 await response_to(_no_key())(scope, receive, send)
                 return
@@ -101,19 +114,32 @@ class HostDoor:
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
         self.app, self.hosts = app, frozenset(host.lower() for host in hosts)
+        self._told: set[str] = set()
+
+    def _advice(self, given: list[str]) -> str:
+        """The option that lets a name in; the log gets it too, once for each of a few names."""
+        host = _without_port(given[0]) if len(given) == 1 else ""
+        if not _NAME.fullmatch(host):
+            return "Add the name to --allowed-hosts if it is this one's."
+        advice = f"If it is this one's, start it with --allowed-hosts {host}"
+        if host not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(host)
+            log.warning("a request for the host %s was refused. %s", host, advice)
+        return advice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             given = Headers(scope=scope).getlist("host")
             if len(given) != 1 or _without_port(given[0]) not in self.hosts:
-                why = "the Host header names another server\nAdd the name to --allowed-hosts if it is this one's."
+                why = f"the Host header names another server\n{self._advice(given)}"
                 await response_to(ApiError(403, why, code="host_not_allowed"))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
 def _without_port(host: str) -> str:
-    return re.sub(r":[0-9]*\Z", "", host.lower())
+    """Also without the dot that ends a whole name."""
+    return re.sub(r"(?<=[a-z0-9])\.?(:[0-9]*)?\Z|(?<=\]):[0-9]*\Z", "", host.lower())
 
 
 def hosts_of(config: ServiceConfig) -> tuple[str, ...]:
@@ -130,16 +156,17 @@ def install(app: FastAPI, config: ServiceConfig) -> None:
     Raises:
         ConfigError: as ``KeyRing.of``.
     """
-    keys = KeyRing.of(config)
-    if keys is not None:
-        app.add_middleware(KeyDoor, keys)
+    keys, metrics_keys = KeyRing.of(config), KeyRing(config.metrics_key) if config.metrics_key else None
+    if keys is not None or metrics_keys is not None:
+        app.add_middleware(KeyDoor, keys, metrics_keys)
     if config.allowed_origins:
         # Outside the key door: a browser asks without a key whether it may send one. Cookies are never allowed.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
+            allow_private_network=True,  # a page that is named may be on a wider network than this machine
             expose_headers=["X-Request-Id", "Retry-After", IGNORED_FIELDS],
         )
     hosts = hosts_of(config)

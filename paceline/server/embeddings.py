@@ -35,22 +35,18 @@ def routes(service: Service) -> APIRouter:
 def _whole(service: Service, call: Call[EmbeddingRequest], outcomes: list[Outcome]) -> dict[str, Any]:
     metrics = join_metrics(outcomes)
     usage = Usage(call.num_prompt_tokens, cached=metrics.num_cached_tokens).as_dict()
-    del usage["completion_tokens"]
+    del usage["completion_tokens"], usage["completion_tokens_details"]
     data = [
         {"object": "embedding", "index": index, "embedding": _written(outcome, call.body.encoding_format)}
         for index, outcome in enumerate(outcomes)
     ]
-    return {
-        "object": "list",
-        "data": data,
-        "model": service.model_name,
-        "usage": usage,
-        "paceline": {
-            "queue_time": metrics.queue_time,
-            "num_preemptions": metrics.num_preemptions,
-            "num_truncated_tokens": metrics.num_truncated_tokens,
-        },
+    body = {"object": "list", "data": data, "model": service.model_name, "usage": usage}
+    figures = {
+        "queue_time": metrics.queue_time,
+        "num_preemptions": metrics.num_preemptions,
+        "num_truncated_tokens": metrics.num_truncated_tokens,
     }
+    return body | ({"paceline": figures} if call.extras else {})
 
 
 def _written(outcome: Outcome, encoding_format: str | None) -> list[float] | str:

@@ -106,7 +106,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _name(app: FastAPI) -> dict[str, Any]:
     """The only model there is."""
-    return {"enum": [app.state.service.model_name, None], "description": "The model that is served."}
+    return {"enum": [*app.state.service.model_names, None], "description": "The model that is served."}
 
 
 def _open(schema: Any) -> Any:

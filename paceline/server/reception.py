@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paceline.core.panics import is_panic
 from paceline.server.admission import Admission, Visit
 from paceline.server.errors import ApiError, response_to
+from paceline.server.targets import to_origin_form
 
 access_log = logging.getLogger("paceline.access")
 
@@ -42,6 +43,7 @@ class Reception:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
+            to_origin_form(scope)
             await self._serve(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})

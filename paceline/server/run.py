@@ -92,6 +92,8 @@ def check(config: ServiceConfig) -> None:
         ConfigError: as ``listen``, or a key file that cannot be used.
     """
     KeyRing.of(config)
+    if config.metrics_key:
+        KeyRing(config.metrics_key)
     listen(config.host, config.port).close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from paceline import __version__
 from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
@@ -31,6 +33,8 @@ from paceline.text import Tokenizer, bad_word_ids
 
 Kind = TypeVar("Kind", bound=AnyBody)
 Figures = TypeVar("Figures")
+EXTRAS = "X-Paceline-Extras"
+"""A header of requests: "off" leaves the ``paceline`` objects of an answer out, "on" has them."""
 CHARACTERS_PER_TOKEN = 32
 """No text has that many on average; common ones have 4."""
 AT_ONCE_SECONDS = 1.0
@@ -45,7 +49,9 @@ class Service:
     def __init__(self, engine: EngineClient, limits: Limits, config: ServiceConfig) -> None:
         self.engine, self.limits, self.config = engine, limits, config
         self.admission = Admission(limits)
-        self.model_name = served_name(engine.model_name)
+        self.model_names = config.served_model_name or (served_name(engine.model_name),)
+        self.model_name = self.model_names[0]
+        self.fingerprint = _fingerprint(engine)
         self.metrics = Metrics(engine, self.model_name)
         self._running: set[str] = set()
         self._asked: dict[str, asyncio.Task[Any]] = {}
@@ -95,7 +101,8 @@ class Service:
         visit = visit_of(request.scope)
         visit.admit()
         self.check_progress()
-        call = await asyncio.to_thread(self._prepare, raw, kind, visit)
+        extras = self._wants_extras(request)
+        call = await asyncio.to_thread(self._prepare, raw, kind, visit, extras=extras)
         visit.admit(len(call.prompts) * call.params.num_samples)
         return call
 
@@ -115,7 +122,10 @@ class Service:
             self.metrics.ignored_fields.inc(len(reading.ignored))
         return body
 
-    def _prepare(self, raw: bytes, kind: type[Body], visit: Visit) -> Call[Body]:
+    def _wants_extras(self, request: Request) -> bool:
+        return request.headers.get(EXTRAS, self.config.extras).strip().lower() != "off"
+
+    def _prepare(self, raw: bytes, kind: type[Body], visit: Visit, *, extras: bool) -> Call[Body]:
         body = self._parse(raw, kind, visit)
         prompts = body.prompts(self)
         # A call that names no limit gets what there is room for beside its prompt; if none, the engine says so.
@@ -133,7 +143,7 @@ class Service:
             overflow.admit(self._ask(length, params, generates=options.pooling is None))
         visit.num_prompt_tokens = sum(map(len, prompts))
         name = uuid.uuid4().hex
-        return Call(name, body, prompts, params, replace(options, part_of=name), visit)
+        return Call(name, body, prompts, params, replace(options, part_of=name), visit, extras)
 
     def _check_answers(self, num_prompts: int, num_samples: int) -> None:
         most, wanted = self.limits.max_answers_per_call, num_prompts * num_samples
@@ -174,9 +184,11 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Only compares strings; nothing is looked up anywhere."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
             shown = name if len(name) <= 100 and name.isprintable() else "so named"
-            raise ApiError(404, f"there is no model {shown}; this server has {self.model_name}", code="model_not_found")
+            raise ApiError(
+                404, f"there is no model {shown}; this server has {', '.join(self.model_names)}", code="model_not_found"
+            )
 
     def updates(self, call: Call[Body]) -> AsyncGenerator[Numbered]:
         """The updates of all of a call's prompts. Leaving early, for whatever reason, aborts what is not finished.
@@ -233,6 +245,13 @@ class Service:
             async for place, update in updates:
                 outcomes[place].add(update)
         return outcomes
+
+
+def _fingerprint(engine: EngineClient) -> str:
+    """OpenAI's ``system_fingerprint``: another one wherever the same seed might give another text."""
+    facts = getattr(engine, "facts", None)
+    described = f"{__version__} {engine.model_name} {engine.max_model_len} {engine.vocab_size} {facts}"
+    return f"fp_{hashlib.sha256(described.encode()).hexdigest()[:10]}"
 
 
 def served_name(model: str) -> str:

@@ -59,19 +59,17 @@ def _add_probes(router: APIRouter, service: Service) -> None:
 
 
 def _add_models(router: APIRouter, service: Service) -> None:
-    model = {
-        "id": service.model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "paceline",
-        "max_model_len": service.engine.max_model_len,
-    }
+    now = int(time.time())
+
+    def described(name: str) -> dict[str, Any]:
+        length = service.engine.max_model_len
+        return {"id": name, "object": "model", "created": now, "owned_by": "paceline", "max_model_len": length}
 
     @router.get("/v1/models", **answers(Models))
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [described(name) for name in service.model_names]}
 
     @router.get("/v1/models/{name:path}", **answers(Model, errors={404: "There is no such model."}))
     async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
-        return model
+        return described(name)

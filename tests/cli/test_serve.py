@@ -72,6 +72,26 @@ def test_it_says_where_and_how_it_serves(pair, tmp_path):
     assert "sesame" not in said + errors + out
 
 
+def test_a_service_draws_its_seed_and_says_it(pair):
+    """Calls without a seed of one that starts anew say other things; with the seed that was said, the same."""
+    texts, seeds = [], []
+    for more in ((), (), None):
+        given = ("--seed", seeds[0]) if more is None else more
+        serve, lines = started(*model_arguments(pair), "--served-model-name", "mine", *given)
+        try:
+            url = lines[-1].partition("curl ")[2].partition("/chat")[0]
+            body = {"message": "hello", "temperature": 5.0, "max_tokens": 16, "ignore_eos": True, "model": "mine"}
+            texts.append(httpx.post(f"{url}/chat", json=body, trust_env=False, timeout=60).json()["token_ids"])
+        finally:
+            serve.terminate()
+            serve.communicate(timeout=60)
+        assert "serves mine at" in lines[0]
+        seeds += [line.split()[1].rstrip(",") for line in lines if line.split()[0] == "seed"]
+    assert len(seeds) == 2
+    assert texts[0] != texts[1]
+    assert texts[0] == texts[2]
+
+
 def test_quiet_says_nothing(pair):
     port = free_port()
     command = [sys.executable, "-m", "paceline.cli.main", "serve", pair[0], "--quiet", "--log-level", "error"]

@@ -128,7 +128,7 @@ BODIES = {
     "overlong UTF-8": b'{"model": "\xc0\xaf"}',
     "encoded surrogate": b'{"model": "\xed\xa0\x80"}',
     "UTF-16": message("hi").decode().encode("utf-16"),
-    "byte order mark": b"\xef\xbb\xbf" + message("hi"),
+    "byte order mark twice": b"\xef\xbb\xbf" * 2 + message("hi"),
     "gzip": gzip.compress(message("hi")),
     "name twice": field('"seed": 1, "seed": 2'),
     "name twice, deeper": message("hi").replace(b'"role"', b'"role": "system", "role"'),

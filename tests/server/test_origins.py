@@ -28,7 +28,17 @@ def ask(config, method, path, headers):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.0.0.1", "localhost:"]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:8000",
+        "127.0.0.1:1",
+        "[::1]:8000",
+        "127.0.0.1",
+        "localhost:",
+        "localhost.",
+        "LocalHost.:8000",
+    ],
 )
 def test_this_machines_names(host):
     assert ask(ServiceConfig(), "GET", "/health", {"Host": host}).status_code == 200
@@ -39,7 +49,7 @@ def test_this_machines_names(host):
     [
         "attacker.example", "localhost.attacker.example", "attacker.example:8000", "127.0.0.1.nip.io", "localhost@x",
         "x@localhost", "", " ", "127.0.0.2", "2130706433", "localhost:8000:1", "localhost/x", "[::1", "::1",
-        "localhost.", "localhost, attacker.example", "localhost:x",
+        "localhost..", ".", "localhost.:1:2", "attacker.example.", "localhost, attacker.example", "localhost:x",
     ],
 )  # fmt: skip
 def test_other_names_are_a_page_that_was_rebound(host):

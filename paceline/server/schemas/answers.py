@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Answer(BaseModel):
-    """Every field is always there."""
+    """Every field is always there, but ``paceline`` where a call or the service leaves it out."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,11 +30,19 @@ class PromptTokensDetails(Answer):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Answer):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class Figures(Answer):
@@ -90,7 +98,7 @@ class ChatChoice(Answer):
     logprobs: ChatLogprobs | None
     finish_reason: str
     stop_reason: int | str | None
-    paceline: Tokens
+    paceline: Tokens | None = None
 
 
 class ChatCompletion(Answer):
@@ -98,9 +106,11 @@ class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     created: int
     model: str
+    service_tier: Literal["default"]
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
-    paceline: Figures
+    paceline: Figures | None = None
 
 
 class CompletionLogprobs(Answer):
@@ -116,7 +126,7 @@ class CompletionChoice(Answer):
     logprobs: CompletionLogprobs | None
     finish_reason: str
     stop_reason: int | str | None
-    paceline: Tokens
+    paceline: Tokens | None = None
 
 
 class Completion(Answer):
@@ -124,9 +134,10 @@ class Completion(Answer):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
-    paceline: Figures
+    paceline: Figures | None = None
 
 
 class Embedding(Answer):
@@ -152,7 +163,7 @@ class Embeddings(Answer):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage
-    paceline: EmbeddingFigures
+    paceline: EmbeddingFigures | None = None
 
 
 class ChatAnswer(Tokens):

@@ -9,7 +9,6 @@ from pydantic import PlainValidator, WithJsonSchema
 
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
-from paceline.server.schemas.base import refuse
 from paceline.server.schemas.generation import EngineRequest, PromptEncoder
 from paceline.server.schemas.prompts import Prompt, as_prompts, prompts_schema
 from paceline.server.schemas.reading import FieldRules
@@ -24,6 +23,7 @@ class EmbeddingRequest(EngineRequest):
     rules: ClassVar[FieldRules] = FieldRules(IGNORED, {"dimensions": (), "truncate_prompt_tokens": (-1,)})
 
     input: Annotated[list[Prompt], PlainValidator(as_prompts(MAX_INPUTS)), WithJsonSchema(prompts_schema(MAX_INPUTS))]
+    stream: Literal[False] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["mean", "last"] | None = None
     add_special_tokens: bool | None = None
@@ -33,8 +33,6 @@ class EmbeddingRequest(EngineRequest):
         return [encoder.prompt(prompt, "input", add_special_tokens=special) for prompt in self.input]
 
     def params(self, default_max_tokens: int) -> SamplingParams:  # noqa: ARG002 (nothing is generated)
-        if self.stream:
-            refuse("stream", "is not supported: an embedding comes as a whole")
         return SamplingParams(detokenize=False)
 
     def options(self, client: str) -> CallOptions:
