@@ -34,7 +34,7 @@ class CacheManager:
     def __init__(self, groups: Sequence[LayerGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
         self.groups, self.kind, self.prefix = list(groups), kind, prefix
         self.num_prefix_queries = 0
-        """Tokens that were looked up."""
+        """Tokens that were looked up, of each request once."""
         self.num_prefix_hits = 0
         """Tokens that were found."""
 
@@ -90,13 +90,16 @@ class CacheManager:
         Returns how many tokens the target's groups, which must agree, need not compute.
         """
         rows = self.prefix.lookup(tokens, salt)
-        self.num_prefix_queries += len(tokens)
         shared = min((_leading(rows, index) for index in targets), default=0)
         for index in groups:
             count = min(shared, _leading(rows, index))
             self.groups[index].adopt(seat, [row[index] for row in rows[:count]])
-        self.num_prefix_hits += shared * self.kind.page_size
         return shared * self.kind.page_size
+
+    def count_prefix(self, num_looked_up: int, num_found: int) -> None:
+        """Counts a lookup: whoever attached a prefix knows whether it was for the first time, and of use."""
+        self.num_prefix_queries += num_looked_up
+        self.num_prefix_hits += num_found
 
     def publish_prefix(self, seat: int, tokens: Tokens, salt: str) -> None:
         """Offers a seat's full pages to the prefix index; ``tokens`` are all it knows."""

@@ -73,6 +73,10 @@ class Request:
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache saved on the way to the first output token."""
+    num_looked_up: int = 0
+    """Tokens that were looked up in the prefix index for that."""
+    counted: bool = False
+    """Whether this lookup is among the engine's figures."""
     num_dropped: int = 0
     """Oldest tokens that have left the window of a sliding context."""
     num_slides: int = 0

@@ -120,6 +120,7 @@ class Engine:
         num_rows = int(known[known > 1].sum()) if known.max() > 1 else 0
         num_passes = max((item.num_new for item in progress), default=1) if works.ahead else 1
         self.scheduler.pacer.record(num_rows, seconds / max(1, num_passes))
+        self.counters.record_step(num_rows + sum(item.num_new for item in progress))
         if self.proposer is not None:
             self.step_times.record(works, drafts, progress, seconds)
         if drafts.width:
@@ -144,6 +145,7 @@ class Engine:
         self._settle(outcome, progress)
         seconds = time.monotonic() - began
         self.scheduler.pacer.record(0, seconds / len(outcome.parts[0]))
+        self.counters.record_step(sum(item.num_new for item in progress))
         self.step_times.record(works, outcome.drafts, progress, seconds)
         self.run_ahead.record_rounds(works, len(outcome.parts[0]), seconds)
         return True

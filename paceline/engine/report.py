@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from paceline.engine.engine import Engine
 from paceline.engine.facts import EngineFacts
 from paceline.engine.memory import store_dtype
+from paceline.engine.stats import STEP_TOKENS
 from paceline.layers.linear import Linear
 from paceline.models import CausalLM
 
@@ -21,6 +23,17 @@ def _weight_bytes(model: CausalLM | None) -> int:
     distinct = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters() if not tensor.is_meta}
     packed = (module.packed for module in model.modules() if isinstance(module, Linear))
     return sum(distinct.values()) + sum(linear.num_bytes for linear in packed if linear is not None)
+
+
+def _cache_config(engine: Engine) -> dict[str, str | int | bool]:
+    """The target's cache, under vLLM's names; a GPU's blocks are those of whatever the device is."""
+    group = engine.cache.groups[engine.target_groups[0]]
+    return {
+        "block_size": group.page_size,
+        "num_gpu_blocks": group.pages.num_pages,
+        "cache_dtype": _name(store_dtype(engine.config.kv_cache_dtype, engine.runner.model)),
+        "enable_prefix_caching": engine.config.enable_prefix_caching,
+    }
 
 
 def engine_stats(engine: Engine) -> dict[str, Any]:
@@ -41,6 +54,13 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
             **(asdict(proposer.counters) if proposer is not None else {}),
         },
         "prefix_cache": {"queries": engine.cache.num_prefix_queries, "hits": engine.cache.num_prefix_hits},
+        "step_tokens": {
+            "up_to": list(STEP_TOKENS),
+            "counts": list(counters.step_tokens),
+            "total": counters.num_step_tokens,
+        },
+        "cache_config": _cache_config(engine),
+        "pid": os.getpid(),
         "pages": asdict(engine.cache.counts()),
         "memory_bytes": {
             "target_weights": _weight_bytes(engine.runner.model),

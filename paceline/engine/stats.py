@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from paceline.core.outputs import RequestMetrics
 from paceline.core.request import Group, Request
 from paceline.engine.step_times import estimated_speedup
+
+STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
+"""Where the classes of steps end by how many tokens they had, as vLLM has them."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,9 @@ class Counters:
     accepted_at_once: list[int] = field(init=False)
     """[max_depth + 1] how often so many tokens of a draft were accepted."""
     finished: Counter[str] = field(default_factory=Counter)
+    step_tokens: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKENS) + 1))
+    """Steps by their tokens, of prompts and generated: up to each of ``STEP_TOKENS``, and more."""
+    num_step_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.accepted_at_once = [0] * (self.max_depth + 1)
@@ -58,6 +65,11 @@ class Counters:
             self.num_drafted += num_nodes
             self.num_accepted += accepted
             self.accepted_at_once[accepted] += 1
+
+    def record_step(self, num_tokens: int) -> None:
+        """A step that computed so many prompt tokens and gave so many new ones, together."""
+        self.step_tokens[bisect_left(STEP_TOKENS, num_tokens)] += 1
+        self.num_step_tokens += num_tokens
 
     def record_finished(self, request: Request) -> None:
         self.finished[str(request.finish_reason)] += 1

@@ -275,6 +275,7 @@ class Scheduler:
             self.seating.leave(request)
             self.waiting.add(request)
             return False
+        self.seating.count_lookup(request)
         self.policy.serve(request)
         return True
 

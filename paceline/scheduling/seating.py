@@ -122,6 +122,12 @@ class Seating:
         known = self.seats.tokens[seat, : self.seats.num_tokens[seat]]
         self.cache.publish_prefix(seat, known, request.group.prefix_salt)
 
+    def count_lookup(self, request: Request) -> None:
+        """Counts what a request that has begun found in the index: once, not again when it comes back or slides."""
+        if not request.counted:
+            request.counted = True
+            self.cache.count_prefix(request.num_looked_up, request.num_cached_tokens)
+
     def _begin(self, request: Request, source: Request | None) -> None:
         """Starts a seat that has nothing cached."""
         seat, context = request.seat, request.group.sliding_context
@@ -141,7 +147,7 @@ class Seating:
             known = self.seats.tokens[seat, : self.seats.num_tokens[seat] - 1]
             found = self.cache.attach_prefix(seat, known, request.group.prefix_salt, groups, self.target_groups)
             if not request.output_token_ids:
-                request.num_cached_tokens = found
+                request.num_cached_tokens, request.num_looked_up = found, len(known)
 
     @staticmethod
     def _needs_prompt_rows(request: Request) -> bool:

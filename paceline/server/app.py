@@ -42,5 +42,5 @@ def create_app(engine: EngineClient, *, limits: Limits | None = None, config: Se
     app.add_middleware(targets.Spellings)
     if config is not None:
         doors.install(app, config)
-    app.add_middleware(reception.Reception, service.admission)
+    app.add_middleware(reception.Reception, service.admission, service.metrics.answered)
     return app

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,8 +37,9 @@ def visit_of(scope: Scope) -> Visit:
 class Reception:
     """The outermost middleware. Nothing that an endpoint raises gets past it."""
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
-        self.app, self.admission = app, admission
+    def __init__(self, app: ASGIApp, admission: Admission, answered: Callable[[Scope, int], None]) -> None:
+        """``answered`` is told of each request in the end, with its status: 499 where the client had left."""
+        self.app, self.admission, self.answered = app, admission, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,6 +77,7 @@ class Reception:
                 await response(scope, receive, send_marked)
         finally:
             visit.close()
+            self.answered(scope, status or 499)
             _log(scope, visit, status or 499)
 
 

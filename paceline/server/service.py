@@ -200,9 +200,9 @@ class Service:
 
     async def _updates_of(self, call: Call[Body], place: int) -> AsyncGenerator[StreamUpdate]:
         name, prompt = f"{call.id}-{place}", call.prompts[place]
-        watch = self.metrics.watch(len(prompt))
+        watch = self.metrics.watch(len(prompt), 1 if call.options.pooling is not None else call.params.num_samples)
         self._running.add(name)
-        finished = False
+        finished = refused = False
         try:
             # Closed at once when left early, not when the garbage collector comes by.
             async with aclosing(
@@ -217,10 +217,14 @@ class Service:
                     yield update
             if not finished:
                 raise EngineDeadError("the engine ended a call without an answer")
+        except InvalidRequestError:
+            refused = True
+            raise
         finally:
             self._running.discard(name)
             if not finished:
                 self.engine.abort(name)
+            if not refused:
                 watch.leave()
 
     def abort_all(self) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
 from starlette.responses import Response
 
 from paceline import __version__
 from paceline.core.errors import EngineDeadError
 from paceline.server.errors import ApiError
+from paceline.server.metrics import wants_openmetrics
 from paceline.server.openapi import PlainText, answers
 from paceline.server.schemas.answers import Model, Models, Status, Version
 from paceline.server.service import Service
@@ -33,8 +35,12 @@ def routes(service: Service) -> APIRouter:
         return await service.shared("stats", service.engine.stats)
 
     @router.get("/metrics", response_class=PlainText, **answers())
-    async def metrics() -> Response:
-        return Response(await service.shared("metrics", service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        """In Prometheus' text format, or in OpenMetrics' where Accept names it."""
+        wanted = wants_openmetrics(request.headers.get("accept", ""))
+        ask = partial(service.metrics.text, openmetrics_format=wanted)
+        text, kind = await service.shared("openmetrics" if wanted else "metrics", ask)
+        return Response(text, media_type=kind, headers={"Vary": "Accept"})
 
     return router
 

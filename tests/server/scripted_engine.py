@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import CompletionDelta, RequestMetrics, StreamUpdate, TokenLogprobs
@@ -106,6 +107,9 @@ class ScriptedEngine:
             "num_requests_waiting": 0,
             "num_preemptions": 1,
             "prefix_cache": {"queries": 20, "hits": 12},
+            "step_tokens": {"up_to": [1, 8], "counts": [5, 2, 1], "total": 60},
+            "cache_config": {"block_size": 16, "num_gpu_blocks": 10, "cache_dtype": "float32"},
+            "pid": os.getpid(),
             "pages": {"free": 5, "cached": 2, "referenced": 3, "total": 10},
             "speculation": {"num_drafts": 4, "num_drafted": 9, "num_accepted": 6, "accepted_per_position": [4, 2]},
         }

@@ -12,7 +12,7 @@ from paceline.core.service_config import ServiceConfig
 from tests.server.calling import HELLO, assert_error, call, chat, complete, post
 from tests.server.live import live
 from tests.server.scripted_engine import ScriptedEngine
-from tests.server.test_status import figures
+from tests.server.test_metrics import figures
 
 REFUSE = ServiceConfig(unknown_fields="refuse")
 IGNORED = "x-ignored-fields"
