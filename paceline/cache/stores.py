@@ -58,8 +58,11 @@ class DenseStore:
     ) -> None:
         self.page_size = page_size
         self._k, self._v = (
-            [_zeros((num_pages, spec.num_kv_heads, page_size, spec.head_dim), dtype, device) for spec in specs]
-            for _ in range(2)
+            [
+                _zeros((num_pages, spec.num_kv_heads, page_size, spec.head_dim), dtype, device, 2 * layer + part)
+                for layer, spec in enumerate(specs)
+            ]
+            for part in range(2)
         )
 
     @property
@@ -92,7 +95,12 @@ class DenseStore:
             cells[pages] = 0
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+SKEW = 9 * 4096
+"""Bytes by which the next one of several caches begins later within its first huge page: the same cells of all layers
+would else compete for the same lines of the processor's caches."""
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, number: int) -> torch.Tensor:
     """Zeros, not just room: attention multiplies masked cells by zero, and zero times NaN is NaN.
 
     In a processor's memory the system makes them zeros when they are first touched, in huge pages where it has them:
@@ -104,7 +112,9 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
     num_bytes = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or num_bytes < HUGE:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(allocate(num_bytes, huge=True), dtype=torch.uint8).view(dtype).view(shape)
+    skew = number * SKEW % HUGE
+    room = allocate(num_bytes + skew, huge=True)
+    return torch.frombuffer(room, dtype=torch.uint8, offset=skew).view(dtype).view(shape)
 
 
 def page_bytes(specs: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
