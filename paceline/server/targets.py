@@ -48,4 +48,8 @@ class Spellings:
 
         path = scope["path"].rstrip("/") or "/"
         method = "GET" if is_head else scope["method"]
-        await self.app({**scope, "path": path, "method": method}, receive, send_spelled)
+        inside = {**scope, "path": path, "method": method}
+        try:
+            await self.app(inside, receive, send_spelled)
+        finally:
+            scope["route"] = inside.get("route")  # whoever counts requests by endpoint stands outside

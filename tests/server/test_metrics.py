@@ -143,6 +143,7 @@ def test_http_answers_are_counted_by_status_and_endpoint():
             for path in ("/health", "/v1/models/scripted", "/v1/models/other", "/no/such/path", "/nor/this"):
                 await client.get(path)
             await client.request("BREW", "/health")
+            await client.head("/health/")
             await client.post("/chat", content="{", headers=JSON)
             return (await client.get("/metrics")).text
 
@@ -155,6 +156,7 @@ def test_http_answers_are_counted_by_status_and_endpoint():
     assert found.pop(("other", "/health", "405"), None) or found.pop(("other", "none", "405"))
     assert found == {
         ("GET", "/health", "200"): 1,
+        ("HEAD", "/health", "200"): 1,
         ("GET", "/v1/models/{name:path}", "200"): 1,
         ("GET", "/v1/models/{name:path}", "404"): 1,
         ("GET", "none", "404"): 2,
