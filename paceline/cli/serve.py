@@ -37,18 +37,18 @@ def serve(
         if error.name not in SERVICE_PACKAGES:
             raise
         raise ConfigError(str(error)) from error
-    # Before the model is read, which can take long.
-    run.check(service)
-    engine, drawn = _seeded(engine)
-    note(f"loading {engine.model or 'the embedded pair'} ...")
-    with terminable():  # while the model is read; then the service's own end takes over
-        client = _in_process(engine) if service.in_process else _in_child(engine, service)
-        try:
-            name = service.served_model_name[0] if service.served_model_name else served_name(client.model_name)
-            said = partial(announce, client.facts, name, service, resolution, seed=drawn)
-            run.serve(client, service, limits=limits, listening=None if is_quiet() else said)
-        finally:
-            client.close()
+    # Before the model is read, which can take long: who asks meanwhile is told so.
+    with run.OpenPort(service, limits) as port:
+        engine, drawn = _seeded(engine)
+        note(f"loading {engine.model or 'the embedded pair'} ...")
+        with terminable():  # while the model is read; then the service's own end takes over
+            client = _in_process(engine) if service.in_process else _in_child(engine, service)
+            try:
+                name = service.served_model_name[0] if service.served_model_name else served_name(client.model_name)
+                said = partial(announce, client.facts, name, service, resolution, seed=drawn)
+                port.serve(client, listening=None if is_quiet() else said)
+            finally:
+                client.close()
 
 
 def _seeded(engine: EngineChoice) -> tuple[EngineChoice, int | None]:

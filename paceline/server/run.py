@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Self
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import logs
-from paceline.server.app import create_app
+from paceline.server.app import Entrance, create_app, create_loading_app
 from paceline.server.connections import protocol
-from paceline.server.doors import KeyRing
 from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
 
@@ -60,41 +63,76 @@ def _free_port(host: str) -> int:
 class Server(uvicorn.Server):
     """uvicorn's server, which goes on answering while calls in progress end."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._service = service
+        self.service: Service | None = None
+        """None while the model is loaded: there is nothing to drain then."""
         self._signalled: float | None = None
         """When the service was asked to end."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """The first signal drains, a second one ends at once. Nothing is raised again: this is an orderly end."""
-        if self._signalled is None:
-            self._service.admission.draining = True
+        if self._signalled is None and self.service is not None:
+            self.service.admission.draining = True
             self._signalled = time.monotonic()
         else:
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self._signalled is not None:
+        if self._signalled is not None and self.service is not None:
             waited = time.monotonic() - self._signalled
-            late = waited - self._service.limits.drain_seconds
+            late = waited - self.service.limits.drain_seconds
             if late >= 0:
-                self._service.abort_all()
-            if self._service.admission.num_active == 0 or late >= END_SECONDS:
+                self.service.abort_all()
+            if self.service.admission.num_active == 0 or late >= END_SECONDS:
                 self.should_exit = True
         return await super().on_tick(counter)
 
 
-def check(config: ServiceConfig) -> None:
-    """Finds out at once what would keep the service from starting once the model is read.
+class OpenPort:
+    """A port that listens from now on: who comes gets 503 until ``serve`` is given an engine. Used with ``with``.
 
     Raises:
         ConfigError: as ``listen``, or a key file that cannot be used.
     """
-    KeyRing.of(config)
-    if config.metrics_key:
-        KeyRing(config.metrics_key)
-    listen(config.host, config.port).close()
+
+    def __init__(self, config: ServiceConfig, limits: Limits) -> None:
+        logs.configure(logging.getLevelNamesMapping()[config.log_level.upper()])
+        self._config, self._limits = config, limits
+        self._entrance = Entrance(create_loading_app(limits, config))
+        self._listener = listen(config.host, config.port)
+        self._server = Server(_settings(self._entrance, limits))
+        self._failure: BaseException | None = None
+        # Beside the main thread, which reads the model meanwhile and is the one that signals interrupt.
+        self._thread = threading.Thread(target=self._run, name="paceline-http", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(END_SECONDS)
+        self._listener.close()
+
+    def serve(self, engine: EngineClient, *, listening: Callable[[int], None] | None = None) -> None:
+        """Serves until SIGTERM or SIGINT; as the function ``serve``."""
+        app = create_app(engine, limits=self._limits, config=self._config)
+        self._server.service = app.state.service
+        self._entrance.app = app
+        with _handled(self._server.handle_exit):
+            if listening is not None:
+                listening(self._listener.getsockname()[1])
+            while self._thread.is_alive():
+                self._thread.join(0.5)
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._listener])
+        except BaseException as error:
+            self._failure = error
 
 
 def serve(
@@ -110,22 +148,23 @@ def serve(
         listening: called with the port once it listens.
 
     Raises:
-        ConfigError: as ``check``.
+        ConfigError: as ``OpenPort``.
     """
-    config, limits = config or ServiceConfig(), limits or Limits()
-    logs.configure(logging.getLevelNamesMapping()[config.log_level.upper()])
-    listener = listen(config.host, config.port)
-    server = make_server(engine, config, limits)
-    if listening is not None:
-        listening(listener.getsockname()[1])
-    server.run(sockets=[listener])
+    with OpenPort(config or ServiceConfig(), limits or Limits()) as port:
+        port.serve(engine, listening=listening)
 
 
 def make_server(engine: EngineClient, config: ServiceConfig, limits: Limits) -> Server:
     """A server that is not yet running; its ``run`` takes the listening sockets."""
-    _allow_descriptors(limits.max_connections)
     app = create_app(engine, limits=limits, config=config)
-    settings = uvicorn.Config(
+    server = Server(_settings(app, limits))
+    server.service = app.state.service
+    return server
+
+
+def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    _allow_descriptors(limits.max_connections)
+    return uvicorn.Config(
         app,
         http=protocol(limits),
         ws="none",
@@ -138,7 +177,20 @@ def make_server(engine: EngineClient, config: ServiceConfig, limits: Limits) -> 
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=limits.max_header_bytes,
     )
-    return Server(settings, app.state.service)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to ``handler``, where this is the thread that may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _allow_descriptors(num_connections: int) -> None:

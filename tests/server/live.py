@@ -72,7 +72,7 @@ class Live:
 
     def idle(self) -> None:
         """No call in progress, and every page is free or cached."""
-        eventually(lambda: self.server._service.admission.num_active == 0)
+        eventually(lambda: self.server.service.admission.num_active == 0)
         eventually(lambda: is_idle(self.engine))
 
 

@@ -18,6 +18,18 @@ ROOT = Path(__file__).parents[2]
 START_SECONDS = 90
 
 
+def endless_loading(directory: Path) -> tuple[Path, str]:
+    """A pipe that whoever loads a model opens, to wait at it for ever; and the PYTHONPATH that makes it so.
+
+    No file of a checkpoint can do that: a pipe among them is refused. So it is where the reader of weights is imported.
+    """
+    pipe, package = directory / "pipe", directory / "packages" / "safetensors"
+    os.mkfifo(pipe)
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"open({str(pipe)!r}).read()\n")
+    return pipe, os.pathsep.join([str(package.parent), str(ROOT)])
+
+
 @dataclass(frozen=True)
 class ServerProcess:
     url: str

@@ -104,4 +104,4 @@ def test_an_engine_that_crashes(worker, stream):
             client.chat.completions.create(model=name, **fields)
         assert (late.value.status_code, late.value.code) == (503, "engine_dead")
         assert int(late.value.response.headers["retry-after"]) > 0
-        eventually(lambda: service.server._service.admission.num_active == 0)
+        eventually(lambda: service.server.service.admission.num_active == 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.processes import ROOT, children
+from tests.server.processes import ROOT, children, endless_loading
 from tests.waiting import gone, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the engine's process in /proc")
@@ -19,9 +19,9 @@ CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
 
 
 @contextmanager
-def started(directory: Path, *options: str):
+def started(directory: Path, *options: str, path: str = str(ROOT)):
     command = [sys.executable, "-m", "paceline.cli.main", "serve", str(directory), "--port", "0", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
@@ -33,13 +33,12 @@ def started(directory: Path, *options: str):
 
 @contextmanager
 def reading(directory: Path, *options: str):
-    """A service that reads a model, which never comes to an end: its configuration is a pipe that is kept open."""
-    config = directory / "config.json"
-    os.mkfifo(config)
+    """A service that reads a model, which never comes to an end: it waits at a pipe that is kept open."""
+    pipe, path = endless_loading(directory)
     ends: list[int] = []
-    with started(directory, *options) as process:
+    with started(directory, *options, path=path) as process:
         try:
-            wait_for(lambda: process.poll() is not None or is_read(config, ends))
+            wait_for(lambda: process.poll() is not None or is_read(pipe, ends))
             assert process.poll() is None, process.stdout.read()
             yield process
         finally:
@@ -78,8 +77,8 @@ def imports_torch(pid: int) -> bool:
 
 
 def test_an_engine_whose_service_is_killed_while_it_imports_never_reads(tmp_path):
-    os.mkfifo(tmp_path / "config.json")
-    with started(tmp_path) as process:
+    _, path = endless_loading(tmp_path)
+    with started(tmp_path, path=path) as process:
         engines: list[int] = []
         wait_for(lambda: bool(engines.extend(children(process.pid)) or engines))
         wait_for(lambda: imports_torch(engines[0]))
