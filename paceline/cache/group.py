@@ -133,6 +133,14 @@ class LayerGroup:
         self.page_table[seat] = 0
         self.num_pages[seat] = self.first_page[seat] = self.num_cached[seat] = 0
 
+    def reset(self) -> None:
+        """Makes every page free, whatever tables and counts say. What sequences held is zeroed: it may hold NaN."""
+        held = np.union1d(np.flatnonzero(self.pages.references), self.page_table)
+        self.store.clear_pages([0, *held[held > 0].tolist()])
+        self.pages.clear()
+        for array in (self.page_table, self.num_pages, self.first_page, self.num_cached):
+            array[:] = 0
+
     def held_pages(self, seat: int) -> list[int]:
         held: list[int] = self.page_table[seat, self.first_page[seat] : self.num_pages[seat]].tolist()
         return held

@@ -11,6 +11,7 @@ from paceline.cache.group import LayerGroup
 from paceline.cache.kinds import CacheKind
 from paceline.cache.prefix import PageRow, PrefixIndex, Tokens
 from paceline.core.batch import Int32
+from paceline.core.whole import whole
 
 
 def _leading(rows: list[PageRow], group: int) -> int:
@@ -33,11 +34,13 @@ class CacheManager:
 
     def __init__(self, groups: Sequence[LayerGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
         self.groups, self.kind, self.prefix = list(groups), kind, prefix
+        self.torn = False
         self.num_prefix_queries = 0
         """Tokens that were looked up, of each request once."""
         self.num_prefix_hits = 0
         """Tokens that were found."""
 
+    @whole
     def reserve(self, seat: int, end: int, groups: Sequence[int]) -> bool:
         """Makes the uncached slots before ``end`` writable in the given groups; False, nothing changed, if short."""
         chosen = [self.groups[index] for index in groups]
@@ -51,6 +54,7 @@ class CacheManager:
                 return False
         return True
 
+    @whole
     def reserve_all(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """As ``reserve``, for all seats or none: what some cannot have must not be kept from others."""
         chosen = [self.groups[index] for index in groups]
@@ -78,12 +82,14 @@ class CacheManager:
     def can_fork(self, source: int, num_tokens: int, groups: Sequence[int]) -> bool:
         return self.kind.retains and all(self.groups[index].can_fork(source, num_tokens) for index in groups)
 
+    @whole
     def fork(self, source: int, target: int, num_tokens: int, groups: Sequence[int]) -> None:
         """Shares the source's cached prefix, of at most ``num_tokens`` tokens, with a fresh seat."""
         for index in groups:
             group = self.groups[index]
             group.fork(source, target, min(num_tokens, int(group.num_cached[source])))
 
+    @whole
     def attach_prefix(self, seat: int, tokens: Tokens, salt: str, groups: Sequence[int], targets: Sequence[int]) -> int:
         """Gives a fresh seat the indexed pages of its tokens, in each group as far as that has them.
 
@@ -101,6 +107,7 @@ class CacheManager:
         self.num_prefix_queries += num_looked_up
         self.num_prefix_hits += num_found
 
+    @whole
     def publish_prefix(self, seat: int, tokens: Tokens, salt: str) -> None:
         """Offers a seat's full pages to the prefix index; ``tokens`` are all it knows."""
         full = [int(group.num_cached[seat]) // group.page_size for group in self.groups]
@@ -113,6 +120,7 @@ class CacheManager:
         ]
         self.prefix.insert(tokens, rows, salt)
 
+    @whole
     def commit(self, seats: Int32, num_cached: Int32, groups: Sequence[int]) -> None:
         """Sets what is valid from now on, and lets go of pages that nobody will read again."""
         for index in groups:
@@ -124,21 +132,31 @@ class CacheManager:
                 for seat in seats.tolist():
                     group.release(seat)
 
+    @whole
     def release(self, seat: int) -> None:
         for group in self.groups:
             group.release(seat)
 
+    @whole
     def clear(self, seat: int) -> None:
         """As ``release``, but zeroes what nobody else sees, lest its NaN reach the pages' next owner."""
         for group in self.groups:
             group.clear(seat)
 
+    @whole
     def discard(self, seat: int, groups: Sequence[int]) -> None:
         """As ``clear``, in the given groups, and of what the prefix index has of theirs: nobody is to find it again."""
         for index in groups:
             group = self.groups[index]
             self.prefix.discard(index, group.held_pages(seat))
             group.clear(seat)
+
+    def reset(self) -> None:
+        """Makes every page free and forgets all prefixes, whatever an exception left half done."""
+        self.prefix.clear()
+        for group in self.groups:
+            group.reset()
+        self.torn = False
 
     def counts(self) -> PageCounts:
         pages = [group.pages for group in self.groups]

@@ -16,12 +16,16 @@ class PageAllocator:
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self.references = np.zeros(num_pages + 1, dtype=np.int32)
-        self._free: list[int] = []
-        """Those that were used before; they go first, so that memory that was never touched stays so."""
         self._num_used = 0
         """Pages up to this one were handed out at some time."""
-        self._kept = np.zeros(num_pages + 1, dtype=bool)
+        self.clear()
+
+    def clear(self) -> None:
+        """Makes every page free."""
+        self.references = np.zeros(self.num_pages + 1, dtype=np.int32)
+        self._free = list(range(self._num_used, 0, -1))
+        """Those that were used before; they go first, so that memory that was never touched stays so."""
+        self._kept = np.zeros(self.num_pages + 1, dtype=bool)
         self.num_cached = 0
         """Pages that only the prefix index holds."""
         self.idle: set[int] = set()

@@ -42,6 +42,10 @@ class PrefixIndex(Protocol):
         """Lets go of a layer group's pages, as far as it holds them: what is in them turned out to be no good."""
         ...
 
+    def clear(self) -> None:
+        """Forgets everything, without a word to the allocators, which are cleared too."""
+        ...
+
 
 PrefixIndexBuilder = Callable[[Sequence[PageAllocator], int, int], PrefixIndex]
 """(allocator of each layer group, page size, most entries) -> index"""
@@ -62,6 +66,9 @@ class NoPrefixIndex:
         return False
 
     def discard(self, group: int, pages: Iterable[int]) -> None:
+        pass
+
+    def clear(self) -> None:
         pass
 
 
@@ -90,8 +97,11 @@ class LruPrefixIndex:
 
     def __init__(self, allocators: Sequence[PageAllocator], page_size: int, max_entries: int) -> None:
         self.allocators, self.page_size, self.max_entries = list(allocators), page_size, max_entries
+        self.clear()
+
+    def clear(self) -> None:
         self._entries: dict[Key, Entry] = {}
-        self._holder: list[dict[int, Entry]] = [{} for _ in allocators]
+        self._holder: list[dict[int, Entry]] = [{} for _ in self.allocators]
         """Per group: the entry that keeps a page."""
         self._queue: list[tuple[int, Entry]] = []
         """(last use at the time, entry); no two entries were last used at the same time."""

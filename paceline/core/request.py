@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ class TokenWatcher(Protocol):
 
     def push(self, token: int) -> bool:
         """Takes one token; true if a stop string is now complete."""
+        ...
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        """Begins anew with these output tokens, the first of those that it was given."""
         ...
 
 
@@ -133,6 +137,30 @@ class Request:
         self.num_dropped += count * step
         self.num_slides += count
         return True
+
+    @property
+    def keeps_logprobs(self) -> bool:
+        """Whether each output token has its log-probability."""
+        return self.params.logprobs is not None or self.params.best_of is not None
+
+    def settle(self) -> None:
+        """Takes back what a step gave it in part before an exception cut that short: the same will come again.
+
+        A token counts once everything about it was noted; ``token_drafted`` is what is noted last.
+        """
+        noted: list[list[Any]] = [self.output_token_ids, self.token_times, self.token_drafted]
+        noted += [self.logprobs] if self.keeps_logprobs else []
+        count = min(map(len, noted))
+        if self.group.pooled is not None and self.group.pooled.embedding is not None:
+            self.finish_reason = self.finish_reason or FinishReason.STOP
+        if count < max(map(len, noted)):
+            if self.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                self.finish_reason = self.stop_reason = None
+            self.cumulative_logprob = sum(entry.logprob for entry in self.logprobs[:count])
+            if self.watcher is not None:
+                self.watcher.restart(self.output_token_ids[:count])
+            for part in noted:
+                del part[count:]
 
     def accept(self, tokens: list[int]) -> int:
         """Appends tokens until one of them ends the request; returns how many were kept."""

@@ -33,8 +33,13 @@ class Seats:
         self.num_tokens = np.zeros(capacity, dtype=np.int32)
         self.prompt_len = np.zeros(capacity, dtype=np.int32)
         self.longest = np.zeros(capacity, dtype=np.int32)
-        self.requests: list[Request | None] = [None] * capacity
-        self._free = list(range(capacity - 1, -1, -1))
+        self.clear()
+
+    def clear(self) -> None:
+        """Takes everybody off their seats."""
+        self.requests: list[Request | None] = [None] * self.capacity
+        self.num_tokens[:] = 0
+        self._free = list(range(self.capacity - 1, -1, -1))
 
     @property
     def num_free(self) -> int:

@@ -17,6 +17,7 @@ from paceline.core.seats import Seats
 from paceline.engine.isolation import isolate
 from paceline.engine.outcome import Computation, Outcome
 from paceline.engine.pooling import pool_hidden
+from paceline.engine.recovery import recovering
 from paceline.engine.rounds import Part
 from paceline.engine.run_ahead import RunAhead
 from paceline.engine.stats import Counters
@@ -61,6 +62,8 @@ class Engine:
             seats=seats, runner=runner, pipeline=pipeline, verifier=verifier, selector=self.selector
         )
         self._restarting: list[Request] = []
+        self.torn = False
+        """A change of the books was cut short, and nobody has made them whole yet."""
         self._failure = ""
         """The kind of the exception that a step met last."""
 
@@ -70,18 +73,25 @@ class Engine:
         found = [None if model is None else model.regimes(np.array([num_tokens])) for model in models]
         return tuple(0 if regime is None else int(regime[0]) for regime in found)
 
+    @recovering
     def add(self, group: Group) -> None:
+        """Begins a call; those of its members that were added before are left alone."""
         for request in group.members:
-            self.scheduler.add(request)
+            if request not in self.scheduler.unfinished:
+                self.scheduler.add(request)
 
+    @recovering
     def abort(self, group: Group) -> None:
         """Ends every unfinished member at once and gives back all it held, also after a step that raised."""
         for request in group.members:
-            if not request.finished:
+            unfinished = not request.finished
+            if unfinished:
                 request.finish_reason = FinishReason.ABORT
-                self.counters.record_finished(request)
             self.scheduler.remove(request)
+            if unfinished:
+                self.counters.record_finished(request)
 
+    @recovering
     def fail(self, group: Group, error: str) -> None:
         """Ends every unfinished member with an error, and gives back all it held."""
         for request in group.members:
@@ -93,8 +103,21 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.num_unfinished > 0
 
+    def recover(self) -> None:
+        """Makes all books anew from the requests themselves; their texts go on as if nothing had happened."""
+        self._restarting.clear()
+        self.runner.executor.forget()
+        for request in self.scheduler.restart():
+            self.counters.record_finished(request)
+
+    @recovering
     def step(self) -> list[Progress]:
-        """Advances every planned request by at least one token, or one chunk of its prompt."""
+        """Advances every planned request by at least one token, or one chunk of its prompt.
+
+        Raises:
+            BaseException: what interrupted it, or what every request would meet. Everybody waits then, at the last
+                token that was whole, and holds nothing.
+        """
         began = time.monotonic()
         self.scheduler.most_ahead, self.scheduler.more_rounds = self.run_ahead.most_ahead, self.run_ahead.more_rounds
         works = self.scheduler.plan()
@@ -137,6 +160,8 @@ class Engine:
             assert self.proposer is not None
             outcome = self.computation.rounds(works, self.proposer)
         except Exception as error:  # the step that is tried next will tell whose fault it is
+            if self.cache.torn:
+                raise
             log.warning("rounds of %d requests failed", len(works), exc_info=error)
             self._pass(works, Drafts.empty(len(works)), progress, began)
             return True
@@ -278,7 +303,7 @@ class Engine:
 
     @staticmethod
     def _fail(request: Request, error: str) -> None:
-        request.finish_reason, request.error = FinishReason.ERROR, error
+        request.error, request.finish_reason = error, FinishReason.ERROR
 
     def _end(self, request: Request) -> None:
         self.scheduler.remove(request)
@@ -288,8 +313,8 @@ class Engine:
         """Ends a text that may not go on. NaN fails the request; but if there was a draft the NaN may be a drafted
         token's, so it first starts over without one."""
         if banned:
-            request.finish_reason = FinishReason.STOP
             request.stop_reason = "every token is banned"
+            request.finish_reason = FinishReason.STOP
         elif drafted:
             request.group.speculate = False
             self._restarting.append(request)

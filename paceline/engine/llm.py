@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import torch
 
 from paceline.core.call import CallOptions
 from paceline.core.config import EngineConfig, SpeculativeConfig
@@ -23,6 +25,7 @@ from paceline.engine.progress_bar import progress_bar
 from paceline.engine.prompts import as_prompt, prompt_list
 from paceline.engine.report import engine_facts, engine_stats
 from paceline.engine.results import output_of
+from paceline.engine.turns import Turns, closed
 from paceline.engine.vocabulary import check_vocabulary_of
 from paceline.models import resolve_model
 from paceline.text import Tokenizer
@@ -33,6 +36,11 @@ Prompts = str | Mapping[str, Any] | Iterable[Any]
 
 class LLM:
     """Generates text with one target model and, if asked, a drafter that never changes the text (verifier "match").
+
+    Any number of threads may call one ``LLM``, also as ``await asyncio.to_thread(llm.generate, ...)``: their requests
+    run in joined batches, and each gets the texts that it would get alone. An exception, Ctrl-C among them, ends the
+    calls of the thread that it reaches and nobody else's; the ``LLM`` can be used on. Memory is given back by
+    ``close()``, by leaving a ``with`` block, or by ``del``.
 
     Args:
         model: directory or Hub id of a Hugging Face checkpoint; None is the embedded pair.
@@ -71,6 +79,36 @@ class LLM:
         check_vocabulary_of(self.tokenizer, path)
         self.engine = build_engine(path, config)
         self.intake = Intake(self.engine, self.tokenizer)
+        self._turns = Turns(self.engine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back the memory of weights and K/V at once; calls that still run raise EngineDeadError.
+
+        Leaving a ``with`` block and ``del llm`` do the same.
+        """
+        if "engine" not in vars(self):
+            return
+        turns, on_gpu = self._turns, self.engine.runner.device.type == "cuda"
+
+        def shut() -> None:
+            turns.closed = True
+            for name in ("engine", "intake", "tokenizer", "_turns"):
+                vars(self).pop(name, None)
+
+        turns.between_steps(shut)
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("engine", "intake", "tokenizer", "_turns"):
+            raise closed()
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def max_model_len(self) -> int:
@@ -173,18 +211,18 @@ class LLM:
 
     def stats(self) -> dict[str, Any]:
         """Counters, acceptance by position, pages, and memory by part in bytes."""
-        return engine_stats(self.engine)
+        found: list[dict[str, Any]] = []
+        engine = self.engine
+        self._turns.between_steps(lambda: found.append(engine_stats(engine)))
+        return found[0]
 
     def _run(self, groups: list[Group], use_tqdm: bool | Callable[..., Any] = False) -> list[RequestOutput]:
-        for group in groups:
-            self.engine.add(group)
+        selector = self.engine.selector
         try:
             with progress_bar(groups, use_tqdm) as update:
-                while not all(group.finished for group in groups):
-                    self.engine.step()
-                    update()
-        except BaseException:
+                self._turns.run(groups, update)
+            return [output_of(group, selector) for group in groups]
+        finally:
             for group in groups:
-                self.engine.abort(group)
-            raise
-        return [output_of(group, self.engine.selector) for group in groups]
+                if group.finished:
+                    group.members = []  # they know each other: else only the garbage collector would free them

@@ -12,19 +12,14 @@ from paceline.sampling import Pipeline
 
 def need_logprobs(works: Works) -> bool:
     """Whether any request needs log-probabilities of its output tokens."""
-    return any(_needs_them(request) for request in works.requests)
-
-
-def _needs_them(request: Request) -> bool:
-    params = request.group.params
-    return params.logprobs is not None or params.best_of is not None
+    return any(request.keeps_logprobs for request in works.requests)
 
 
 def token_logprobs(
     pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
 ) -> Mapping[int, list[TokenLogprobs]]:
     """One entry per token of the verdict, by number of request, for those that need them."""
-    wanted = [number for number, request in enumerate(works.requests) if _needs_them(request)]
+    wanted = [number for number, request in enumerate(works.requests) if request.keeps_logprobs]
     if not wanted:
         return {}
     params = [request.group.params for request in works.requests]

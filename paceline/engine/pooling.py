@@ -39,11 +39,14 @@ def pool_hidden(works: Works, batch: Batch, output: Output) -> list[Request]:
         pooled, rows = request.group.pooled, np.flatnonzero(owners == number)
         assert pooled is not None
         added = hidden[int(rows[0]) : int(rows[-1]) + 1].double().sum(0).cpu().numpy()
-        pooled.total = added if pooled.total is None else pooled.total + added
-        pooled.next_row += len(rows)
+        total = added if pooled.total is None else pooled.total + added
+        # A new one, since an interrupt may come between any two statements.
+        pooled = Pooled(pooled.next_row + len(rows), total)
         if pooled.next_row == len(request.prompt_token_ids):
             _finish(request, pooled)
             done.append(request)
+        else:
+            request.group.pooled = pooled
     return done
 
 
@@ -53,5 +56,6 @@ def _finish(request: Request, pooled: Pooled) -> None:
     if not np.isfinite(length):
         request.finish_reason, request.error = FinishReason.ERROR, "the model returned NaN"
         return
-    request.finish_reason = FinishReason.STOP
     pooled.embedding = (pooled.total / (length or 1.0)).tolist()
+    request.group.pooled = pooled
+    request.finish_reason = FinishReason.STOP

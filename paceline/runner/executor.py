@@ -42,6 +42,10 @@ class Executor(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Keeps nothing of passes before: one was cut short while it was planned, and may be half planned."""
+        ...
+
     @property
     def recordable(self) -> Recordable | None:
         """What native ops may compute in its place, beside others; None if they may not."""
@@ -74,6 +78,9 @@ class TorchExecutor:
 
     def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> None:  # noqa: ARG002
         return None
+
+    def forget(self) -> None:
+        pass
 
     @property
     def recordable(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from paceline.runner.assemble import assemble_behind
 from paceline.runner.impl import Choice, build_executor
 from paceline.sampling import Pipeline
 
+T = TypeVar("T")
 PROMPT_ROWS_AT_ONCE = 256
 """Prompt rows whose logits are made together: bounds their memory at 256 x vocabulary."""
 
@@ -48,7 +50,7 @@ class ModelRunner:
 
         The tensors are valid until the next pass.
         """
-        found = self.executor.run(batch, taps)
+        found = self._unless_cut_short(lambda: self.executor.run(batch, taps))
         return Output(
             logits=found.logits,
             prompt_logits=self._prompt_logits(found.hidden, batch),
@@ -79,7 +81,15 @@ class ModelRunner:
         if sampling is None:
             return None
         behind = assemble_behind(batch, rows, counts, self.groups, enders) if counts.any() else None
-        return self.executor.chain(batch, rows, sampling, behind)
+        return self._unless_cut_short(lambda: self.executor.chain(batch, rows, sampling, behind))
+
+    def _unless_cut_short(self, compute: Callable[[], T]) -> T:
+        """What ``compute`` returns; what raises may be half planned, and is not planned upon again."""
+        try:
+            return compute()
+        except BaseException:
+            self.executor.forget()
+            raise
 
     def _chosen(self, hidden: torch.Tensor, rows: Int64) -> torch.Tensor:
         return hidden[torch.from_numpy(rows).to(self.device)]

@@ -39,6 +39,10 @@ class FastExecutor:
     def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
         return self._few.chain(batch, rows, sampling, behind) if len(batch.token_ids) < MANY_ROWS else None
 
+    def forget(self) -> None:
+        self._few.forget()
+        self._many.forget()
+
     @property
     def recordable(self) -> None:
         return None

@@ -33,7 +33,7 @@ class RoundsRunner:
         Raises:
             IndexError: a token, a page or a position that there is not.
         """
-        recorded = self._rounds(rows, depth, num_rounds)
+        recorded, self._recorded = self._rounds(rows, depth, num_rounds), None
         if recorded is None:
             return None
         known: Int64 = works.end.astype(int)
@@ -46,7 +46,9 @@ class RoundsRunner:
             draft_pages=[group.page_table[works.seats] for group in self.draft.groups],
             target_pages=[group.page_table[works.seats] for group in self.target.groups],
         )
-        return recorded.run(start, num_rounds, [request.enders for request in works.requests])
+        taken = recorded.run(start, num_rounds, [request.enders for request in works.requests])
+        self._recorded = recorded  # else it was cut short, and may be half planned
+        return taken
 
     def _rounds(self, rows: SampleRows, depth: int, num_rounds: int) -> Rounds | None:
         sampling = self.pipeline.native(rows, at_once=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 
@@ -20,7 +22,9 @@ class SamplingState(Controls):
 
     def __init__(self, seats: Seats, vocab_size: int, device: torch.device | str) -> None:
         super().__init__(seats, vocab_size, device)
-        self.processors: tuple[Processor, ...] = tuple(processors[name](self) for name in processors)
+        # The same arrays under another roof: what knows each other is not freed at once.
+        controls = copy(self)
+        self.processors: tuple[Processor, ...] = tuple(processors[name](controls) for name in processors)
         self.active = np.zeros((seats.capacity, len(self.processors)), dtype=bool)  # [S, processors]
 
     def join(self, request: Request) -> None:
@@ -32,6 +36,11 @@ class SamplingState(Controls):
         """Tells the processors which tokens the request in ``seat`` has gained."""
         for index in np.flatnonzero(self.active[seat]):
             self.processors[index].commit(seat, tokens)
+
+    def reset(self) -> None:
+        """Forgets everybody."""
+        for seat in range(len(self.active)):
+            self.leave(seat)
 
     def leave(self, seat: int) -> None:
         """Forgets everything about the request in ``seat``."""

@@ -25,6 +25,10 @@ class CallSeats:
     def __init__(self) -> None:
         self.changed: Callable[[Hashable], None] = _nothing
         """Told of a call that now has a seat, or has none any more."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Nobody has a seat; nobody is told of it."""
         self._seated: dict[Hashable, list[Request]] = {}
         self.num_spare = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 from paceline.core.request import Request
 from paceline.scheduling.calls import CallSeats, by_arrival
@@ -58,6 +58,12 @@ class WaitingQueue:
         insort(self._calls.setdefault(request.group.call, []), request, key=by_arrival)
         self._enter(request, behind=True)
         self.settle(request.group.call)
+
+    def restart(self, requests: Iterable[Request]) -> None:
+        """From now on these wait."""
+        self._lanes, self._calls, self._heads = {}, {}, {}
+        for request in requests:
+            self.add(request)
 
     def remove(self, request: Request) -> None:
         call = request.group.call

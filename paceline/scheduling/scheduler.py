@@ -18,7 +18,7 @@ from paceline.scheduling.plan import Plan, Share
 from paceline.scheduling.policies import SchedulingPolicy, policies
 from paceline.scheduling.precedence import Precedence
 from paceline.scheduling.queue import WaitingQueue
-from paceline.scheduling.seating import Seating
+from paceline.scheduling.seating import ControlsError, Seating
 from paceline.speculation import Proposer
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Scheduler:
             calls=self.precedence.calls,
         )
         self.target_groups = self.seating.target_groups
+        self.unfinished: dict[Request, None] = {}
+        """Whoever was added and not yet taken out: what everything else is made anew from."""
         self.refused: list[Request] = []
         """Requests that failed while they were being seated; whoever tells of them empties the list."""
         self.num_preemptions = 0
@@ -80,6 +82,7 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, request: Request) -> None:
+        self.unfinished[request] = None
         self.policy.arrive(request)
         self.waiting.add(request)
 
@@ -92,6 +95,30 @@ class Scheduler:
         else:
             return
         self.policy.leave(request)
+        self.unfinished.pop(request, None)
+
+    def restart(self) -> list[Request]:
+        """Sends everybody back to wait and makes all books anew, whatever an exception left half done.
+
+        Returns those that had finished already, who are taken out.
+        """
+        finished = []
+        for request in list(self.unfinished):
+            request.settle()
+            if request.finished:
+                finished.append(request)
+            elif request.seat >= 0:
+                request.num_preemptions += 1
+                self.num_preemptions += 1
+            request.seat = -1
+        alive = [request for request in self.unfinished if not request.finished]
+        for request in alive:
+            request.slide()
+        self.seating.reset()
+        self.policy.restart(alive)
+        self.waiting.restart(alive)
+        self.unfinished = dict.fromkeys(alive)
+        return finished
 
     def preempt(self, request: Request) -> None:
         """Sends a running request back to wait; it keeps its tokens and recomputes their K/V later."""
@@ -268,8 +295,8 @@ class Scheduler:
         self.waiting.remove(request)
         try:
             self.seating.seat(request)
-        except Exception as error:
-            self._refuse(request, error)
+        except ControlsError as error:
+            self._refuse(request, error.cause)
             return True
         if not self._share(request, plan):
             self.seating.leave(request)
@@ -284,6 +311,7 @@ class Scheduler:
         request.finish_reason = FinishReason.ERROR
         request.error = f"the engine could not take this request ({type(error).__name__})"
         self.policy.leave(request)
+        self.unfinished.pop(request, None)
         self.refused.append(request)
 
     def _computes_prompt(self, request: Request) -> bool:

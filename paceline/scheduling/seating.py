@@ -18,6 +18,14 @@ from paceline.speculation import Proposer
 NEVER = 2**31 - 1
 
 
+class ControlsError(Exception):
+    """A request's controls cannot be taken in; ``cause`` is what they raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 class Seating:
     """The running requests, and per seat how far their sequences may grow."""
 
@@ -67,7 +75,7 @@ class Seating:
         """Seats a request that starts with the cached prefix of its tokens: its sibling's, or what the index has.
 
         Raises:
-            Exception: its controls cannot be taken in; it has no seat then.
+            ControlsError: it has no seat then.
         """
         source = self.sibling(request)
         self.seats.join(request)
@@ -75,10 +83,10 @@ class Seating:
             request.group.seated_at = time.monotonic()
         try:
             self.sampling.join(request)
-        except Exception:  # something about its controls
+        except Exception as error:  # something about its controls
             self.sampling.leave(request.seat)
             self.seats.leave(request)
-            raise
+            raise ControlsError(error) from error
         self.running.append(request)
         self.calls.sit(request)
         self._list_seats()
@@ -92,6 +100,18 @@ class Seating:
         self.running.remove(request)
         self.calls.rise(request)
         self._list_seats()
+
+    def reset(self) -> None:
+        """Empties all seats, whatever an exception left half done."""
+        self.running.clear()
+        self.calls.clear()
+        self._list_seats()
+        self.seats.clear()
+        self.sampling.reset()
+        self.cache.reset()
+        if self.proposer is not None:
+            for seat in range(self.seats.capacity):
+                self.proposer.forget(seat)
 
     def slide(self) -> None:
         """Moves the windows that are full; what is kept will be computed anew, at its new positions."""

@@ -105,6 +105,8 @@ class GuardedProposer:
             self._count("forget", error)
 
     def _failed(self, call: str, error: Exception, seats: Int32) -> None:
+        if self.tools.cache.torn:  # nobody can go on from there: the engine makes its books anew
+            raise error
         self._count(call, error)
         self._reset(seats.tolist())
 

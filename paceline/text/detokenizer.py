@@ -41,7 +41,7 @@ class Detokenizer:
         """``end_token_ids``: the request's end-of-sequence tokens (none with ignore_eos)."""
         self.stop_string: str | None = None
         """The stop string that ended the answer."""
-        self._params = params
+        self._tokenizer, self._params, self._prompt = tokenizer, params, prompt_token_ids
         self._ends = _ends(frozenset(end_token_ids), tuple(params.stop_token_ids))
         self._decoder = StreamDecoder(
             tokenizer, skip_special_tokens=params.skip_special_tokens, prompt_token_ids=prompt_token_ids
@@ -71,6 +71,15 @@ class Detokenizer:
             return False
         self._add(self._decoder.push(token))
         return self.stop_string is not None
+
+    def restart(self, tokens: Sequence[int]) -> None:
+        """Begins anew with ``tokens``, all that were pushed or the first of them; deltas go on where they were."""
+        fresh = Detokenizer(self._tokenizer, self._params, prompt_token_ids=self._prompt, end_token_ids=self._ends)
+        for token in tokens:
+            fresh.push(token)
+        taken, text = len("".join(self._safe[: self._num_taken])), "".join(fresh._safe)
+        fresh._safe, fresh._num_taken = [text[:taken], text[taken:]], 1
+        vars(self).update(vars(fresh))  # as one: whatever interrupts this has it begin again
 
     def take_delta(self, *, finished: bool) -> str:
         """Text that became safe since the last call; the joined deltas are ``text``.

@@ -52,7 +52,9 @@ class Chain:
         sample = self.call.arguments(recorded.logits, *arrays)
         self._stops.append(recorder.add(Code.SAMPLE, sample, self.call, *arrays, count=LOGITS) + 1)
         end = EndPass(tokens=address(self._tokens[number]), enders=self._ends.structure(), passes=address(self._done))
-        self._end_ops.append((recorder.add(Code.END_PASS, end, self, count=""), EndPass))
+        # Not the chain itself, which has the program: what knows each other is not freed at once.
+        kept = self._tokens, self._ends, self._done
+        self._end_ops.append((recorder.add(Code.END_PASS, end, *kept, count=""), EndPass))
         recorded.give(recorder)
         self._passes.append(recorded)
 

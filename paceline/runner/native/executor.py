@@ -49,6 +49,9 @@ class NativeExecutor:
             self._chain = had = Chain(self.model, self.layers, sampling.call, capacity, depth)
         return had.run(batch, rows, sampling.edits, behind)
 
+    def forget(self) -> None:
+        self._recordings, self._chain = {}, None
+
     @property
     def recordable(self) -> Recordable | None:
         return Recordable(self.model, self.layers)

@@ -89,7 +89,10 @@ class Rounds:
         for number in range(depth):
             self._record_draft(recorder, number)
         self._record_target(recorder)
-        self._advance = recorder.add(Code.ADVANCE, self._end_of_round(), self, count="")
+        # Not the rounds themselves, which have the program: what knows each other is not freed at once.
+        kept = self._known, self._before, self._last, self._drafted, self._sampled, self._round, self._ends
+        kept_results = self._tokens, self._drafts, self._counts
+        self._advance = recorder.add(Code.ADVANCE, self._end_of_round(), *kept, *kept_results, count="")
         self._program: Program = recorder.finish()
         for recorded in self._passes:
             recorded.attention.bind(self._program)

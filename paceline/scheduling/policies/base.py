@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from paceline.core.registry import Registry
 from paceline.core.request import Request
@@ -44,6 +44,9 @@ class SchedulingPolicy:
 
     def leave(self, request: Request) -> None:
         """A request that arrived is finished or aborted."""
+
+    def restart(self, requests: Sequence[Request]) -> None:
+        """Of all that arrived these are left, whatever the calls above left half done."""
 
 
 policies: Registry[type[SchedulingPolicy]] = Registry("scheduling_policy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from paceline.core.request import Request
 from paceline.scheduling.policies.base import SchedulingPolicy, policies
@@ -70,6 +70,12 @@ class FairShare(SchedulingPolicy):
             del self._active[client]
             self._floor = min((self._cost[other] for other in self._active), default=self._cost[client])
             self._forget()
+
+    def restart(self, requests: Sequence[Request]) -> None:
+        self._active = Counter(request.group.client for request in requests)
+        for client in self._active:
+            self._cost.setdefault(client, self._floor)
+        self._paid = {request: self._paid[request] for request in requests if request in self._paid}
 
     def _forget(self) -> None:
         """Drops idle clients that would start at the floor anyway, so that memory follows the active ones."""
