@@ -80,7 +80,8 @@ def test_several_prompts_are_calls_of_their_own_with_one_usage():
     assert sorted(prompt for prompt, _, _ in engine.calls) == [[5, 6], [7]]
     usage = {"prompt_tokens": 3, "completion_tokens": 64, "total_tokens": 67}
     assert last["choices"] == []
-    assert last["usage"] == usage | {"prompt_tokens_details": {"cached_tokens": 8}}
+    assert usage.items() <= last["usage"].items()
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
     whole = post(engine, PATH, prompt=[[5, 6], [7]], n=2).json()
     assert whole["usage"] == last["usage"]
     assert whole["paceline"]["drafted_tokens"] == 6

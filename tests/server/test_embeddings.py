@@ -39,7 +39,7 @@ def test_base64_and_pooling():
     [
         ("input", []), ("input", ""), ("input", [""]), ("input", None), ("input", [[]]), ("input", [320]),
         ("input", ["x"] * 2049), ("input", [["a"]]), ("dimensions", 2), ("encoding_format", "int8"),
-        ("pooling", "max"), ("stream", True), ("temperature", 1), ("max_tokens", 1),
+        ("pooling", "max"), ("stream", True), ("truncate_prompt_tokens", 9),
     ],
 )  # fmt: skip
 def test_refused_embeddings(field, value):
@@ -91,6 +91,8 @@ def test_detokenize_takes_back_what_tokenize_gave():
         ("/tokenize", {}), ("/tokenize", {"prompt": "a", "messages": HELLO}), ("/tokenize", {"prompt": 3}),
         ("/tokenize", {"messages": HELLO, "add_special_tokens": True}), ("/tokenize", {"messages": []}),
         ("/tokenize", {"prompt": "a", "chat_template": "{{ 1 }}"}), ("/detokenize", {}),
+        ("/tokenize", {"messages": HELLO, "tools": [{"type": "function"}]}),
+        ("/tokenize", {"messages": HELLO, "chat_template_kwargs": {"enable_thinking": False}}),
         ("/detokenize", {"tokens": [-1]}), ("/detokenize", {"tokens": [320]}), ("/detokenize", {"tokens": "x"}),
         ("/detokenize", {"tokens": [True]}), ("/detokenize", {"tokens": [10**30]}), ("/detokenize", {"tokens": [[1]]}),
     ],

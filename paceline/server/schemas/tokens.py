@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from paceline.core.errors import InvalidRequestError
 from paceline.server.schemas.base import Body, TokenId
 from paceline.server.schemas.chat import Message
+from paceline.server.schemas.reading import FieldRules
+from paceline.server.schemas.unsupported import IGNORED, OF_TEMPLATES, TOOL_REASONS
 
 
 class TokenizeRequest(Body):
     """A text or a conversation, of which the tokens are wanted."""
+
+    rules: ClassVar[FieldRules] = FieldRules(IGNORED, OF_TEMPLATES, TOOL_REASONS)
 
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)

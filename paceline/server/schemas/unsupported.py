@@ -49,23 +49,28 @@ OF_TEXT: Neutral = {
     "lora_request": (),
     "trust_remote_code": (False,),
 }
-OF_PROMPTS: Neutral = {
-    # Of one endpoint or another; those that an endpoint has itself are not asked here.
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "best_of": (1,),
+OF_TEMPLATES: Neutral = {
     "chat_template": (),
     "chat_template_kwargs": (),
     "continue_final_message": (False,),
     "documents": (),
-    "echo": (False,),
     "enable_thinking": (False,),
+    "mm_processor_kwargs": (),
+    "tools": (),
+}
+"""They change what a chat template writes."""
+OF_PROMPTS: Neutral = {
+    **OF_TEMPLATES,
+    # Of one endpoint or another; those that an endpoint has itself are not asked here.
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "best_of": (1,),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": (),
     "input": (),
     "logprobs": (False, 0),
     "messages": (),
-    "mm_processor_kwargs": (),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "prompt": (),
@@ -73,7 +78,6 @@ OF_PROMPTS: Neutral = {
     "suffix": (),
     "thinking": ({"type": "disabled"}, False),
     "tool_choice": ("none", "auto"),
-    "tools": (),
     "top_logprobs": (0,),
     "web_search_options": (),
 }
