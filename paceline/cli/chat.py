@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from paceline.cli.engine_options import EngineChoice
+from paceline.cli.surroundings import as_typed
 from paceline.cli.terminal import FAINT, console, print_error, print_spans
 from paceline.cli.token_spans import TokenSpans
 from paceline.core.errors import InvalidRequestError
@@ -43,7 +44,7 @@ def chat(
     try:
         if worker.tokenizer is None:
             raise InvalidRequestError("the model has no tokenizer, so it cannot chat\nGive a model that has one.")
-        _converse(worker, params, [{"role": "system", "content": system}] if system else [])
+        _converse(worker, params, [{"role": "system", "content": as_typed(system)}] if system else [])
     finally:
         worker.close()
 

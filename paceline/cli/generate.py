@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.engine_options import EngineChoice
+from paceline.cli.surroundings import as_typed
 from paceline.cli.terminal import AsJson, console, print_json, print_spans
 from paceline.cli.token_spans import TokenSpans
 from paceline.core.errors import InvalidRequestError
@@ -43,7 +44,7 @@ def generate(
         top_k=top_k,
         min_p=min_p,
         seed=seed,
-        stop=stop or (),
+        stop=[as_typed(text) for text in stop or ()],
         ignore_eos=ignore_eos,
     )
     text = _read(prompt)
@@ -58,7 +59,7 @@ def generate(
 def _read(prompt: str | None) -> str:
     if prompt is None and sys.stdin.isatty():
         raise InvalidRequestError('there is no prompt\nGive --prompt "..." or pipe it in.', param="prompt")
-    return sys.stdin.read() if prompt in (None, "-") else prompt
+    return sys.stdin.read() if prompt is None or prompt == "-" else as_typed(prompt)
 
 
 def _print_text(llm: LLM, output: RequestOutput) -> None:

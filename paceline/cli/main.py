@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -21,6 +23,7 @@ from paceline.cli.quantize import quantize
 from paceline.cli.serve import serve
 from paceline.cli.settings import HELP as SETTINGS_HELP
 from paceline.cli.settings import takes_settings
+from paceline.cli.surroundings import check_directory, end_streams, open_streams, refusal_of
 from paceline.cli.terminal import print_error
 from paceline.cli.train import app as train
 from paceline.core.errors import PacelineError
@@ -48,11 +51,12 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (acts when it is read)
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Low-latency LLM inference whose speculative decoding never changes the text."""
+    check_directory()
 
 
 def run(arguments: list[str]) -> int:
@@ -67,7 +71,13 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         # Usage errors of typer's parser; which class they are differs between its versions.
         if not hasattr(error, "format_message"):
-            raise
+            refusal = refusal_of(error)
+            if refusal is None:
+                raise
+            end_streams()
+            with suppress(OSError):  # standard error may be on the same full device
+                print_error(refusal)
+            return FAILED
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "paceline"
         print_error(f"{error.format_message()}\nSee {path} --help.")
@@ -79,7 +89,15 @@ def main() -> None:
     # Weights are read from local files by several libraries that like to talk; the command's own output matters more.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    sys.exit(run(sys.argv[1:]))
+    open_streams()
+    code = run(sys.argv[1:])
+    failed = end_streams()
+    if failed is not None and code == 0:
+        code = FAILED
+        if failed.errno != errno.EPIPE and (refusal := refusal_of(failed)) is not None:
+            print_error(refusal)
+            end_streams()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

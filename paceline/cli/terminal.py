@@ -50,7 +50,8 @@ def print_spans(out: Console, spans: Iterable[tuple[str, bool]]) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    letters = str(getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not letters) + "\n")
     sys.stdout.flush()
 
 

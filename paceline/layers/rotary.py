@@ -41,8 +41,13 @@ class Rotary(nn.Module):
         self.radians = nn.Buffer(radians, persistent=False)
         num_positions = config.max_position_embeddings if self.depends_on_length else config.num_positions
         fits = num_positions * 2 * config.rotary_dim * on.dtype.itemsize <= MAX_TABLE_BYTES
-        table = self._rows(torch.arange(num_positions, device=on.device), self.radians) if fits else None
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", self._table(num_positions, on) if fits else None, persistent=False)
+
+    def _table(self, num_positions: int, on: Placement) -> torch.Tensor:
+        """The rows of regime 0's positions; an outline's have their shape alone."""
+        if on.device.type == "meta":
+            return torch.empty(num_positions, 2, 1, self.config.rotary_dim, dtype=on.dtype, device=on.device)
+        return self._rows(torch.arange(num_positions, device=on.device), self.radians)
 
     @property
     def depends_on_length(self) -> bool:

@@ -63,8 +63,11 @@ rotary_kinds: Registry[RotaryKind] = Registry("rotary kind")
 
 def frequencies(config: RotaryConfig, *, length: int = 0, dtype: torch.dtype, device: torch.device) -> Frequencies:
     """Radians per position of each channel pair [rotary_dim / 2] in ``dtype``, and the factor on cosines and sines."""
-    exponents = torch.arange(0, config.rotary_dim, 2, dtype=dtype, device=device) / config.rotary_dim
-    return rotary_kinds[config.kind].scale(1.0 / (config.theta**exponents), config, length)
+    # An outline's numbers are thrown away, but on the "meta" device torch would load its compiler to make them.
+    place = torch.device("cpu") if device.type == "meta" else device
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=dtype, device=place) / config.rotary_dim
+    radians, factor = rotary_kinds[config.kind].scale(1.0 / (config.theta**exponents), config, length)
+    return radians.to(device), factor
 
 
 def _default(plain: torch.Tensor, config: RotaryConfig, length: int) -> Frequencies:  # noqa: ARG001

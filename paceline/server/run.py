@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Self
 
@@ -24,6 +25,10 @@ from paceline.server.connections import protocol
 from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
 
+log = logging.getLogger(__name__)
+SPARE_DESCRIPTORS = 256
+NEEDED_DESCRIPTORS = 40
+"""What the service has open without any connection."""
 END_SECONDS = 2.0
 """For calls that were ended by the service to tell their clients."""
 
@@ -163,12 +168,14 @@ def make_server(engine: EngineClient, config: ServiceConfig, limits: Limits) -> 
 
 
 def _settings(app: ASGIApp, limits: Limits) -> uvicorn.Config:
-    _allow_descriptors(limits.max_connections)
+    limits = replace(limits, max_connections=_allow_descriptors(limits.max_connections))
     return uvicorn.Config(
         app,
         http=protocol(limits),
         ws="none",
         lifespan="off",
+        # asyncio accepts as many at a time, each of which needs a descriptor before it can be refused.
+        backlog=min(2048, max(8, limits.max_connections)),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -193,13 +200,19 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, old)
 
 
-def _allow_descriptors(num_connections: int) -> None:
-    """The usual 1,024 open files would be fewer than the connections that are allowed."""
+def _allow_descriptors(num_connections: int) -> int:
+    """The usual 1,024 open files would be fewer than the connections that are allowed; returns how many can be."""
     with suppress(ImportError, ValueError, OSError):
         import resource  # noqa: PLC0415 (not on every system)
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = num_connections + 256
+        wanted = num_connections + SPARE_DESCRIPTORS
         if soft != resource.RLIM_INFINITY and soft < wanted:
-            allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            # Half of what is left, since those that are refused need a descriptor as well.
+            fewer = max(1, (soft - NEEDED_DESCRIPTORS) // 2)
+            log.warning("only %d files may be open, so %d connections (ulimit -n raises it)", soft, fewer)
+            return min(num_connections, fewer)
+    return num_connections

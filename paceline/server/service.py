@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -260,8 +261,10 @@ def _fingerprint(engine: EngineClient) -> str:
 
 def served_name(model: str) -> str:
     """A model given by its directory is served under the directory's name: answers show no paths."""
-    is_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
-    return model.rstrip("/").rpartition("/")[2] if is_path else model
+    is_path = model in (".", "..") or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
+    if not (is_path or model.endswith("/")):
+        return model
+    return os.path.basename(os.path.abspath(os.path.expanduser(model))) or "model"
 
 
 def _check(delta: CompletionDelta) -> None:
