@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -197,3 +199,19 @@ def test_descriptors_are_enough_for_the_connections():
     with live(ScriptedEngine(), limits=Limits(max_connections=100)):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         assert soft >= min(356, hard)
+
+
+FEW_FILES = """
+import sys
+from paceline.core.service_config import Limits
+from paceline.server.run import _allow_descriptors
+print(_allow_descriptors(Limits().max_connections))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+@pytest.mark.parametrize("files", [64, 256])
+def test_fewer_open_files_mean_fewer_connections(files):
+    line = f'ulimit -n {files}; exec "{sys.executable}" -c "$0"'
+    done = subprocess.run(["bash", "-c", line, FEW_FILES], capture_output=True, text=True, check=True)
+    assert 1 <= int(done.stdout) < files / 2
