@@ -11,7 +11,7 @@ import pytest
 
 from paceline import LLM
 from paceline.core.outputs import RequestOutput
-from paceline.engine.engine import Engine
+from paceline.core.seats import Seats
 from tests.engine.helpers import assert_idle, greedy, make, random_prompt, seeded
 from tests.engine.interrupting import Interrupter
 
@@ -128,10 +128,11 @@ def test_an_exception_anywhere_leaves_books_and_texts_right(setting, make_llm) -
 
 
 def test_planted_bug_is_caught(make_llm, monkeypatch) -> None:
-    """An engine that does not make its books anew."""
-    monkeypatch.setattr(Engine, "recover", lambda _: None)
-    with pytest.raises((AssertionError, LookupError, ValueError)):
-        inject(make_llm("native, drafts"), "native, drafts", POINTS, seed=1)
+    """Seats that are not made anew."""
+    llm = make_llm("native, drafts")
+    monkeypatch.setattr(Seats, "clear", lambda _: None)
+    with pytest.raises(AssertionError, match="after an exception at"):
+        inject(llm, "native, drafts", POINTS, seed=1)
 
 
 @pytest.mark.full
