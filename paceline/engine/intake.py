@@ -41,6 +41,8 @@ class Intake:
         """Tokens that end an answer: those of the model's files and of its tokenizer."""
         _ = context_overflows[engine.config.context_overflow]  # raises if there is none of that name
         self._numbers = itertools.count()
+        self.num_before = 0
+        """Engines that this one takes the place of: it does not repeat the seeds that they drew."""
 
     def encode(self, prompt: Any) -> list[int]:
         """Token ids of a prompt in any of the ways that ``as_prompt`` reads."""
@@ -119,7 +121,7 @@ class Intake:
             )
 
     def _draw_seed(self, number: int) -> int:
-        stream = np.random.default_rng((self.config.seed % 2**64, number))
+        stream = np.random.default_rng((self.config.seed % 2**64, number, self.num_before))  # 0 changes nothing
         return int(stream.integers(2**63))
 
     def _member(self, group: Group, index: int, seed: int, limit: int) -> Request:

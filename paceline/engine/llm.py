@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ class LLM:
         self.engine = build_engine(path, config)
         self.intake = Intake(self.engine, self.tokenizer)
         self._turns = Turns(self.engine)
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +155,9 @@ class LLM:
         check_unknown(others)
         many = prompt_list(prompts, prompt_token_ids)
         each = params_of_each(params, sampling_params, len(many))
-        options = CallOptions(speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow)
+        options = CallOptions(
+            speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow, part_of=self._part_of(many)
+        )
         numbers, names = one_each("priority", priority, len(many)), one_each("client", client, len(many))
         groups = []
         for index, (given, wanted, number, name) in enumerate(zip(many, each, numbers, names, strict=True)):
@@ -197,8 +201,8 @@ class LLM:
             pooling: "mean" of all tokens' hidden states or the "last" token's; either has Euclidean length 1.
         """
         params = SamplingParams(detokenize=False)
-        options = CallOptions(pooling=pooling)
         many, groups = prompt_list(prompts), []
+        options = CallOptions(pooling=pooling, part_of=self._part_of(many))
         for index, one in enumerate(many):
             with named("prompts", index, len(many)):
                 groups.append(self.intake.group(self.intake.encode(one), params, options=options))
@@ -215,6 +219,10 @@ class LLM:
         engine = self.engine
         self._turns.between_steps(lambda: found.append(engine_stats(engine)))
         return found[0]
+
+    def _part_of(self, prompts: Sequence[Any]) -> str:
+        """A name of their own for the prompts of a call: beside other threads' they give way as one."""
+        return f"call-{next(self._numbers)}" if len(prompts) > 1 else ""
 
     def _run(self, groups: list[Group], use_tqdm: bool | Callable[..., Any] = False) -> list[RequestOutput]:
         selector = self.engine.selector

@@ -70,6 +70,42 @@ def test_calls_of_threads_share_their_steps(shared: LLM) -> None:
     assert max(num_running) > 1
 
 
+@pytest.mark.parametrize("kind", ["generate", "generate n=2", "chat-like ids", "embed"])
+def test_many_prompts_of_one_thread_leave_a_seat_to_another(kind: str, checkpoints) -> None:
+    """Who comes with one prompt is served while most of the many still wait, whose texts stay as they are."""
+    llm = make(checkpoints.llama, max_num_seqs=2, max_num_batched_tokens=16, max_model_len=100)
+    lengths = range(60, 72)
+    many = [random_prompt(seed, length) for seed, length in enumerate(lengths)]
+    params = greedy(max_tokens=25, ignore_eos=True, n=1 if kind != "generate n=2" else 2, temperature=0.9, seed=1)
+
+    def all_of_them() -> Any:
+        if kind == "embed":
+            return [[round(number, 9) for number in output.embedding] for output in llm.embed(many)]
+        prompts = [{"prompt_token_ids": ids} for ids in many] if kind == "chat-like ids" else many
+        return tokens_of(llm.generate(prompts, params))
+
+    expected, alone = all_of_them(), tokens_of(llm.generate(PROMPTS[0], greedy()))
+    step, begun, waiting = llm.engine.step, threading.Event(), []
+
+    def watched() -> Any:
+        if begun.is_set():
+            time.sleep(0.001)
+        begun.set()
+        return step()
+
+    llm.engine.step = watched  # type: ignore[method-assign]
+
+    def one() -> Any:
+        assert begun.wait(30)
+        found = tokens_of(llm.generate(PROMPTS[0], greedy()))
+        waiting.append(len(llm.engine.scheduler.waiting))
+        return found
+
+    assert together([all_of_them, one]) == [expected, alone]
+    assert waiting[0] >= 4
+    assert_idle(llm.engine)
+
+
 def test_asyncio_to_thread(shared: LLM) -> None:
     expected = [tokens_of(shared.generate(prompt, greedy())) for prompt in PROMPTS]
 

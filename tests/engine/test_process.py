@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,35 @@ def test_a_killed_child_is_told_at_once_and_replaced(stage, client):
     wait_for(lambda: client.restarts == restarts + 1)
     assert gone(before)
     assert joined(run(collect(begin(client, params=greedy()))))[1]
+
+
+def test_a_child_that_replaces_another_draws_other_seeds(checkpoints, monkeypatch):
+    """Calls that name no seed get other texts after each restart, and again the same from an engine started alike."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    params = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True)
+    named = replace(params, seed=4)
+    policy = RestartPolicy(max_restarts=100, first_delay=0.01, longest_delay=0.01)
+    lives: list[list[list[list[int]]]] = []
+    for _ in range(2):
+        client = EngineProcess(
+            checkpoints.llama, speculative_config=None, restart_policy=policy, **(OPTIONS | {"seed": 11})
+        )
+        try:
+            lives.append([])
+            for life in range(3):
+                found = [joined(run(collect(begin(client, params=each))))[1] for each in (params, params, named)]
+                lives[-1].append(found)
+                if life < 2:
+                    os.kill(client.pid, signal.SIGKILL)
+                    wait_for(lambda client=client, life=life: client.restarts == life + 1)
+        finally:
+            client.close()
+    assert lives[0] == lives[1]
+    unseeded = [tokens for first, second, _ in lives[0] for tokens in (first, second)]
+    assert len({tuple(tokens) for tokens in unseeded}) == len(unseeded)
+    assert len({tuple(life[2]) for life in lives[0]}) == 1
+    with make(checkpoints.llama, **(OPTIONS | {"seed": 11})) as llm:
+        assert tokens_of(llm.generate([PROMPT], params)) == [[lives[0][0][0]]]
 
 
 @pytest.mark.parametrize("fault", ["SEGFAULT", "RAISE", "PANIC"])

@@ -26,6 +26,8 @@ class Start(Message, frozen=True):
     speculative_config: dict[str, Any] | str | None
     options: dict[str, Any]
     beat_seconds: float
+    num_before: int = 0
+    """Children that this one takes the place of."""
 
 
 class Generate(Message, frozen=True):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from msgspec.structs import replace
+
 from paceline.core.errors import CheckpointError, ConfigError, EngineDeadError, PacelineError
 from paceline.engine.facts import EngineFacts
 from paceline.engine.process.launch import ChildProcess
@@ -50,6 +52,7 @@ class Supervisor:
         self._heard = self._progressed = 0.0
         self._load_seconds = 0.0
         """The longest that a child took to load."""
+        self._num_started = 0
         self._num_late = 0
         """Children in a row that were killed as they loaded."""
         self._first: Future[EngineFacts] = Future()
@@ -123,7 +126,8 @@ class Supervisor:
         with self._lock:
             if self._closing.is_set():
                 raise EngineDeadError("the engine was closed")
-            child = self._child = ChildProcess(self._start)
+            child = self._child = ChildProcess(replace(self._start, num_before=self._num_started))
+            self._num_started += 1
         try:
             facts = self._await_loaded(child)
         except BaseException:
