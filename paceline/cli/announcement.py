@@ -30,9 +30,19 @@ def announce(
     if seed is not None:
         out.out("  seed         ", style=FAINT, end="")
         out.out(f"{seed}, drawn for calls that name none; --seed {seed} draws theirs again")
+    if service.is_local:
+        out.out("  hosts        ", style=FAINT, end="")
+        out.out(hosts_line(service))
     out.out("  try          ", style=FAINT, end="")
     out.out(curl_line(url, service, resolution))
     out.file.flush()
+
+
+def hosts_line(service: ServiceConfig) -> str:
+    """By which names the service may be called, and how others are let in, such as that of a container's host."""
+    from paceline.server.doors import hosts_of
+
+    return f"{', '.join(dict.fromkeys(hosts_of(service)))}; others by --allowed-hosts host.docker.internal, say"
 
 
 def service_url(service: ServiceConfig, port: int) -> str:

@@ -99,10 +99,12 @@ def _prepared(
     from paceline.models import resolve_model
 
     prompts = [dialogue.prompt([]) for dialogue in ours.shape.dialogues(0)]
-    draft = llm.engine.config.speculative.model if llm.engine.config.speculative is not None else None
+    speculative, revision = llm.engine.config.speculative, llm.engine.config.revision
+    draft = None if speculative is None else speculative.model
+    draft_revision = None if speculative is None else speculative.revision
     task = Task(
-        model=str(EMBEDDED_TARGET if engine.model is None else resolve_model(engine.model)),
-        draft=None if draft is None else str(resolve_model(draft)),
+        model=str(EMBEDDED_TARGET if engine.model is None else resolve_model(engine.model, revision=revision)),
+        draft=None if draft is None else str(resolve_model(draft, revision=draft_revision)),
         prompts=prompts,
         expected=[one.answer for one in write_greedily(llm, prompts, ours.shape.output_length)],
         threads=torch.get_num_threads(),

@@ -124,7 +124,8 @@ def _model(engine: EngineChoice, context: int) -> Model:
     from paceline.models.config import Fields, read_json
     from paceline.text import Tokenizer
 
-    directory = EMBEDDED_TARGET if engine.model is None else resolve_model(engine.model)
+    revision = engine.options.get("revision")
+    directory = EMBEDDED_TARGET if engine.model is None else resolve_model(engine.model, revision=revision)
     path = directory / "config.json"
     fields = Fields(path, read_json(path))
     tokenizer = Tokenizer.try_load(directory)

@@ -32,7 +32,7 @@ def serve(
     """Serves a model over HTTP: OpenAI's /v1 and /chat."""
     try:
         from paceline.server import run
-        from paceline.server.service import served_name
+        from paceline.server.naming import served_name
     except ImportError as error:
         if error.name not in SERVICE_PACKAGES:
             raise

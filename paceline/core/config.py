@@ -27,6 +27,10 @@ class SpeculativeConfig:
 
     method: Annotated[str, About("How drafts are made: draft_model, ngram, ...", flag="speculative_method")]
     model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
+    revision: Annotated[
+        str | None,
+        About("Branch, tag or commit of the draft model on the Hub; by default its main one.", flag="draft_revision"),
+    ] = None
     draft_quantization: Annotated[
         str | None, About("The draft model's quantization: int8, int4 or none; by default the target's.")
     ] = None
@@ -113,6 +117,9 @@ class EngineConfig:
         str, About("exact: no bit of a row depends on other rows; fast: prompts may use torch's matrix products.")
     ] = "exact"
     seed: Annotated[int, About("Requests without a seed draw theirs from this one.", low=-(2**63), high=2**63 - 1)] = 0
+    revision: Annotated[str | None, About("Branch, tag or commit of a model of the Hub; by default its main one.")] = (
+        None
+    )
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Knows whether a file of a model is really there, and not what a download left in its place; nothing of its format."""
+"""Knows whether a file of a model is really there, not what a download left in its place, and how long it may be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawse
 """How what Git LFS leaves begins: three lines with the version, the hash and the size of what was not fetched."""
 POINTER_BYTES = 1024
 """A pointer is shorter, says its specification."""
+MOST_BYTES = 64 * 2**20
+"""Of a file that is read whole; the longest published ones, indexes and tokenizers, have a third of that."""
 
 
 def is_fetched(path: Path) -> bool:
@@ -39,3 +41,18 @@ def is_fetched(path: Path) -> bool:
             f"Run `git lfs pull` in {path.parent}, or download the model again."
         )
     return True
+
+
+def read_whole(path: Path) -> bytes:
+    """What a file of a model holds that is read into memory at once.
+
+    Raises:
+        OSError: it cannot be read.
+        CheckpointError: it is longer than any such file.
+    """
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        size = f"over {MOST_BYTES >> 20} MiB"
+        raise CheckpointError(f"{path} has {size}, more than any such file\nDownload the model again.")
+    return data

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, shown
 from paceline.core.params import SamplingParams
+from paceline.core.settings import settings_of
 
 ELSEWHERE = {
     "max_new_tokens": "max_tokens",
@@ -18,6 +20,35 @@ ELSEWHERE = {
     "eos_token_id": "stop_token_ids",
 }
 """Arguments of transformers' ``generate`` -> the field of ``SamplingParams`` that means the same."""
+
+NOTHING: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), (1,)),
+    **dict.fromkeys(("enforce_eager", "disable_log_stats", "disable_custom_all_reduce"), (False, True)),
+    **dict.fromkeys(("use_tqdm_on_load", "async_scheduling", "disable_cascade_attn"), (False, True)),
+    **dict.fromkeys(("trust_remote_code", "skip_tokenizer_init", "disable_sliding_window"), (False,)),
+    **dict.fromkeys(("enable_lora", "enable_expert_parallel", "enable_sleep_mode"), (False,)),
+    **dict.fromkeys(("task", "runner"), ("auto", "generate")),
+    **dict.fromkeys(("load_format", "config_format", "tokenizer_mode"), ("auto", "hf", "safetensors")),
+    **dict.fromkeys(("hf_overrides", "limit_mm_per_prompt", "mm_processor_kwargs"), ({},)),
+    "enable_chunked_prefill": (True,),
+    "generation_config": ("auto",),
+    "cpu_offload_gb": (0,),
+    "swap_space": (0, 4),
+}
+"""Options of vLLM's ``LLM`` that there are not here -> the values with which they ask for nothing that is not done."""
+
+
+def asking(options: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """The options of an ``LLM`` but those that ask for nothing: vLLM's at their defaults, and None for a default."""
+    known = settings_of(EngineConfig)
+    kept = {}
+    for name, value in options.items():
+        optional = name in known and known[name].optional
+        same_tokenizer = name == "tokenizer" and model is not None and str(value) == str(model)
+        asks_nothing = any(value is one or value == one for one in NOTHING.get(name, ()))
+        if not ((value is None and not optional) or same_tokenizer or asks_nothing):
+            kept[name] = value
+    return kept
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
         return model
 
     def load_draft(name: str) -> CausalLM:
-        path = resolve_model(name)
+        path = resolve_model(name, revision=config.speculative.revision if config.speculative else None)
         return load(path, draft_quantization(config, path))
 
     return join_parts(load(model_path, target_quantization(config)), config, device, load_draft)

@@ -1,4 +1,4 @@
-"""Knows what a model would need and how much of it fits, before anything is loaded: from config.json alone."""
+"""Knows what a model would need and how much of it fits, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from paceline.engine.build import (
 )
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
-from paceline.models import CausalLM, Quantization, outline_model
+from paceline.models import CausalLM, Quantization, configs_of, outline_model
 from paceline.runner import model_impls, resolve_impl
 
 GIB = 2**30
@@ -48,7 +48,8 @@ class Fit:
 
 
 def fit(model: str | Path | None, config: EngineConfig) -> Fit:
-    """What an engine of these options would take; reads configs only, of a Hub model too.
+    """What an engine of these options would take; reads configs only, of a Hub model too, and of weights that are
+    there whether a tied pair is one matrix.
 
     Raises:
         ConfigError: it cannot fit, with what would; or options that cannot work.
@@ -56,13 +57,16 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
     """
     device = resolve_device(config.device)
 
-    def outline(name: str | Path, wanted: Quantization | None) -> CausalLM:
-        return outline_model(name, dtype=resolve_dtype(config, name, device), device=device, quantization=wanted)
+    def outline(path: Path, wanted: Quantization | None) -> CausalLM:
+        dtype = resolve_dtype(config, path, device)
+        return outline_model(path, dtype=dtype, device=device, quantization=wanted, look_at_head=True)
 
     def outline_draft(name: str | Path) -> CausalLM:
-        return outline(name, draft_quantization(config, name))
+        path = configs_of(name, config.speculative.revision if config.speculative else None)
+        return outline(path, draft_quantization(config, path))
 
-    target = outline(EMBEDDED_TARGET if model is None else model, target_quantization(config))
+    path = EMBEDDED_TARGET if model is None else configs_of(model, config.revision)
+    target = outline(path, target_quantization(config))
     proposer = make_proposer(config, target, outline_draft)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     weights = {name: _weight_bytes(one) + _growth(one, config, device) for name, one in models}

@@ -16,7 +16,7 @@ from paceline.core.errors import ConfigError, InvalidRequestError, shown
 from paceline.core.outputs import RequestOutput
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
-from paceline.engine.arguments import check_unknown, named, one_each, params_of_each
+from paceline.engine.arguments import asking, check_unknown, named, one_each, params_of_each
 from paceline.engine.build import build_engine
 from paceline.engine.conversations import conversation, conversations
 from paceline.engine.facts import EngineFacts
@@ -72,8 +72,8 @@ class LLM:
             speculative_config = EMBEDDED_SPECULATION if model is None else None
         if "speculative" in options:
             raise ConfigError("unknown engine option 'speculative'\nUse speculative_config.")
-        config = EngineConfig.of(**options, speculative=SpeculativeConfig.of(speculative_config))
-        path = EMBEDDED_TARGET if model is None else resolve_model(model)
+        config = EngineConfig.of(**asking(options, model), speculative=SpeculativeConfig.of(speculative_config))
+        path = EMBEDDED_TARGET if model is None else resolve_model(model, revision=config.revision)
         self.model_name = "paceline-pair" if model is None else str(model)
         self.model_path = path
         self.tokenizer = Tokenizer.try_load(path)

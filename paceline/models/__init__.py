@@ -4,7 +4,7 @@ from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt,
 from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
 from paceline.models.family import families
-from paceline.models.hub import resolve_model
+from paceline.models.hub import configs_of, resolve_model
 from paceline.models.loader import is_quantised, load_config, load_model, outline_model
 from paceline.models.quantization import Quantization, schemes
 
@@ -16,6 +16,7 @@ __all__ = [
     "CausalLM",
     "ModelConfig",
     "Quantization",
+    "configs_of",
     "families",
     "is_quantised",
     "load_config",

@@ -96,6 +96,13 @@ class Stored:
         steps, scale = quantise(weight.float(), layout.kind, group_size=layout.group_size or GROUP_SIZES[0])
         return cls(layout, to_words(steps, BITS[layout.kind]) if layout.packs else steps, scale, weight.shape[1])
 
+    def dequantised(self) -> torch.Tensor:
+        """float32[out, in]"""
+        steps = self.integers
+        if self.layout.packs:
+            steps = from_words(steps, BITS[self.layout.kind], self.in_features)
+        return steps.float() * self.scale.repeat_interleave(self.layout.group_size or self.in_features, 1)
+
     def pack(self, bias: torch.Tensor | None) -> PackedLinear:
         """For the native kernels.
 

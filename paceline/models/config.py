@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from paceline.core.errors import CheckpointError
-from paceline.core.files import is_fetched
+from paceline.core.files import is_fetched, read_whole
 from paceline.layers.mlp import activations
 
 MAX_SIZE = 2**26
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     is_fetched(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_whole(path).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing\nGive a Hugging Face model directory.") from None
     except (OSError, ValueError, RecursionError) as error:

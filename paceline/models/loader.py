@@ -13,18 +13,18 @@ from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.files import is_fetched
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import FLOATS, Entry, opened, read_index
+from paceline.models.checkpoint import FLOATS, Entry, opened, read_index, weights_are_there
 from paceline.models.compressed import Stored
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
 from paceline.models.destination import Destination
-from paceline.models.family import Family, families
-from paceline.models.hub import CONFIG_FILES, resolve_model
+from paceline.models.family import Family, Part, families
+from paceline.models.hub import configs_of, resolve_model
 from paceline.models.placing import MISMATCH, destinations, match
 from paceline.models.planning import expected_layouts, plan_matrices
 from paceline.models.progress import load_progress
 from paceline.models.quantization import HEAD, Plan, Quantization, linears, outline_matrices
 from paceline.models.quantization_config import read_quantization
-from paceline.models.tying import settle_head
+from paceline.models.tying import TABLE, is_stored, settle_head
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
@@ -62,7 +62,7 @@ def is_quantised(path: str | Path) -> bool:
     Raises:
         CheckpointError: as ``load_config``, or quantised in a way that is not supported.
     """
-    return read_quantization(_read_fields(resolve_model(path, only=CONFIG_FILES) / "config.json")) is not None
+    return read_quantization(_read_fields(configs_of(path) / "config.json")) is not None
 
 
 def load_model(
@@ -97,6 +97,9 @@ def load_model(
     model = _build(config, on, plan)
     room = _room(model, plan, torch.device("cpu"))
     _stream(placed, destinations(model, family, plan, room))
+    if not is_stored(TABLE, family):
+        table = model.embedding.tokens.weight
+        Destination(table.detach(), Part(TABLE)).fill(room[HEAD].dequantised())
     _pack(model, plan, room)
     return model.eval()
 
@@ -175,16 +178,22 @@ def outline_model(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     quantization: Quantization | None = None,
+    look_at_head: bool = False,
 ) -> CausalLM:
     """The model as ``load_model`` would make it, from config.json alone: parameters have sizes and no memory.
 
     Quantised matrices are bytes, as many as they will take packed.
 
+    Args:
+        look_at_head: whether to compare the output matrix of a tied pair with the table, if the weights are there.
+
     Raises:
         CheckpointError, ConfigError: as ``load_model``.
     """
-    directory = resolve_model(path, only=CONFIG_FILES)
+    directory = configs_of(path)
     config = load_config(directory)
+    if look_at_head and config.tied and weights_are_there(directory):
+        config, _, _ = read_checkpoint(directory)
     model = outline_config(config, directory, _resolve_dtype(dtype, config, [], torch.device(device)))
     stored = read_quantization(_read_fields(directory / "config.json"))
     outline_matrices(model, expected_layouts(model, stored, quantization))

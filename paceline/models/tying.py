@@ -26,7 +26,7 @@ def settle_head(config: ModelConfig, family: Family, entries: Sequence[Entry]) -
     """Whether output matrix and table of a model whose config ties them are one, and under which names it is stored.
 
     They are one if the checkpoint has only one of them, whichever it is, or both with the same numbers; else each is
-    its own, as in transformers 5.
+    its own, as in transformers 5. Where only a quantised output matrix is stored, the table has its numbers.
 
     Raises:
         CheckpointError: a file that cannot be read.
@@ -49,7 +49,15 @@ def settle_head(config: ModelConfig, family: Family, entries: Sequence[Entry]) -
             whole[0].name,
             tables[0].name,
         )
+    if not whole and not tables:
+        # Only the integers of the output matrix: it is loaded as it is, and the table made of it.
+        family = replace(family, names={name: part for name, part in family.names.items() if part.module != TABLE})
     return replace(config, tied=False), family
+
+
+def is_stored(module: str, family: Family) -> bool:
+    """Whether tensors fill one of our modules; the table of a tied pair may be made of the output matrix."""
+    return any(part.module == module for part in family.names.values())
 
 
 def _stored(module: str, family: Family, entries: Sequence[Entry]) -> list[Entry]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -13,13 +11,12 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from paceline import __version__
 from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidRequestError, out_of_range
 from paceline.core.outputs import CompletionDelta, StreamUpdate
-from paceline.core.params import SamplingParams
 from paceline.core.service_config import Limits, ServiceConfig
-from paceline.engine.overflow import Ask, context_overflows, longest_is
+from paceline.engine.overflow import context_overflows, longest_is
 from paceline.server.admission import Admission, Visit
+from paceline.server.asking import ask_of, check_answers
 from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
 from paceline.server.disconnect import unless_disconnected
@@ -27,6 +24,7 @@ from paceline.server.engine_client import EngineClient
 from paceline.server.errors import ApiError
 from paceline.server.merging import begin, merge
 from paceline.server.metrics import Metrics
+from paceline.server.naming import fingerprint, served_name
 from paceline.server.reception import visit_of
 from paceline.server.schemas.base import Body as AnyBody
 from paceline.server.schemas.reading import Reading
@@ -52,7 +50,7 @@ class Service:
         self.admission = Admission(limits)
         self.model_names = config.served_model_name or (served_name(engine.model_name),)
         self.model_name = self.model_names[0]
-        self.fingerprint = _fingerprint(engine)
+        self.fingerprint = fingerprint(engine)
         self.metrics = Metrics(engine, self.model_name)
         self._running: set[str] = set()
         self._asked: dict[str, asyncio.Task[Any]] = {}
@@ -138,34 +136,13 @@ class Service:
             # Here, where it holds up nobody else: the engine takes calls one by one, and this thread is the call's own.
             options = replace(options, bad_words_token_ids=bad_word_ids(self.engine.tokenizer, params.bad_words))
         if options.pooling is None:
-            self._check_answers(len(prompts), params.num_samples)
+            check_answers(len(prompts), params.num_samples, self.limits.max_answers_per_call)
         # The engine would refuse it too, but a prompt on its way there holds up the event loop, and this thread nobody.
         for length in {len(prompt) for prompt in prompts}:
-            overflow.admit(self._ask(length, params, generates=options.pooling is None))
+            overflow.admit(ask_of(length, params, self.engine.max_model_len, generates=options.pooling is None))
         visit.num_prompt_tokens = sum(map(len, prompts))
         name = uuid.uuid4().hex
         return Call(name, body, prompts, params, replace(options, part_of=name), visit, extras)
-
-    def _check_answers(self, num_prompts: int, num_samples: int) -> None:
-        most, wanted = self.limits.max_answers_per_call, num_prompts * num_samples
-        if most is not None and wanted > most:
-            fits = num_prompts <= most
-            raise InvalidRequestError(
-                f"the call asks for {wanted} answers, this service gives at most {most} to one\n"
-                + (f"Set n and best_of to at most {most // num_prompts}." if fits else f"Send at most {most} prompts."),
-                param="n" if fits else "prompt",
-            )
-
-    def _ask(self, num_prompt: int, params: SamplingParams, *, generates: bool) -> Ask:
-        """What the engine will be asked; it knows besides how much its cache holds."""
-        return Ask(
-            num_prompt=num_prompt,
-            max_tokens=params.max_tokens if generates else 0,
-            min_tokens=params.min_tokens if generates else 0,
-            context=self.engine.max_model_len,
-            longest=self.engine.max_model_len,
-            needs_whole_prompt=params.prompt_logprobs is not None,
-        )
 
     def check_progress(self) -> None:
         """Raises EngineStalledError if what waits for the engine might wait for ever."""
@@ -250,21 +227,6 @@ class Service:
             async for place, update in updates:
                 outcomes[place].add(update)
         return outcomes
-
-
-def _fingerprint(engine: EngineClient) -> str:
-    """OpenAI's ``system_fingerprint``: another one wherever the same seed might give another text."""
-    facts = getattr(engine, "facts", None)
-    described = f"{__version__} {engine.model_name} {engine.max_model_len} {engine.vocab_size} {facts}"
-    return f"fp_{hashlib.sha256(described.encode()).hexdigest()[:10]}"
-
-
-def served_name(model: str) -> str:
-    """A model given by its directory is served under the directory's name: answers show no paths."""
-    is_path = model in (".", "..") or model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
-    if not (is_path or model.endswith("/")):
-        return model
-    return os.path.basename(os.path.abspath(os.path.expanduser(model))) or "model"
 
 
 def _check(delta: CompletionDelta) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import tokenizers
 
 from paceline.core.errors import CheckpointError
-from paceline.core.files import is_fetched
+from paceline.core.files import is_fetched, read_whole
 from paceline.text.added_tokens import ConfigFile, add_tokens
-from paceline.text.growth import check_growth
+from paceline.text.growth import check_growth, check_written
 
 # Keys that make other loaders import code.
 CODE_KEYS = ("auto_map", "trust_remote_code")
@@ -40,11 +40,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     path = directory / "tokenizer.json"
     if not is_fetched(path):
         raise CheckpointError(f"{directory.name}: there is no tokenizer.json\nConvert the tokenizer with transformers.")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # The library raises bare Exception.
-        raise CheckpointError(f"{path.name}: not a tokenizer ({error})") from None
-    check_growth(path.name, backend)
+    backend = _read_backend(path)
     config = _read_json(directory / "tokenizer_config.json")
     _refuse_code(directory / "tokenizer_config.json", config)
     file = ConfigFile("tokenizer_config.json", config)
@@ -55,6 +51,18 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     backend.no_padding()
     add_tokens(backend, file, special_tokens)
     return TokenizerFiles(backend, special_tokens, _chat_template(directory, config))
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    text = _read_text(path)
+    # The library normalizes added tokens while it loads, so what multiplies text is refused before.
+    check_written(path.name, _parsed(path, text))
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises bare Exception.
+        raise CheckpointError(f"{path.name}: not a tokenizer ({error})") from None
+    check_growth(path.name, backend)
+    return backend
 
 
 def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
@@ -70,8 +78,12 @@ def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not is_fetched(path):
         return {}
+    return _parsed(path, _read_text(path))
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -81,7 +93,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_whole(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path.name}: cannot be read ({type(error).__name__})") from None
 

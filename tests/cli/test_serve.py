@@ -58,6 +58,7 @@ def test_it_says_where_and_how_it_serves(pair, tmp_path):
     said = "\n".join(lines)
     for part in (
         "http://127.0.0.1:",
+        "hosts        localhost, 127.0.0.1, [::1]; others by --allowed-hosts host.docker.internal",
         "float32 on cpu, ",
         "256 tokens",
         "float32, 99 pages of 8 tokens, paged",

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from paceline.server.service import served_name
+from paceline.server.naming import served_name
 from tests.cli.conftest import root
 
 COMMAND = f'"{sys.executable}" -m paceline.cli.main'

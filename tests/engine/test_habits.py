@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from paceline import LLM, InvalidRequestError, SamplingParams
+from paceline import LLM, ConfigError, InvalidRequestError, SamplingParams
+from paceline.core.config import EngineConfig
 from tests.engine.helpers import VOCAB_SIZE, assert_idle, greedy, make, random_prompt, tokens_of
 
 ONE, TWO = random_prompt(1, 8), random_prompt(2, 8)
@@ -55,6 +56,35 @@ def test_arrays_tensors_and_generators_are_prompts(make_prompts, plain: LLM) -> 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple, iter, deque], ids=lambda kind: kind.__name__)
 def test_integers_in_anything_are_one_prompt(kind, plain: LLM) -> None:
     same(plain.generate(kind(ONE), greedy()), tokens_of(plain.generate(ONE, greedy())))
+
+
+VLLM = {"tensor_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True, "swap_space": 4}
+VLLM |= {"load_format": "auto", "enable_chunked_prefill": True, "disable_log_stats": True, "task": "generate"}
+VLLM |= {"quantization_param_path": None, "block_size": None, "seed": None, "num_blocks": None, "hf_overrides": {}}
+
+
+def test_options_of_vllm_that_ask_for_nothing_pass(checkpoints, plain: LLM) -> None:
+    path = checkpoints.llama
+    llm = LLM(path, tokenizer=str(path), max_model_len=128, **VLLM)
+    assert llm.engine.config == EngineConfig(max_model_len=128)
+    same(llm.generate([ONE], greedy()), tokens_of(plain.generate([ONE], greedy())))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tensor_parallel_size", 2),
+        ("trust_remote_code", True),
+        ("enable_lora", True),
+        ("gpu_memory_utilization", 0.9),
+        ("enable_prefix_cachin", False),
+        ("tokenizer", "another"),
+        ("load_format", "dummy"),
+    ],
+)
+def test_options_that_ask_for_something_are_refused_by_name(checkpoints, name, value) -> None:
+    with pytest.raises(ConfigError, match=f"unknown engine option '{name}'"):
+        LLM(checkpoints.llama, **{name: value})
 
 
 def test_texts_in_an_array_or_a_generator(plain: LLM) -> None:

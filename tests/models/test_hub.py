@@ -6,9 +6,13 @@ import json
 import shutil
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from paceline import LLM, CheckpointError, SamplingParams
+from paceline.core.config import EngineConfig
+from paceline.engine.fit import fit
+from paceline.engine.process.client import EngineProcess
 from paceline.models import is_quantised, load_config, load_model
 from paceline.models.hub import resolve_model
 from tests.checkpoints import tiny_llama, tiny_tokenizer
@@ -85,3 +89,51 @@ def test_another_model_is_not_in_the_cache(cache):
     shutil.rmtree(cache)
     with pytest.raises(CheckpointError, match="cannot be fetched from the Hugging Face Hub"):
         resolve_model(NAME)
+
+
+OTHER = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def branches(cache):
+    """The same model with a branch "old", in which it has other weights and a longer context."""
+    old = cache.parent / OTHER
+    old.mkdir()
+    tiny_llama(old, seed=3, max_positions=48)
+    tiny_tokenizer(old)
+    (cache.parents[1] / "refs" / "old").write_text(OTHER)
+    return cache, old
+
+
+@pytest.mark.parametrize("revision", ["old", OTHER])
+def test_a_revision_is_the_one_that_is_loaded(branches, revision):
+    params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+
+    def written(model, **options):
+        return LLM(model, num_blocks=32, **options).generate([[5, 6, 7]], params)[0].outputs[0].token_ids
+
+    main, old = branches
+    assert written(NAME, revision=revision) == written(old) != written(NAME) == written(main)
+    assert written(str(main), revision=revision) == written(main)  # a directory has no revisions
+    assert fit(NAME, EngineConfig(revision=revision)).max_model_len == 48
+    draft = {"method": "draft_model", "model": NAME, "num_speculative_tokens": 2}
+    llm = LLM(old, num_blocks=64, speculative_config=draft | {"revision": revision})
+    assert torch.equal(weight(llm.engine.proposer.model), weight(llm.engine.runner.model))
+    with pytest.raises(CheckpointError, match=r"'someone/tiny' at revision 'new' is not"):
+        LLM(NAME, revision="new")
+    with pytest.raises(CheckpointError, match=r"'someone/tiny' at revision 'new' is not"):
+        LLM(old, speculative_config=draft | {"revision": "new"})
+
+
+def weight(model):
+    return model.embedding.tokens.weight
+
+
+def test_a_revision_reaches_the_child_process(branches, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", constants.HF_HUB_CACHE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    engine = EngineProcess(NAME, num_blocks=32, revision="old")
+    try:
+        assert engine.facts.max_model_len == 48
+    finally:
+        engine.close()

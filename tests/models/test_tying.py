@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from paceline import LLM, CheckpointError, SamplingParams
+from paceline.core.config import EngineConfig
+from paceline.engine.fit import fit
 from paceline.models import Quantization, load_model
 from paceline.models.compressed import to_words
 from paceline.models.publishing import quantise_checkpoint
@@ -129,24 +131,78 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "symme
 ROWS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["pack-quantized", "int-quantized"])
-def test_a_quantised_head_beside_the_full_table_is_used_as_it_is(tmp_path, caplog, packed):
+def quantised_head(path, *, packed):
     """Integers that are far from the table, so that neither the table nor a new rounding of it can stand for them."""
-    tiny_llama(tmp_path, tied=True)
     steps = torch.randint(-127, 128, (320, 32), generator=torch.Generator().manual_seed(6)).to(torch.int8)
     scale = torch.rand(320, 1, generator=torch.Generator().manual_seed(7)) * 0.01 + 0.001
     stored = {"weight_packed": to_words(steps, 8), "weight_shape": torch.tensor([320, 32])}
     stored = stored if packed else {"weight": steps}
     head = {f"lm_head.{name}": tensor for name, tensor in (stored | {"weight_scale": scale}).items()}
-    change(tmp_path, lambda tensors: tensors | head)
+    change(path, lambda tensors: tensors | head)
     method = {"quant_method": "compressed-tensors", "format": "pack-quantized" if packed else "int-quantized"}
     group = GROUP | {"input_activations": None if packed else ROWS}
-    edit_json(tmp_path / "config.json", quantization_config=method | {"config_groups": {"group_0": group}})
+    edit_json(path / "config.json", quantization_config=method | {"config_groups": {"group_0": group}})
+    return steps, scale
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["pack-quantized", "int-quantized"])
+def test_a_quantised_head_beside_the_full_table_is_used_as_it_is(tmp_path, caplog, packed):
+    tiny_llama(tmp_path, tied=True)
+    steps, scale = quantised_head(tmp_path, packed=packed)
     model = load_model(tmp_path)
     assert model.embedding.tokens.weight.dtype == torch.float32
     model.head.dequantise(torch.device("cpu"))
     assert torch.equal(model.head.weight, steps.float() * scale)
     assert "config.json ties" not in caplog.text
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["pack-quantized", "int-quantized"])
+def test_of_a_quantised_head_alone_the_table_is_made(tmp_path, packed):
+    tiny_llama(tmp_path, tied=True)
+    steps, scale = quantised_head(tmp_path, packed=packed)
+    change(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if name != table_of(tensors)})
+    model = load_model(tmp_path)
+    assert torch.equal(model.embedding.tokens.weight, steps.float() * scale)
+    model.head.dequantise(torch.device("cpu"))
+    assert torch.equal(model.head.weight, steps.float() * scale)
+
+
+def test_a_grouped_head_alone_makes_the_table(tmp_path):
+    tiny_llama(tmp_path / "source", tied=True, hidden=64, intermediate=128)
+    steps = torch.randint(-8, 8, (320, 64), generator=torch.Generator().manual_seed(6)).to(torch.int8)
+    scale = torch.rand(320, 2, generator=torch.Generator().manual_seed(7)) * 0.01 + 0.001
+    head = {"weight_packed": to_words(steps, 4), "weight_shape": torch.tensor([320, 64]), "weight_scale": scale}
+    source = tmp_path / "source"
+    change(source, lambda tensors: {name: t for name, t in tensors.items() if name != table_of(tensors)})
+    change(source, lambda tensors: tensors | {f"lm_head.{name}": tensor for name, tensor in head.items()})
+    weights = GROUP["weights"] | {"num_bits": 4, "strategy": "group", "group_size": 32}
+    method = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    edit_json(
+        source / "config.json", quantization_config=method | {"config_groups": {"g": GROUP | {"weights": weights}}}
+    )
+    table = load_model(source).embedding.tokens.weight
+    assert torch.equal(table, steps.float() * scale.repeat_interleave(32, 1))
+
+
+def test_an_untied_model_without_its_table_is_refused(tmp_path):
+    tiny_llama(tmp_path, tied=True)
+    quantised_head(tmp_path, packed=True)
+    change(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if name != table_of(tensors)})
+    edit_json(tmp_path / "config.json", tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"'model.embed_tokens.weight' is missing"):
+        load_model(tmp_path)
+
+
+def test_what_fits_counts_a_head_that_is_not_the_table(tmp_path):
+    tiny_llama(tmp_path, tied=True)
+    config = EngineConfig(dtype="float32", model_impl="torch")
+    tied = fit(tmp_path, config).weight_bytes["target"]
+    change(tmp_path, lambda tensors: tensors | {"lm_head.weight": tensors[table_of(tensors)].clone()})
+    assert fit(tmp_path, config).weight_bytes["target"] == tied
+    change(tmp_path, lambda tensors: tensors | {"lm_head.weight": noisy(tensors[table_of(tensors)])})
+    assert fit(tmp_path, config).weight_bytes["target"] == tied + 320 * 32 * 4
+    (tmp_path / "model.safetensors").unlink()  # then config.json is all there is
+    assert fit(tmp_path, config).weight_bytes["target"] == tied
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

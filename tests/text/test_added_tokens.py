@@ -7,7 +7,7 @@ import os
 
 import pytest
 import tokenizers
-from tokenizers import decoders, normalizers, processors
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from paceline import LLM, SamplingParams
@@ -77,6 +77,9 @@ def edited(change):
     return backend
 
 
+FLAGS_OFF = {"single_word": False, "lstrip": False, "rstrip": False}
+
+
 def doubling(backend):
     backend.normalizer = normalizers.Sequence(
         [normalizers.Replace("a", "bb"), normalizers.Replace("b", "aa")] * 20  # 2^40 characters of one
@@ -103,12 +106,99 @@ def repeated(backend):
     backend.post_processor = processors.TemplateProcessing(single=" ".join(["$A"] * 1000), special_tokens=[])
 
 
-@pytest.mark.parametrize("change", [doubling, one_million, between_all, prefix, decoder, repeated])
+def bytes_of_bytes(backend):
+    backend.normalizer = normalizers.Sequence([normalizers.ByteLevel()] * 30)  # 2^30 characters of one
+
+
+def bytes_of_bytes_while_split(backend):
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel()] * 30)
+
+
+def marks(backend):
+    each = [pre_tokenizers.Split(tokenizers.Regex("."), "isolated"), pre_tokenizers.Metaspace()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(each * 100)
+
+
+def prefix_of_each_piece(backend):
+    backend.normalizer = normalizers.Prepend("b" * 1000)
+
+
+def one_token_often(backend):
+    template = {"id": "<x>", "ids": [5] * 1000, "tokens": ["<x>"] * 1000}
+    backend.post_processor = processors.TemplateProcessing(single=f"{'<x> ' * 500}$A", special_tokens=[template])
+
+
+def many_templates(backend):
+    one = processors.TemplateProcessing(single=" ".join(["<x>"] * 500 + ["$A"]), special_tokens=[("<x>", 5)])
+    backend.post_processor = processors.Sequence([one] * 100)
+
+
+GROWING = [doubling, one_million, between_all, prefix, decoder, repeated, bytes_of_bytes, bytes_of_bytes_while_split]
+GROWING += [marks, prefix_of_each_piece, one_token_often, many_templates]
+
+
+@pytest.mark.parametrize("change", GROWING)
 def test_a_tokenizer_that_multiplies_text_is_refused(tmp_path, change):
     write_byte_level(tmp_path)
     edited(change).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: its (normalizer|decoder|post_processor)"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: its (\w+izer|decoder|post_processor)"):
         Tokenizer.load(tmp_path)
+
+
+def test_what_multiplies_text_is_refused_before_added_tokens_are_normalized(tmp_path):
+    """The library would make 2^40 characters of one token while it loads."""
+    write_byte_level(tmp_path)
+    backend = edited(doubling)
+    state = json.loads(backend.to_str())
+    state["added_tokens"].append({"id": 999, "content": "a", "special": False, "normalized": True} | FLAGS_OFF)
+    for step in state["normalizer"]["normalizers"]:
+        del step["type"]  # which the library can do without
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"its normalizer makes 1\.\d+e\+12 characters of one"):
+        Tokenizer.load(tmp_path)
+
+
+FIELDS = ["normalizer", "pre_tokenizer", "decoder", "post_processor", "model", "added_tokens"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", [5, "x", [], [1], {"type": 3}, {"normalizers": 3}, {"single": [4], "decoders": [0]}])
+def test_parts_of_wrong_types_are_refused_by_name(tmp_path, field, value):
+    write_byte_level(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text()) | {field: value}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    if (field, value) != ("added_tokens", []):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+            Tokenizer.load(tmp_path)
+
+
+def test_a_very_long_token_is_refused(tmp_path):
+    write_byte_level(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens(["x" * 1_000_000])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"a token has 1000000 characters, at most 8192"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_long_mark_of_each_token_is_refused(tmp_path, affix):
+    write_byte_level(tmp_path)
+    edit_json(tmp_path / "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0}, "merges": [], affix: "b" * 100_000})
+    with pytest.raises(CheckpointError, match=rf"its {affix} has 100000 characters"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_a_file_that_is_read_whole_has_a_longest(tmp_path, name):
+    tiny_llama(tmp_path)
+    write_byte_level(tmp_path)
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(CheckpointError, match=rf"{name} has over 64 MiB"):
+        load_config(tmp_path) if name in ("config.json", "generation_config.json") else Tokenizer.try_load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
