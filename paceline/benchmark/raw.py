@@ -25,11 +25,13 @@ class RawFile:
             header: kind, parameters, plan, environment (compared with the file's) and command (only kept).
 
         Raises:
-            ConfigError: the file is not such a record, or it is one of a run that differs.
+            ConfigError: the file is not such a record or no regular file, or it is one of a run that differs.
         """
         self.path = path
         fresh = json.loads(json.dumps(dict(header), allow_nan=False))
         self.data: dict[str, Any] = {"format": FORMAT, **fresh, "finished": False, "points": {}}
+        if path.exists() and not path.is_file():  # what is replaced in one step must not be /dev/null
+            raise ConfigError(f"{path} is not a regular file, so no run can be kept there\nName another file.")
         if path.exists():
             self.data = self._resumed(_read(path))
 

@@ -167,7 +167,8 @@ def _get(service: Service, path: str) -> dict[str, Any]:
         response.raise_for_status()
         found: dict[str, Any] = response.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise TrialError(f"{service.url}{path}: {error}\nIs it a running paceline serve?") from None
+        cause = str(error).split("\n")[0]  # httpx adds where to read about statuses
+        raise TrialError(f"{service.url}{path}: {cause}\nIs it a running paceline serve?") from None
     return found
 
 

@@ -43,7 +43,8 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+                # Gets the lowest number that is free, which is this one; processes started later have it too.
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             with suppress(OSError):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
+import httpx
 import pytest
 
+from paceline.cli.loopback import free_port
 from paceline.server.naming import served_name
-from tests.cli.conftest import root
+from tests.cli.conftest import model_arguments, root
+from tests.waiting import wait_for
 
 COMMAND = f'"{sys.executable}" -m paceline.cli.main'
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -62,6 +66,46 @@ def test_closed_streams(closed, command, pair) -> None:
     done = shell(f"{COMMAND} {command.format(pair[0])} {closed}")
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [[0, 1, 2], [2], [0, 1]])
+def test_a_service_without_streams(closed, pair) -> None:
+    """Its engine's process must have some too."""
+    port = free_port()
+    line = f"exec {COMMAND} serve --port {port} {shlex.join(model_arguments(pair))} " + " ".join(
+        f"{number}{'<' if number == 0 else '>'}&-" for number in closed
+    )
+    environment = os.environ | {"PYTHONPATH": str(root()), "OMP_NUM_THREADS": "1"}
+    serve = subprocess.Popen(
+        ["bash", "-c", line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        wait_for(lambda: serve.poll() is not None or answers_200(port), 120)
+        assert serve.poll() is None
+    finally:
+        serve.terminate()
+        assert serve.wait(60) == 0
+
+
+def answers_200(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False, timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.parametrize("command", ["latency", "throughput"])
+def test_a_benchmark_takes_no_pipe_or_device_for_its_record(command, pair, tmp_path) -> None:
+    """It would read one for ever, or put a file in the place of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, "/dev/full"):
+        quick = "--input-lens 4 --output-lens 2 --pairs 1 --warmup 0 --threads 1"
+        done = shell(f"{COMMAND} bench {command} {shlex.join(model_arguments(pair))} {quick} --raw {place}")
+        assert done.returncode == 2
+        assert b"is not a regular file" in done.stderr
+        assert b"Traceback" not in done.stderr
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("command", ["--version", "--help", "config show", "generate {0} --prompt x --max-tokens 2"])

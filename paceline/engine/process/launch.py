@@ -77,6 +77,7 @@ def _spawn(end: socket.socket) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         # What is printed by accident must not mix with the parent's own output.
         stdout=subprocess.DEVNULL if sys.stderr is None else 2,
+        stderr=subprocess.DEVNULL if sys.stderr is None else None,
         # Out of the terminal's foreground group: Ctrl-C is the parent's to act on.
         process_group=0,
     )
