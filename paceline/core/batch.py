@@ -6,8 +6,7 @@ D depth of a draft, P pages, V vocabulary, W words of ancestor bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -29,10 +28,8 @@ class Works:
     start: Int32  # [B] first slot fed = tokens already cached
     num_known: Int32  # [B] known tokens fed
     draft_budget: Int32  # [B] 0 unless the known tokens reach the end
-    ahead: int = 0
-    """Tokens that each request may feed as soon as they are sampled, where a step can be several passes in one."""
-    more_rounds: int = 0
-    """Further drafts of the full budget that may follow the first and its verification within the step."""
+    num_rounds: int = 1
+    """How often the step may draft and verify, or decode plainly; each round goes on where the one before it ended."""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -41,6 +38,18 @@ class Works:
     def end(self) -> Int32:
         """[B] slot after the last known token fed."""
         return self.start + self.num_known
+
+    def select(self, chosen: Int64 | slice) -> Works:
+        """The part of some of the requests, by rising numbers."""
+        numbers = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
+        return replace(
+            self,
+            requests=[self.requests[number] for number in numbers],
+            seats=self.seats[chosen],
+            start=self.start[chosen],
+            num_known=self.num_known[chosen],
+            draft_budget=self.draft_budget[chosen],
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,15 @@ class Drafts:
             parent = self.parents[:, node]
             depths[:, node] = np.where(parent < 0, 1, depths[rows, parent] + 1)
         return depths
+
+    @property
+    def deepest(self) -> Int32:
+        """[B] the depth of each draft."""
+        if self.is_chain or not self.width:
+            return self.counts
+        used = np.arange(self.width) < self.counts[:, None]
+        found: Int32 = np.where(used, self.depths, 0).max(axis=1, initial=0).astype(np.int32)
+        return found
 
     @cached_property
     def ancestor_bits(self) -> Int64:
@@ -181,24 +199,6 @@ class Batch:
     prompt_rows: Int64  # rows whose logits only serve prompt_logprobs
     first_visible: tuple[Int32 | None, ...]  # per group [T]; None where the whole prefix is visible
     pooled_rows: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # rows that embeddings sum up
-
-
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """N passes one behind another over one row per request; what it is fed is known only when the pass before is over.
-
-    A row lies at its slot, has that position, and sees every slot up to its own.
-    """
-
-    slots: Int32  # [N, B] slot in its sequence
-    cells: Int64  # [G, N, B] physical cell that the row's K/V is written to
-    page_table: tuple[Int32, ...]  # per group [B, P]
-    longest: Int32  # [B] as in ``Batch``
-    first_visible: tuple[Int32 | None, ...]  # per group [N, B]; None where the whole prefix is visible
-    enders: Sequence[Sequence[int]] = ()  # [B] tokens that end each request; once all have ended no pass need follow
-
-    def __len__(self) -> int:
-        return len(self.slots)
 
 
 @dataclass(frozen=True, slots=True)

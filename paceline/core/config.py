@@ -103,6 +103,9 @@ class EngineConfig:
             high=64,
         ),
     ] = None
+    enforce_eager: Annotated[
+        bool, About("Compute every step pass by pass, none as one recorded call; the texts are the same.")
+    ] = False
     enable_prefix_caching: Annotated[bool, About("Keep the K/V of shared prompt beginnings.")] = True
     prefix_cache_max_entries: Annotated[
         int | None,

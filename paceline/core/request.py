@@ -116,7 +116,7 @@ class Request:
         return prompt[self.num_dropped :] + output[max(0, self.num_dropped - len(prompt)) :]
 
     @property
-    def enders(self) -> tuple[int, ...]:
+    def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end it, once it has ``min_tokens``."""
         return (*self.eos_token_ids, *self.group.params.stop_token_ids)
 
@@ -232,6 +232,11 @@ class Group:
     @property
     def finished(self) -> bool:
         return all(member.finished for member in self.members)
+
+    @property
+    def needs_prompt_rows(self) -> bool:
+        """Whether something is made of rows of the prompt."""
+        return self.params.prompt_logprobs is not None or self.pooled is not None
 
     @property
     def prefix_salt(self) -> str:

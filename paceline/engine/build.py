@@ -113,7 +113,7 @@ def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], 
         return None
     verifier = verifiers[options.verifier]
     inner = proposers[options.method](options, target, load)
-    if inner.makes_trees and not verifier.takes_trees:
+    if inner.needs.makes_trees and not verifier.takes_trees:
         able = ", ".join(sorted(name for name in verifiers if verifiers[name].takes_trees))
         raise ConfigError(
             f"the {options.method} method drafts trees, the {options.verifier} verifier takes only chains\n"
@@ -121,6 +121,7 @@ def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], 
         )
     return GuardedProposer(
         inner,
+        name=options.method,
         vocab_size=target.config.vocab_size,
         max_depth=options.num_speculative_tokens,
         takes_trees=verifier.takes_trees,

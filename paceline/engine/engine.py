@@ -10,19 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Drafts, Int32, Verdict, Works
+from paceline.core.batch import Int32, Verdict, Works
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
+from paceline.engine.compute import RoundStats, StepComputation, StepResult
 from paceline.engine.isolation import isolate
-from paceline.engine.outcome import Computation, Outcome
+from paceline.engine.pacer import StepPacer
 from paceline.engine.pooling import pool_hidden
 from paceline.engine.recovery import recovering
-from paceline.engine.rounds import Part
-from paceline.engine.run_ahead import RunAhead
 from paceline.engine.stats import Counters
-from paceline.engine.step_times import StepTimes
-from paceline.runner import ModelRunner
+from paceline.runner import ModelRunner, StepGraphs
 from paceline.sampling import Pipeline, selectors
 from paceline.scheduling import Scheduler
 from paceline.speculation import GuardedProposer, Verifier
@@ -56,11 +54,18 @@ class Engine:
         self.pipeline, self.verifier, self.proposer = pipeline, verifier, proposer
         self.target_groups = scheduler.target_groups
         self.counters = Counters(max_depth=scheduler.max_depth)
-        self.step_times, self.run_ahead = StepTimes(), RunAhead(config.num_scheduler_steps)
+        self.pacer = StepPacer(config.num_scheduler_steps)
         self.selector = selectors["sample"]
-        self.computation = Computation(
-            seats=seats, runner=runner, pipeline=pipeline, verifier=verifier, selector=self.selector
+        self.computation = StepComputation(
+            seats=seats,
+            runner=runner,
+            pipeline=pipeline,
+            verifier=verifier,
+            proposer=proposer,
+            selector=self.selector,
+            graphs=StepGraphs(runner, seats, pipeline, enforce_eager=config.enforce_eager),
         )
+        scheduler.can_repeat = self.computation.can_repeat
         self._restarting: list[Request] = []
         self.torn = False
         """A change of the books was cut short, and nobody has made them whole yet."""
@@ -107,6 +112,7 @@ class Engine:
         """Makes all books anew from the requests themselves; their texts go on as if nothing had happened."""
         self._restarting.clear()
         self.runner.executor.forget()
+        self.computation.graphs.forget()
         for request in self.scheduler.restart():
             self.counters.record_finished(request)
 
@@ -119,66 +125,45 @@ class Engine:
                 token that was whole, and holds nothing.
         """
         began = time.monotonic()
-        self.scheduler.most_ahead, self.scheduler.more_rounds = self.run_ahead.most_ahead, self.run_ahead.more_rounds
-        works = self.scheduler.plan()
+        pacer = self.pacer
+        works = self.scheduler.plan(pacer.num_rounds(drafting=False), pacer.num_rounds(drafting=True))
         progress = [Progress(request, 0) for request in self._refused()]
         if not len(works):
             return progress
         self.counters.num_steps += 1
-        if works.more_rounds and self._attempt_rounds(works, progress, began):
+        result = self._compute(works)
+        if result is None:
+            self._isolate(works, progress)
             return progress
-        self._pass(works, self._propose(works), progress, began)
+        progress += self._commit_step(result)
+        self._time(result, progress, time.monotonic() - began)
         return progress
 
-    def _pass(self, works: Works, drafts: Drafts, progress: list[Progress], began: float) -> None:
-        """Has all works verified in one go, or in parts if that fails."""
-        if self._attempt(works, drafts, progress):
-            self._clock(works, drafts, progress, time.monotonic() - began)
-        else:
-            self._isolate(works, progress)
-
-    def _clock(self, works: Works, drafts: Drafts, progress: list[Progress], seconds: float) -> None:
-        """Takes note of how long a step took."""
-        known = works.num_known
-        num_rows = int(known[known > 1].sum()) if known.max() > 1 else 0
-        num_passes = max((item.num_new for item in progress), default=1) if works.ahead else 1
-        self.scheduler.pacer.record(num_rows, seconds / max(1, num_passes))
-        self.counters.record_step(num_rows + sum(item.num_new for item in progress))
-        if self.proposer is not None:
-            self.step_times.record(works, drafts, progress, seconds)
-        if drafts.width:
-            self.run_ahead.record_rounds(works, 1, seconds)
-        else:
-            self.run_ahead.record(works, max((item.num_new for item in progress), default=1), seconds)
-
-    def _attempt_rounds(self, works: Works, progress: list[Progress], began: float) -> bool:
-        """Has rounds of drafting and verifying in one go; False, and nothing has happened, if they cannot be had so.
-
-        If they raise, the step is one without drafts: a drafter that failed has no pages until the next plan.
-        """
+    def _compute(self, works: Works, *, eagerly: bool = False) -> StepResult | None:
+        """None, and nothing has happened, if computing the step raised."""
         try:
-            assert self.proposer is not None
-            outcome = self.computation.rounds(works, self.proposer)
-        except Exception as error:  # the step that is tried next will tell whose fault it is
-            if self.cache.torn:
-                raise
-            log.warning("rounds of %d requests failed", len(works), exc_info=error)
-            self._pass(works, Drafts.empty(len(works)), progress, began)
-            return True
-        if outcome is None or outcome.parts is None:
-            return False
-        self._settle(outcome, progress)
-        seconds = time.monotonic() - began
-        self.scheduler.pacer.record(0, seconds / len(outcome.parts[0]))
-        self.counters.record_step(sum(item.num_new for item in progress))
-        self.step_times.record(works, outcome.drafts, progress, seconds)
-        self.run_ahead.record_rounds(works, len(outcome.parts[0]), seconds)
-        return True
+            return self.computation.run_eagerly(works) if eagerly else self.computation.run(works)
+        except Exception as error:  # out of memory, or something about one of the requests
+            self._failure = failure_of(error)
+            log.warning("a step of %d requests failed", len(works), exc_info=error)
+            return None
 
-    def _propose(self, works: Works) -> Drafts:
-        if self.proposer is None:
-            return Drafts.empty(len(works))
-        return self.proposer.propose(works)
+    def _time(self, result: StepResult, progress: list[Progress], seconds: float) -> None:
+        """Takes note of how long a step took."""
+        drafted, known = result.drafted, result.works.num_known
+        passes = max(1, max((item.num_new for item in progress), default=1))
+        rounds = result.num_rounds if drafted else passes
+        prompt_rows = int(known[known > 1].sum()) if known.max() > 1 else 0
+        self.scheduler.pacer.record(prompt_rows, seconds / (1 if prompt_rows else rounds))
+        self.counters.record_step(prompt_rows + sum(item.num_new for item in progress))
+        self.pacer.record(
+            result.works,
+            progress,
+            seconds,
+            num_rounds=rounds,
+            drafted=drafted,
+            drafter=self.proposer is not None,
+        )
 
     def _refused(self) -> list[Request]:
         """Requests that could not even be seated."""
@@ -187,26 +172,16 @@ class Engine:
             self.counters.record_finished(request)
         return refused
 
-    def _attempt(self, works: Works, drafts: Drafts, progress: list[Progress]) -> bool:
-        """Computes a step and commits it; False, and nothing has happened, if computing it raised."""
-        try:
-            outcome = self.computation.run(works, drafts)
-        except Exception as error:  # out of memory, or something about one of the requests
-            self._failure = failure_of(error)
-            log.warning("a step of %d requests failed", len(works), exc_info=error)
-            return False
-        self._settle(outcome, progress)
-        return True
-
-    def _settle(self, outcome: Outcome, progress: list[Progress]) -> None:
+    def _commit_step(self, result: StepResult) -> list[Progress]:
         """Hands out what a step came to, and commits what it cached."""
-        works, verdict = outcome.works, outcome.verdict
-        progress += self._accept(outcome)
-        self._commit(works, verdict)
+        works, verdict = result.works, result.verdict
+        progress = self._accept(result)
+        self._commit(works, verdict, moved=result.moved)
         if self.proposer is not None:
             self.proposer.observe(works, verdict)
         self._publish(works, verdict)
         self._retire(works)
+        return progress
 
     def _isolate(self, works: Works, progress: list[Progress]) -> None:
         """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
@@ -218,9 +193,12 @@ class Engine:
 
         def attempt(part: Works) -> bool:
             nonlocal healthy
-            succeeded = self._attempt(part, Drafts.empty(len(part)), progress)
-            healthy |= succeeded
-            return succeeded
+            result = self._compute(part, eagerly=True)
+            if result is None:
+                return False
+            progress.extend(self._commit_step(result))
+            healthy = True
+            return True
 
         def fail(request: Request) -> None:
             nonlocal healthy
@@ -232,40 +210,38 @@ class Engine:
                 self.computation.probe(seat)
                 healthy = True
 
-        isolate(replace(works, ahead=0), attempt, fail)
+        isolate(replace(works, num_rounds=1), attempt, fail)
 
-    def _accept(self, outcome: Outcome) -> list[Progress]:
+    def _accept(self, result: StepResult) -> list[Progress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
-        works, sampled, drafts, verdict = outcome.works, outcome.sampled, outcome.drafts, outcome.verdict
+        works, sampled, verdict = result.works, result.sampled, result.verdict
         now = time.monotonic()
-        for request, place, entry in outcome.prompt_logprobs:
+        for request, place, entry in result.prompt_logprobs:
             assert request.group.prompt_logprobs is not None
             request.group.prompt_logprobs[place] = entry
         progress = []
-        if outcome.batch is not None and outcome.output is not None:
-            progress += [Progress(request, 0) for request in pool_hidden(works, outcome.batch, outcome.output)]
-        num_nodes, logprobs = drafts.counts.tolist(), outcome.logprobs
+        if result.batch is not None and result.output is not None:
+            progress += [Progress(request, 0) for request in pool_hidden(works, result.batch, result.output)]
+        logprobs = result.logprobs or {}
         for number, kept in zip(sampled, self._take(works, sampled, verdict), strict=True):
             request, tokens, path = works.requests[number], verdict.tokens[number], verdict.path[number]
+            rounds = result.rounds[number]
             if not tokens:
-                self._without_token(request, drafted=num_nodes[number] > 0, banned=number in verdict.dead_ends)
+                self._without_token(request, drafted=rounds[0].num_nodes > 0, banned=number in verdict.dead_ends)
             if kept < len(tokens):
                 del tokens[kept:], verdict.rows[number][kept:], path[kept:]
             if number in logprobs:
                 request.logprobs += logprobs[number][:kept]
                 request.cumulative_logprob += sum(entry.logprob for entry in logprobs[number][:kept])
-            if outcome.parts is None:
-                self.counters.record(request, num_nodes[number], len(path), kept, now)
-            else:
-                self._record_parts(request, outcome.parts[number], kept, now)
+            self._record_rounds(request, rounds, kept, now)
             progress.append(Progress(request, kept))
         return progress
 
-    def _record_parts(self, request: Request, parts: list[Part], kept: int, now: float) -> None:
+    def _record_rounds(self, request: Request, rounds: list[RoundStats], kept: int, now: float) -> None:
         """Counts the rounds of a request up to its end."""
-        for part in parts:
-            self.counters.record(request, part.num_nodes, part.num_accepted, min(kept, part.num_tokens), now)
-            kept -= part.num_tokens
+        for stats in rounds:
+            self.counters.record(request, stats.num_nodes, stats.num_accepted, min(kept, stats.num_tokens), now)
+            kept -= stats.num_tokens
             if kept <= 0:
                 return
 
@@ -321,11 +297,12 @@ class Engine:
         else:
             self._fail(request, "the model returned NaN")
 
-    def _commit(self, works: Works, verdict: Verdict) -> None:
+    def _commit(self, works: Works, verdict: Verdict, *, moved: bool) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""
         end = works.end
         if any(verdict.path):
-            self._close_gaps(works.seats, end, verdict.path)
+            if not moved:
+                self._close_gaps(works.seats, end, verdict.path)
             end = end + np.array([len(path) for path in verdict.path], dtype=np.int32)
         # A request that ended inside its draft has no pending token left; it leaves in this very step.
         self.cache.commit(works.seats, end, self.target_groups)

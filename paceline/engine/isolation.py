@@ -23,15 +23,4 @@ def isolate(works: Works, attempt: Callable[[Works], bool], fail: Callable[[Requ
             fail(part.requests[0])
         else:
             middle = len(part) // 2
-            parts += [take(part, slice(middle, None)), take(part, slice(middle))]
-
-
-def take(works: Works, chosen: slice) -> Works:
-    """The works of some of the requests, of a single pass."""
-    return Works(
-        works.requests[chosen],
-        works.seats[chosen],
-        works.start[chosen],
-        works.num_known[chosen],
-        works.draft_budget[chosen],
-    )
+            parts += [part.select(slice(middle, None)), part.select(slice(middle))]

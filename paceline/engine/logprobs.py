@@ -10,11 +10,6 @@ from paceline.core.request import Request
 from paceline.sampling import Pipeline
 
 
-def need_logprobs(works: Works) -> bool:
-    """Whether any request needs log-probabilities of its output tokens."""
-    return any(request.keeps_logprobs for request in works.requests)
-
-
 def token_logprobs(
     pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
 ) -> Mapping[int, list[TokenLogprobs]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from paceline.core.outputs import RequestMetrics
 from paceline.core.request import Group, Request
-from paceline.engine.step_times import estimated_speedup
+from paceline.engine.pacer import estimated_speedup
 
 STEP_TOKENS = (1, *(2**power for power in range(3, 15)))
 """Where the classes of steps end by how many tokens they had, as vLLM has them."""

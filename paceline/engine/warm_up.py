@@ -8,8 +8,8 @@ from paceline.core.errors import InvalidRequestError
 from paceline.core.params import SamplingParams
 from paceline.engine.intake import Intake
 from paceline.engine.llm import LLM
+from paceline.engine.pacer import StepPacer
 from paceline.engine.stats import Counters
-from paceline.engine.step_times import StepTimes
 from paceline.scheduling import ChunkPacer
 
 PROMPT_TOKENS = 8
@@ -39,5 +39,5 @@ def _forget(llm: LLM) -> None:
     engine.cache.num_prefix_queries = engine.cache.num_prefix_hits = 0
     engine.scheduler.num_preemptions = 0
     engine.counters = Counters(max_depth=engine.scheduler.max_depth)
-    engine.step_times = StepTimes()
     engine.scheduler.pacer = ChunkPacer(engine.config.prefill_chunk_seconds)
+    engine.pacer = StepPacer(engine.config.num_scheduler_steps)

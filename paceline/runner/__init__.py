@@ -1,21 +1,29 @@
-"""From works and drafts to logits: assembles the flat batch and runs a model over it."""
+"""From the plan of a step to logits and tokens: rows, passes, and rounds of them that are replayed as one call."""
 
-from paceline.runner.assemble import assemble, assemble_chain_end, sample_rows
+from paceline.runner.batching import verify_rows
+from paceline.runner.capture import GraphDraft, StepGraphs
+from paceline.runner.eager import DraftStart, EagerBuilder
+from paceline.runner.executor import GraphBuilder, GraphResult
 from paceline.runner.impl import Choice, model_impls, resolve_impl
 from paceline.runner.model_runner import ModelRunner
-from paceline.runner.native.rounds import Taken
 from paceline.runner.numerics import numerics
-from paceline.runner.rounds import RoundsRunner
+from paceline.runner.rows import Rows, RowSpec, RowState, place
 
 __all__ = [
     "Choice",
+    "DraftStart",
+    "EagerBuilder",
+    "GraphBuilder",
+    "GraphDraft",
+    "GraphResult",
     "ModelRunner",
-    "RoundsRunner",
-    "Taken",
-    "assemble",
-    "assemble_chain_end",
+    "RowSpec",
+    "RowState",
+    "Rows",
+    "StepGraphs",
     "model_impls",
     "numerics",
+    "place",
     "resolve_impl",
-    "sample_rows",
+    "verify_rows",
 ]

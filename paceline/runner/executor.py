@@ -1,19 +1,19 @@
-"""How a model's passes are computed: a protocol, and the executor that calls the torch modules one by one."""
+"""How a model's passes are computed: the protocols of executors and of graphs, and the executor that calls modules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from paceline.attention import LayerMap, attention_backends
-from paceline.core.batch import Batch, Behind, Int64, SampleRows
-from paceline.kernels.native.sampling import NativeSampling
+from paceline.core.batch import Batch, Drafts, Int32, Int64
 from paceline.models import CausalLM
-
-if TYPE_CHECKING:
-    from paceline.runner.native.rounds import Recordable
+from paceline.runner.rows import RowSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,124 @@ class Pass:
     """What one pass over T rows gives; valid until the next one."""
 
     logits: torch.Tensor
-    """f[R, V] of the batch's ``logit_rows``."""
+    """f[R, V] of the rows that are sampled."""
     hidden: torch.Tensor
     """f[T, D] after the final norm."""
     features: torch.Tensor | None
     """f[T, len(taps) * D]"""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSizes:
+    """What a graph has room for."""
+
+    requests: int
+    nodes: int
+    """Draft nodes of one request."""
+    length: int
+    """Tokens of the deepest path of a draft."""
+    rounds: int
+    rows: int
+    """Known tokens that a stage may feed."""
+    trees: bool
+    """Drafts may be more than chains."""
+
+    def holds(self, other: GraphSizes) -> bool:
+        return (
+            self.requests >= other.requests
+            and (self.nodes, self.length, self.trees) == (other.nodes, other.length, other.trees)
+            and self.rounds >= other.rounds
+            and self.rows >= other.rows
+        )
+
+    def joined(self, other: GraphSizes) -> GraphSizes:
+        """Room for both, of which requests and drafts are alike."""
+        return replace(self, rounds=max(self.rounds, other.rounds), rows=max(self.rows, other.rows))
+
+
+class GraphBuilder(Protocol):
+    """Describes a round of a step, stage by stage; either computes each call at once, or records it to be replayed.
+
+    What ``place``, ``forward`` and ``sample`` return is only to be handed on to other calls. No call tells the host
+    anything.
+    """
+
+    def place(self, runner: Any, spec: RowSpec) -> Any:
+        """Lays out the rows of a stage of one model, as ``paceline.runner.rows`` says."""
+        ...
+
+    def forward(self, rows: Any, *, taps: tuple[int, ...] = ()) -> Any:
+        """A pass over the rows, as in ``Pass``."""
+        ...
+
+    def sample(self, logits: Any, rows: Any) -> Any:
+        """The token of each sampled row, under the controls and the noise of its request."""
+        ...
+
+    def extend(self, tokens: Any) -> None:
+        """Takes tokens sampled from a drafter as the next node of each chain. A chain that has ended stays as it is."""
+        ...
+
+    def extend_tree(self, logits: Any, rows: Any, width: int) -> None:
+        """Takes the next level of each tree: of the best ``width`` tokens behind each node of the level before, the
+        ``width`` nodes whose paths are the likeliest."""
+        ...
+
+
+class RoundBuilder(GraphBuilder, Protocol):
+    """Describes a whole round."""
+
+    def accept(self, samples: Any) -> None:
+        """Takes what the target's samples say of each draft, and moves on what is known. It ends a recorded round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GraphStart:
+    """Where B requests stand before the first round."""
+
+    seats: Int32
+    context: Int32
+    """Known tokens that rows may be of."""
+    output_index: Int64
+    """Of the next output token."""
+    target_start: Int32
+    draft_start: Int32
+    """The first known token that each model's cache lacks; ``context`` of a request that the drafter is not fed."""
+    depth: Int32
+    """How deep a draft may be."""
+    sampled: npt.NDArray[np.bool_]
+    """Whether the last known token is sampled."""
+    stop_ids: Sequence[Sequence[int]]
+    drafts: Drafts | None = None
+    """Those of the first and only round, if the graph drafts none itself."""
+    edits: Any = None
+    """What the controls make of single logits of its samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphResult:
+    """What R rounds came to; there may be fewer than asked for, if every request ended before."""
+
+    tokens: Int64  # [R, B, length + 1]; behind the last one, if a row could not be sampled, what it is instead
+    path: Int32  # [R, B, length] accepted nodes, one fewer than tokens
+    counts: Int32  # [R, B] tokens
+    nodes: Int32  # [R, B] drafted nodes
+    target_end: Int32  # [B] slots that each model has cached
+    draft_end: Int32
+    broken: npt.NDArray[np.bool_]  # [B] the drafter had a row that could not be sampled
+
+
+class StepGraph(Protocol):
+    """A recorded round."""
+
+    def replay(self, start: GraphStart, num_rounds: int) -> GraphResult:
+        """Runs rounds in sequence, each from where the one before it ended, without the host.
+
+        Raises:
+            IndexError: a token, a page or a position that there is not.
+        """
+        ...
 
 
 class Executor(Protocol):
@@ -33,22 +146,17 @@ class Executor(Protocol):
 
     def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass: ...
 
-    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
-        """int64[1 + N, R]: samples the ``rows`` of a pass, feeds the tokens to the N passes ``behind``, samples those.
+    @property
+    def obstacle(self) -> str | None:
+        """Why no graph can contain this model's passes, if none can."""
+        ...
 
-        If there are any behind, every request is sampled once, and there are no edits. A row that cannot be sampled is
-        negative, and what follows it is nobody's. There may be fewer passes, if all rows end before. None, and nothing
-        was computed, if passes must be called one by one.
-        """
+    def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:
+        """Records a round. Only of an executor without an obstacle."""
         ...
 
     def forget(self) -> None:
         """Keeps nothing of passes before: one was cut short while it was planned, and may be half planned."""
-        ...
-
-    @property
-    def recordable(self) -> Recordable | None:
-        """What native ops may compute in its place, beside others; None if they may not."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -58,6 +166,8 @@ class Executor(Protocol):
 
 class TorchExecutor:
     """The modules of the model, called one by one; any device, any type."""
+
+    obstacle: str | None = "torch computes this model"
 
     def __init__(self, model: CausalLM, layers: LayerMap, *, attention_backend: str, device: torch.device) -> None:
         self.model, self.device = model, device
@@ -76,15 +186,11 @@ class TorchExecutor:
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
 
-    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> None:  # noqa: ARG002
-        return None
-
     def forget(self) -> None:
         pass
 
-    @property
-    def recordable(self) -> None:
-        return None
+    def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:  # noqa: ARG002
+        raise AssertionError(self.obstacle)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.logits(hidden)

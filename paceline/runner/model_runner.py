@@ -9,12 +9,10 @@ import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Int32, Int64, Output, SampleRows
+from paceline.core.batch import Batch, Int64, Output
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
-from paceline.runner.assemble import assemble_behind
 from paceline.runner.impl import Choice, build_executor
-from paceline.sampling import Pipeline
 
 T = TypeVar("T")
 PROMPT_ROWS_AT_ONCE = 256
@@ -36,13 +34,13 @@ class ModelRunner:
         self.model, self.groups, self.device = model, list(groups), device
         lifetimes = list(layers_by_lifetime(model.layer_specs).values())
         home = {layer: (group, index) for group, layers in enumerate(lifetimes) for index, layer in enumerate(layers)}
-        layers = LayerMap(
+        self.layers = LayerMap(
             specs=model.layer_specs,
             stores=[group.store for group in self.groups],
             group_of=[home[layer][0] for layer in range(len(home))],
             index_in_group=[home[layer][1] for layer in range(len(home))],
         )
-        self.executor = build_executor(choice, model, layers, device)
+        self.executor = build_executor(choice, model, self.layers, device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
@@ -57,31 +55,6 @@ class ModelRunner:
             features=found.features,
             pooled=self._chosen(found.hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
         )
-
-    @torch.inference_mode()
-    def chain(
-        self,
-        batch: Batch,
-        rows: SampleRows,
-        counts: Int32,
-        pipeline: Pipeline,
-        enders: Sequence[Sequence[int]] = (),
-    ) -> Int64 | None:
-        """Samples ``rows`` of a pass over ``batch``, feeds what came to a pass behind it, samples that, and so on.
-
-        int64[1 + the largest of counts, R]: row r is fed ``counts[r]`` of its own tokens, the first of them to slot
-        ``batch.context[r]``, and what it is given past that is nobody's. If any is fed, row r must be the only one of
-        request r.
-        A row that cannot be sampled is negative, as in ``Pipeline.sample``, and all behind it is nobody's. There may be
-        fewer passes, if every row has had one of its ``enders`` before.
-
-        None, and nothing was computed, where passes must be computed one by one, and rows be sampled between them.
-        """
-        sampling = pipeline.native(rows, at_once=not counts.any())
-        if sampling is None:
-            return None
-        behind = assemble_behind(batch, rows, counts, self.groups, enders) if counts.any() else None
-        return self._unless_cut_short(lambda: self.executor.chain(batch, rows, sampling, behind))
 
     def _unless_cut_short(self, compute: Callable[[], T]) -> T:
         """What ``compute`` returns; what raises may be half planned, and is not planned upon again."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from paceline.core.batch import Batch, Behind, Int64, SampleRows
+from paceline.core.batch import Batch
 from paceline.core.registry import Registry
-from paceline.kernels.native.sampling import NativeSampling
-from paceline.runner.executor import Executor, Pass
+from paceline.runner.executor import Executor, Pass, RoundBuilder, StepGraph
 
 MANY_ROWS = 64
 """From so many rows on torch's matrix products may be faster than those that keep rows apart."""
@@ -36,16 +36,16 @@ class FastExecutor:
         executor = self._few if len(batch.token_ids) < MANY_ROWS else self._many
         return executor.run(batch, taps)
 
-    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
-        return self._few.chain(batch, rows, sampling, behind) if len(batch.token_ids) < MANY_ROWS else None
-
     def forget(self) -> None:
         self._few.forget()
         self._many.forget()
 
     @property
-    def recordable(self) -> None:
-        return None
+    def obstacle(self) -> str | None:
+        return "torch computes some of the passes"
+
+    def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:  # noqa: ARG002
+        raise AssertionError(self.obstacle)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._few.logits(hidden)

@@ -10,12 +10,16 @@ Shape letters: R rows, N positions asked for, V vocabulary, K most alternatives 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from paceline.core.batch import Int32
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native.logprobs import logprobs
 from paceline.sampling.scores import compute_dtype, row_index
+
+Float64 = npt.NDArray[np.float64]
 
 
 def in_torch(logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
@@ -51,6 +55,25 @@ def in_native(logits: Tensor, rows: list[int], tokens: list[int], top: list[int]
     with np.errstate(over="ignore", invalid="ignore"):  # logits as far apart as float32 reaches, and infinite ones
         own, values = ((each - found.log_sums[:, None]).astype(np.float32) for each in (found.logits[:, None], ordered))
     return _listed(tokens, top, own[:, 0], found.ranks, (best, values))
+
+
+def best_in_torch(logits: Tensor, count: int) -> tuple[Int32, Float64]:
+    """The ``count`` likeliest tokens of rows of ``logits`` [R, V] and their log-probabilities, [R, count] each.
+
+    They come in the order of their numbers; a row with a NaN has NaN for every log-probability.
+    """
+    scores = logits.to(compute_dtype(logits)).log_softmax(-1)
+    ranked = scores.nan_to_num(nan=0.0)
+    tokens = _best_tokens(ranked, count).sort(dim=-1).values
+    return tokens.cpu().numpy().astype(np.int32), scores.gather(-1, tokens).double().cpu().numpy()
+
+
+def best_in_native(logits: Tensor, count: int) -> tuple[Int32, Float64]:
+    """As ``best_in_torch``, for logits that native kernels take."""
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    rows = np.arange(len(logits), dtype=np.int64)
+    found = logprobs(logits, rows, np.zeros_like(rows), np.full_like(rows, count))
+    return found.top_tokens, found.top_logits - found.log_sums[:, None]
 
 
 def _best_tokens(ranked: Tensor, count: int) -> Tensor:

@@ -6,10 +6,11 @@ Shape letters: R rows, V vocabulary, P processors.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.core.batch import Int64, SampleRows
+from paceline.core.batch import Int32, Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native.sampling import NativeSampling
 from paceline.kernels.philox import Domain
@@ -57,6 +58,17 @@ class Pipeline:
         knows yet.
         """
         return self._sampler_of(torch.float32).native(rows, at_once=at_once)
+
+    def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
+        """Whether ``native`` would give a call; histories are not read."""
+        return self._sampler_of(torch.float32).can_plan(rows, at_once=at_once)
+
+    def best(self, logits: Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
+        """The ``count`` likeliest tokens of rows of raw logits [R, V] and their log-probabilities, [R, count] each.
+
+        They come in the order of their numbers; a row with a NaN has NaN for every log-probability.
+        """
+        return self._sampler_of(logits.dtype).best(logits, count)
 
     def _sampler_of(self, dtype: torch.dtype) -> Sampler:
         sampler = self._samplers.get(dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from paceline.scheduling.policies import SchedulingPolicy, policies
 from paceline.scheduling.precedence import Precedence
 from paceline.scheduling.queue import WaitingQueue
 from paceline.scheduling.seating import ControlsError, Seating
-from paceline.speculation import Proposer
+from paceline.speculation import GuardedProposer
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Scheduler:
         seats: Seats,
         cache: CacheManager,
         sampling: SamplingState,
-        proposer: Proposer | None,
+        proposer: GuardedProposer | None,
         target_groups: Sequence[int],
     ) -> None:
         self.seats, self.cache, self.proposer = seats, cache, proposer
@@ -62,10 +63,9 @@ class Scheduler:
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
         self.pacer = ChunkPacer(config.prefill_chunk_seconds)
-        self.most_ahead = 0
-        """Tokens that a plain step may feed as soon as they are sampled."""
-        self.more_rounds = 0
-        """Rounds that may follow the first in a step that drafts."""
+        self.can_repeat: Callable[[Works], bool] = lambda _: False
+        """Whether the rounds of a plan can follow one another in one call; whoever computes steps says so."""
+        self._plain_rounds = self._draft_rounds = 1
         self._num_shares = 0
         self._last_served = np.zeros(seats.capacity, dtype=np.int64)
         """[S] the number of the last share that this seat was given."""
@@ -132,8 +132,12 @@ class Scheduler:
         """Offers a seated request's full pages to the prefix index."""
         self.seating.publish(request)
 
-    def plan(self) -> Works:
-        """The works of the next step; pages for their slots, drafts included, are reserved."""
+    def plan(self, plain_rounds: int = 1, draft_rounds: int = 1) -> Works:
+        """The plan of the next step; pages for all its slots, drafts included, are reserved.
+
+        ``plain_rounds`` and ``draft_rounds`` are the most rounds that a step without and with drafts may have.
+        """
+        self._plain_rounds, self._draft_rounds = plain_rounds, draft_rounds
         self.seating.slide()
         if self.policy.accounts:
             for request in self.running:
@@ -159,27 +163,31 @@ class Scheduler:
         ends = known + num_nodes
         if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
-        more = self._more_rounds(seats, known, depth) if drafting else 0
-        if more and self._reserves(seats, ends + np.int32(more * (self.max_depth + 1)), self.seating.all_groups):
-            return Works(list(self.running), seats, start, num_known, depth, more_rounds=more)
-        ahead = 0 if drafting else self._ahead(seats, known)
-        if ahead and self._reserves(seats, ends + np.int32(ahead), self.target_groups):
-            return Works(list(self.running), seats, start, num_known, depth, ahead)
+        works = Works(list(self.running), seats, start, num_known, depth)
+        rounds = self._num_rounds(seats, known, depth if drafting else None)
+        if rounds > 1 and (repeated := self._repeated(works, ends, rounds, drafting=bool(drafting))) is not None:
+            return repeated
         held = self.cache.holds(seats, ends, self.target_groups)
         if not (held and self._drafter_holds(seats, ends, drafting)):
             return None
-        return Works(list(self.running), seats, start, num_known, depth)
+        return works
 
-    def _ahead(self, seats: Int32, known: Int32) -> int:
-        """How many tokens every one of these seats has room for behind the next one, of those that a step may feed."""
-        return max(0, min(self.most_ahead, int((self.seating.last_slot[seats] - known).min())))
+    def _num_rounds(self, seats: Int32, known: Int32, depth: Int32 | None) -> int:
+        """How many rounds every one of these seats has room for: plain ones, or drafts that are all of full depth."""
+        most = self._plain_rounds if depth is None else self._draft_rounds
+        if most <= 1 or (depth is not None and int(depth.min()) < self.max_depth):
+            return 1
+        room = int((self.seating.last_slot[seats] - known).min()) + 1
+        return min(most, room if depth is None else room // (self.max_depth + 1))
 
-    def _more_rounds(self, seats: Int32, known: Int32, depth: Int32) -> int:
-        """How many rounds of the full depth every one of these seats has room for behind a first one."""
-        if not self.more_rounds or int(depth.min()) < self.max_depth or not self.seating.draft_groups:
-            return 0
-        room = int((self.seating.last_slot[seats] - known).min())
-        return min(self.more_rounds, (room + 1) // (self.max_depth + 1) - 1)
+    def _repeated(self, works: Works, ends: Int32, rounds: int, *, drafting: bool) -> Works | None:
+        """The plan with so many rounds, whose slots are reserved; None, and nothing has changed, if it cannot be."""
+        repeated = replace(works, num_rounds=rounds)
+        if not self.can_repeat(repeated):
+            return None
+        further = (rounds - 1) * (self.max_depth + 1 if drafting else 1)
+        groups = self.seating.all_groups if drafting else self.target_groups
+        return repeated if self._reserves(works.seats, ends + np.int32(further), groups) else None
 
     def _reserves(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether the slots [0, ends) of all seats are writable now."""

@@ -13,7 +13,7 @@ from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.sampling import SamplingState
 from paceline.scheduling.calls import CallSeats
-from paceline.speculation import Proposer
+from paceline.speculation import GuardedProposer
 
 NEVER = 2**31 - 1
 
@@ -35,7 +35,7 @@ class Seating:
         seats: Seats,
         cache: CacheManager,
         sampling: SamplingState,
-        proposer: Proposer | None,
+        proposer: GuardedProposer | None,
         target_groups: Sequence[int],
         calls: CallSeats,
     ) -> None:

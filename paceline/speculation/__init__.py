@@ -1,6 +1,6 @@
 """How drafts are proposed and verified; one file per method and per verifier."""
 
-from paceline.speculation.base import Proposer, ProposerTools, proposers
+from paceline.speculation.base import Proposer, ProposerNeeds, ProposerTools, proposers
 from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.ngram import NgramProposer
@@ -11,6 +11,7 @@ __all__ = [
     "GuardedProposer",
     "NgramProposer",
     "Proposer",
+    "ProposerNeeds",
     "ProposerTools",
     "Verifier",
     "proposers",

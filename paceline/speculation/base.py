@@ -12,8 +12,18 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.models import CausalLM
-from paceline.runner import ModelRunner, Taken
+from paceline.runner import GraphBuilder, ModelRunner
 from paceline.sampling import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class ProposerNeeds:
+    """What a speculation method takes of the engine."""
+
+    model: CausalLM | None = None
+    """A model whose layers need K/V memory of their own."""
+    makes_trees: bool = False
+    """Whether a draft may be anything but a chain; a builder can ask whether the verifier ``takes_trees``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,40 +34,27 @@ class ProposerTools:
     cache: CacheManager
     pipeline: Pipeline
     runner: ModelRunner | None
-    """Runs ``Proposer.model``; None if the method has no model."""
+    """Runs the model that the proposer needs; None if it needs none."""
     groups: Sequence[int]
     """The proposer's own layer groups in ``cache``."""
     max_rows: int
     """Most rows a single forward pass may take."""
     needs_probs: bool = False
-    """The verifier's: sample drafts with ``pipeline.draft`` and hand over what they were drawn from."""
+    """The verifier's: drafts are drawn with noise of their own, and carry what they were drawn from."""
 
 
 class Proposer(Protocol):
-    """Drafts token trees for the works of a step. It never decides what is accepted."""
+    """Drafts token trees for the requests of a step. It never decides what is accepted.
 
-    model: CausalLM | None
-    """A model whose layers need K/V memory of their own; None for methods without one."""
+    It offers ``draft`` (``DraftsInGraph``) or ``propose`` (``DraftsOnHost``).
+    """
 
-    makes_trees: bool
-    """Whether a draft may be anything but a chain; a builder can ask whether the verifier ``takes_trees``."""
+    needs: ProposerNeeds
 
     def bind(self, tools: ProposerTools) -> None: ...
 
     def num_nodes(self, depth: int) -> int:
         """Most nodes, hence slots and rows, that a draft of this depth takes."""
-        ...
-
-    def propose(self, works: Works) -> Drafts:
-        """One draft per work, no deeper than its budget; budget 0 gets an empty draft.
-
-        Works whose group does not speculate must be left alone. Works in mid-prompt (budget 0) are shown so that a
-        drafter's own cache can keep up.
-
-        Where ``needs_probs``, whether a draft has a token at some depth may hang on the tokens before it, never on that
-        token itself or on a later one: leaving out a token because it came out unlikely changes the distribution.
-        Tokens that are certain (``Drafts.probs`` is None) may be left out for any reason.
-        """
         ...
 
     def observe(self, works: Works, verdict: Verdict) -> None:
@@ -70,14 +67,30 @@ class Proposer(Protocol):
 
 
 @runtime_checkable
-class DraftsInRounds(Protocol):
-    """What a proposer may offer besides: to draft and have drafts verified several times in one call."""
+class DraftsInGraph(Protocol):
+    """What a proposer with a model offers: the stages of its draft."""
 
-    def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
-        """``1 + works.more_rounds`` rounds of drafts of the full budget, which all works have, and their verification.
+    def draft(self, graph: GraphBuilder, depth: int) -> None:
+        """Describes drafts of up to ``depth`` levels; 0 only feeds the known tokens that the model's cache lacks.
 
-        A draft's token is negative where the drafter had none. None, and nothing has changed, if that cannot be. The
-        slots of all rounds are held, also those that lie past what the drafter itself can take.
+        The description is computed at once or recorded, so it must hang on nothing but ``depth``. How deep the draft of
+        each request may be is the builder's matter.
+        """
+        ...
+
+
+@runtime_checkable
+class DraftsOnHost(Protocol):
+    """What a proposer that looks at tokens offers."""
+
+    def propose(self, works: Works) -> Drafts:
+        """One draft per request, no deeper than its budget; budget 0 gets an empty draft.
+
+        Requests whose group does not speculate must be left alone.
+
+        Where ``needs_probs``, whether a draft has a token at some depth may hang on the tokens before it, never on that
+        token itself or on a later one: leaving out a token because it came out unlikely changes the distribution.
+        Tokens that are certain (``Drafts.probs`` is None) may be left out for any reason.
         """
         ...
 

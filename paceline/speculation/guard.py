@@ -13,8 +13,9 @@ import torch
 
 from paceline.core.batch import Drafts, Int32, Verdict, Works
 from paceline.core.errors import ConfigError
-from paceline.runner import ModelRunner, Taken
-from paceline.speculation.base import DraftsInRounds, Proposer, ProposerTools
+from paceline.runner import DraftStart, EagerBuilder, GraphDraft, GraphResult
+from paceline.speculation.base import DraftsInGraph, DraftsOnHost, Proposer, ProposerTools
+from paceline.speculation.catch_up import DraftCache
 
 Bool = npt.NDArray[np.bool_]
 
@@ -38,56 +39,115 @@ class GuardCounters:
 class GuardedProposer:
     """Passes calls on; what raises or makes no sense becomes "no draft", with a counter and a warning."""
 
-    def __init__(self, inner: Proposer, *, vocab_size: int, max_depth: int, takes_trees: bool = True) -> None:
-        self.inner, self.vocab_size, self.takes_trees = inner, vocab_size, takes_trees
-        self.model, self.makes_trees = inner.model, inner.makes_trees
+    def __init__(
+        self, inner: Proposer, *, name: str, vocab_size: int, max_depth: int, takes_trees: bool = True
+    ) -> None:
+        self.inner, self.name, self.vocab_size, self.takes_trees = inner, name, vocab_size, takes_trees
+        self.model, self.makes_trees = inner.needs.model, inner.needs.makes_trees
         self.counters = GuardCounters()
+        self.cache: DraftCache | None = None
+        """Of a proposer with a model."""
         self._in_a_row = Counter[str]()
         self._nodes = _node_table(inner, max_depth)
         self._nodes_by_depth = np.array(self._nodes)
+        self.max_nodes = max(self._nodes)
 
     def bind(self, tools: ProposerTools) -> None:
         self.tools = tools
         self._strikes = np.zeros(tools.seats.capacity, dtype=np.int32)
+        if self.model is not None:
+            self.cache = DraftCache(self.model, tools, makes_trees=self.makes_trees)
         self.inner.bind(tools)
 
     def num_nodes(self, depth: int) -> int:
         return 0 if self.counters.disabled else self._nodes[depth]
 
+    def graph_draft(self, works: Works) -> GraphDraft | None:
+        """What the proposer does in the rounds of a step, if it does it there."""
+        inner = self.inner
+        if (
+            self.counters.disabled
+            or self.cache is None
+            or self.tools.needs_probs
+            or not isinstance(inner, DraftsInGraph)
+        ):
+            return None
+        active = self.cache.active(works)
+        if not active.any() or (works.num_rounds > 1 and not active.all()):
+            return None
+        assert self.tools.runner is not None
+        depth: Int32 = np.where(active, works.draft_budget, 0).astype(np.int32)
+        nodes = self._nodes[int(depth.max(initial=0))]
+        start = self.cache.start(works, active)
+        return GraphDraft(self.name, inner.draft, self.tools.runner, self.makes_trees, start, depth, nodes)
+
+    def replayed(self, works: Works, result: GraphResult) -> None:
+        """Takes note of drafts that were made in the rounds of a step."""
+        assert self.cache is not None
+        self._in_a_row["graph"] = 0
+        active = self.cache.active(works)
+        drafted = active & (works.draft_budget > 0)
+        self.cache.note(works, active, np.where(drafted, result.draft_end, works.end).astype(np.int32))
+        counts = np.where(drafted, works.draft_budget, 0).astype(np.int32)
+        self._struck(works, counts, np.where(result.broken, 0, counts).astype(np.int32))
+
+    def failed_in_graph(self, works: Works, error: Exception) -> None:
+        """The rounds of a step raised: the drafter starts over, without pages, so that this step has no drafts."""
+        self._failed("graph", error, works.seats)
+
     def propose(self, works: Works) -> Drafts:
         if self.counters.disabled:
             return Drafts.empty(len(works))
         try:
-            drafts = self._checked(works, self.inner.propose(self._copied(works)))
+            drafts = self._checked(works, self._proposed(self._copied(works)))
         except Exception as error:  # whatever a drafter raises, its requests go on without it
             self._failed("propose", error, works.seats)
             return Drafts.empty(len(works))
         self._in_a_row["propose"] = 0
         return drafts
 
-    def rounds(self, works: Works, target: ModelRunner) -> Taken | None:
-        """Several rounds in one call, if the proposer can have them; None if not.
+    def _proposed(self, works: Works) -> Drafts:
+        inner = self.inner
+        if isinstance(inner, DraftsOnHost):
+            return inner.propose(works)
+        assert isinstance(inner, DraftsInGraph)
+        assert self.cache is not None
+        active = self.cache.active(works)
+        builder, depth = self._eager_builder(works, active)
+        inner.draft(builder, depth)
+        self.cache.note(works, active, builder.fed_end)
+        return builder.drafts()
 
-        Raises:
-            Exception: what the proposer raised. It starts over then, without pages, so that this step has no drafts.
-        """
-        if self.counters.disabled or not isinstance(self.inner, DraftsInRounds):
-            return None
-        try:
-            taken = self.inner.rounds(self._copied(works), target)
-        except Exception as error:
-            self._failed("rounds", error, works.seats)
-            raise
-        self._in_a_row["rounds"] = 0
-        if taken is not None:
-            bad = (taken.drafts < 0).any(axis=(0, 2))
-            self._struck(works, works.draft_budget, np.where(bad, 0, works.draft_budget).astype(np.int32))
-        return taken
+    def _eager_builder(self, works: Works, active: Bool) -> tuple[EagerBuilder, int]:
+        assert self.cache is not None
+        tools = self.tools
+        depth: Int32 = np.where(active, works.draft_budget, 0).astype(np.int32)
+        deepest = int(depth.max(initial=0))
+        known = tools.seats.num_tokens[works.seats] - tools.seats.prompt_len[works.seats]
+        start = DraftStart(
+            seats=works.seats,
+            context=works.end,
+            start=self.cache.start(works, active),
+            output_index=known.astype(np.int64),
+            depth=depth,
+            stop_ids=[request.stop_ids for request in works.requests],
+        )
+        builder = EagerBuilder(
+            start,
+            seats=tools.seats,
+            pipeline=tools.pipeline,
+            num_nodes=self._nodes[deepest],
+            max_rows=tools.max_rows,
+            needs_probs=tools.needs_probs,
+        )
+        return builder, deepest
 
     def observe(self, works: Works, verdict: Verdict) -> None:
         if self.counters.disabled:
             return
         try:
+            if self.cache is not None:
+                self.cache.commit(works, verdict)
             self.inner.observe(works, verdict)
         except Exception as error:
             self._failed("observe", error, works.seats)
@@ -99,6 +159,8 @@ class GuardedProposer:
         self._drop(seat)
 
     def _drop(self, seat: int) -> None:
+        if self.cache is not None:
+            self.cache.forget(seat)
         try:
             self.inner.forget(seat)
         except Exception as error:
@@ -131,7 +193,7 @@ class GuardedProposer:
             start=works.start.copy(),
             num_known=works.num_known.copy(),
             draft_budget=works.draft_budget.copy(),
-            more_rounds=works.more_rounds,
+            num_rounds=works.num_rounds,
         )
 
     def _checked(self, works: Works, drafts: Drafts) -> Drafts:

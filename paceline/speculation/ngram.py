@@ -9,7 +9,7 @@ import numpy as np
 from paceline.core.batch import Drafts, Verdict, Works
 from paceline.core.config import SpeculativeConfig
 from paceline.models import CausalLM
-from paceline.speculation.base import ProposerTools, proposers
+from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers
 
 
 class NgramIndex:
@@ -40,8 +40,7 @@ class NgramIndex:
 class NgramProposer:
     """Point-mass chains, free of any model."""
 
-    model: CausalLM | None = None
-    makes_trees = False
+    needs = ProposerNeeds()
 
     def __init__(self, config: SpeculativeConfig) -> None:
         self.low, self.high = config.prompt_lookup_min, config.prompt_lookup_max

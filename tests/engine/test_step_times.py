@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from paceline.engine.step_times import FEWEST, StepTimes, estimated_speedup
 
 from paceline import SamplingParams
 from paceline.core.batch import Drafts, Works
 from paceline.core.request import Group, Request
-from paceline.engine.step_times import FEWEST, StepTimes, estimated_speedup
 from tests.engine.helpers import greedy, make, random_prompt
 
 PROMPT = random_prompt(3, 12)

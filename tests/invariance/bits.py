@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.core.batch import Drafts, Works
+from paceline.core.batch import Works
+from paceline.engine.compute import StepResult
 from paceline.engine.engine import Engine
-from paceline.engine.outcome import Outcome
 from tests.invariance.engines import Hook, Job, Tokens, one_by_one, run
 from tests.kernels.native import same_bits
 
@@ -21,8 +21,8 @@ def run_for_logits(engine: Engine, jobs: Sequence[Job], *, hook: Hook | None = N
     kept: Logits = {}
     compute = one_by_one(engine).computation.run
 
-    def recorded(works: Works, drafts: Drafts) -> Outcome:
-        outcome = compute(works, drafts)
+    def recorded(works: Works) -> StepResult:
+        outcome = compute(works)
         for number, request in enumerate(works.requests):
             for place, row in enumerate(outcome.verdict.rows[number]):
                 output_index = len(request.output_token_ids) + place

@@ -10,7 +10,7 @@ import numpy as np
 from paceline.core.batch import Drafts, Verdict, Works
 from paceline.core.config import SpeculativeConfig
 from paceline.models import CausalLM
-from paceline.speculation import ProposerTools, proposers
+from paceline.speculation import ProposerNeeds, ProposerTools, proposers
 
 Key = tuple[tuple[int, ...], int]
 
@@ -21,8 +21,7 @@ TRUTH: dict[Key, list[int]] = {}
 class RandomTreeProposer:
     """Random trees of up to ``nodes`` nodes; some paths follow the truth, siblings may repeat each other's token."""
 
-    model: CausalLM | None = None
-    makes_trees = True
+    needs = ProposerNeeds(makes_trees=True)
 
     def __init__(self, nodes: int, vocab_size: int) -> None:
         self.nodes, self.vocab_size = nodes, vocab_size

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ import torch
 
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
-from paceline.runner import model_runner
+from paceline.kernels.native.structures import address
+from paceline.runner.executor import GraphResult, GraphStart
 from paceline.runner.model_runner import layers_by_lifetime
-from paceline.runner.native.chain import Chain
-from paceline.runner.native.placed_rows import PlacedRows
-from paceline.runner.native.rounds import Rounds
+from paceline.runner.native.graph import NativeGraph
+from paceline.runner.native.graph_builder import NativeBuilder
+from paceline.runner.native.prepared_rows import PreparedRows
 from tests.invariance.cases import CACHES, SAMPLING, SPECULATION
 from tests.invariance.engines import Job, Models, one_by_one, preempt_every, prompts, run
 from tests.invariance.known import EVERYTHING, JOBS, Known
@@ -30,36 +33,39 @@ CHAINED = {name: controls for name, controls in SAMPLING.items() if name in ("gr
 """Controls that look at nothing but a row's scores."""
 
 
+class Replay(NamedTuple):
+    """One native call of a step."""
+
+    depth: int
+    """Levels that the call itself drafts."""
+    asked: int
+    """Rounds that it may have."""
+    made: int
+
+
 @pytest.fixture
-def chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many passes each native call was."""
-    found: list[int] = []
-    compute = Chain.run
-    monkeypatch.setattr(Chain, "run", lambda *call: found.append(1 + len(call[4] or ())) or compute(*call))
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
+    """The native calls of all steps."""
+    found: list[Replay] = []
+    compute = NativeGraph.replay
+
+    def counted(self: NativeGraph, start: GraphStart, num_rounds: int) -> GraphResult:
+        result = compute(self, start, num_rounds)
+        drafts = start.drafts is None and self.sizes.length
+        found.append(Replay(int(start.depth.max()) if drafts else 0, num_rounds, len(result.counts)))
+        return result
+
+    monkeypatch.setattr(NativeGraph, "replay", counted)
     return found
 
 
-@pytest.fixture
-def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """How many rounds were asked for in each native call, and how many were made."""
-    found: list[tuple[int, int]] = []
-    compute = Rounds.run
-
-    def counted(self: Rounds, start: Any, num_rounds: int, enders: Any) -> Any:
-        taken = compute(self, start, num_rounds, enders)
-        found.append((num_rounds, len(taken.counts)))
-        return taken
-
-    monkeypatch.setattr(Rounds, "run", counted)
-    return found
+def plain_rounds(replays: list[Replay]) -> list[int]:
+    return [replay.asked for replay in replays if not replay.depth]
 
 
-Calls = tuple[list[int], list[tuple[int, int]]]
-
-
-@pytest.fixture
-def calls(chains: list[int], rounds: list[tuple[int, int]]) -> Calls:
-    return chains, rounds
+def draft_rounds(replays: list[Replay]) -> list[int]:
+    """Of calls that draft more than once."""
+    return [replay.asked for replay in replays if replay.depth and replay.asked > 1]
 
 
 def ahead(models: Models, steps: int, speculation: str = "off", depth: int = 4, **options: Any) -> Engine:
@@ -93,8 +99,8 @@ def test_no_token_tells(family: str, kind: str, way: str, known: Any) -> None:
 
 @pytest.mark.parametrize("speculation", ["off", "near"])
 @pytest.mark.parametrize(("family", "kind"), EVERYTHING)
-def test_the_same_bits_are_cached(family: str, kind: str, speculation: str, known: Any, calls: Calls) -> None:
-    models, (chains, rounds) = known(family, kind).models, calls
+def test_the_same_bits_are_cached(family: str, kind: str, speculation: str, known: Any, replays: list[Replay]) -> None:
+    models = known(family, kind).models
     controls = [{"temperature": 0.0}, {"temperature": 0.9, "seed": 5, "top_p": 0.9}, {"temperature": 2.0, "seed": 6}]
     params = [SamplingParams(max_tokens=50, ignore_eos=True, **chosen) for chosen in controls]
     jobs = list(map(Job, PROMPTS, params))
@@ -106,9 +112,9 @@ def test_the_same_bits_are_cached(family: str, kind: str, speculation: str, know
     assert len(found) >= 3 * len(jobs)
     for key, tensors in found.items():
         assert all(same_bits(*pair) for pair in zip(tensors, expected[key], strict=True)), key[1]
-    # A soft cap of logits is torch's, and so are, between rounds, angles that depend on the length of the text.
-    assert (max(chains, default=0) == 6) == (speculation == "off" and family != "gemma2")
-    assert bool(rounds) == (speculation == "near" and family not in ("gemma2", "regimes"))
+    # A soft cap of logits is torch's.
+    assert (max(plain_rounds(replays), default=0) == 6) == (speculation == "off" and family != "gemma2")
+    assert bool(draft_rounds(replays)) == (speculation == "near" and family != "gemma2")
 
 
 def cached(engine: Engine) -> dict[tuple[Any, int], list[torch.Tensor]]:
@@ -134,22 +140,22 @@ def picked(group: Any, layer: int, cells: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("controls", SAMPLING)
 @pytest.mark.parametrize("speculation", ["off", "near"])
-def test_controls(speculation: str, controls: str, known: Any, chains: list[int]) -> None:
+def test_controls(speculation: str, controls: str, known: Any, replays: list[Replay]) -> None:
     models = known("llama", "fp32").models
     params = SamplingParams(**SAMPLING[controls], max_tokens=21, n=2)
     jobs = [Job(PROMPT, params), Job(PROMPTS[0], GREEDY)]
     expected = run(one_by_one(ahead(models, 1)), jobs)
-    chains.clear()
+    replays.clear()
     engine = ahead(models, 7, speculation)
     assert run(engine, jobs) == expected
     if controls in CHAINED:
-        assert max(chains) == (7 if speculation == "off" else 4)
+        assert max(plain_rounds(replays) if speculation == "off" else draft_rounds(replays)) >= (
+            7 if speculation == "off" else 2
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 6])
-def test_drafts_are_those_of_passes_called_one_by_one(
-    steps: int, known: Any, chains: list[int], rounds: list[tuple[int, int]]
-) -> None:
+def test_drafts_are_those_of_passes_called_one_by_one(steps: int, known: Any, replays: list[Replay]) -> None:
     """Also where requests may draft more or less, since their ends are near; and drafts end where texts do."""
     models = known("llama", "fp32").models
     stop = run(ahead(models, 1), [Job(PROMPTS[1], GREEDY)])[0][0][9]
@@ -163,11 +169,11 @@ def test_drafts_are_those_of_passes_called_one_by_one(
         counters.append((found, replace(engine.counters, num_steps=0)))
     assert counters[0] == counters[1]
     assert counters[0][1].num_accepted > 10
-    assert set(chains) >= {1, 3, 5} or steps > 1
-    assert bool(rounds) == (steps > 1)
+    assert {replay.depth for replay in replays} >= {1, 3, 5} or steps > 1
+    assert bool(draft_rounds(replays)) == (steps > 1)
 
 
-def test_rounds_go_on_with_full_drafts_and_without_any(known: Any, rounds: list[tuple[int, int]]) -> None:
+def test_rounds_go_on_with_full_drafts_and_without_any(known: Any, replays: list[Replay]) -> None:
     """A drafter that is always right, and one that hardly is, batches that shrink, and prompts of a single token."""
     models = known("qwen3", "bf16").models
     jobs = [
@@ -180,12 +186,12 @@ def test_rounds_go_on_with_full_drafts_and_without_any(known: Any, rounds: list[
         for depth in (1, 2, 7):
             engine = ahead(both, 4, "near", depth)
             assert run(engine, jobs) == expected
-            assert max((made for _, made in rounds), default=0) == (3 if depth == 7 else 4)
+            assert max((replay.made for replay in replays if replay.depth), default=0) == (3 if depth == 7 else 4)
             assert draft == "near" or engine.counters.num_accepted > 0.9 * engine.counters.num_drafted
-            rounds.clear()
+            replays.clear()
 
 
-def test_a_text_ends_where_it_ends_within_a_step(known: Any, chains: list[int], rounds: list[tuple[int, int]]) -> None:
+def test_a_text_ends_where_it_ends_within_a_step(known: Any, replays: list[Replay]) -> None:
     models = known("qwen3", "bf16").models
     whole = run(ahead(models, 1), [Job(PROMPT, GREEDY)])[0][0]
     for place in range(3, 13):
@@ -198,8 +204,8 @@ def test_a_text_ends_where_it_ends_within_a_step(known: Any, chains: list[int], 
         assert first < 3 or len(answer[0]) == first + 1
         long = [Job(PROMPT, replace(params, max_tokens=60, min_tokens=0))]
         assert run(ahead(models, 6, "near"), long) == run(one_by_one(ahead(models, 1)), long)
-    assert 1 in chains
-    assert any(made < asked for asked, made in rounds)
+    assert 1 in plain_rounds(replays)
+    assert any(replay.made < replay.asked for replay in replays if replay.depth)
 
 
 @pytest.mark.parametrize("speculation", ["off", "near"])
@@ -241,36 +247,58 @@ def test_passes_are_counted_one_by_one(known: Any) -> None:
     assert engine.counters.num_drafted == engine.counters.num_accepted == 0
 
 
+def _prepared(monkeypatch: pytest.MonkeyPatch, change: Callable[[PreparedRows, Any], None]) -> None:
+    """Has ``change`` the op that lays out rows."""
+    make = PreparedRows._structure
+
+    def changed(self: PreparedRows, width: int) -> Any:
+        struct = make(self, width)
+        change(self, struct)
+        return struct
+
+    monkeypatch.setattr(PreparedRows, "_structure", changed)
+
+
 def forget_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = Chain.__init__
+    """Every round decides the output token that the first one does."""
 
-    def forgetful(self: Chain, *rest: Any) -> None:
-        start(self, *rest)
-        self._depths[:] = 0
+    def stuck(_: PreparedRows, struct: Any) -> None:
+        struct.first_index = address(ZEROS)
 
-    monkeypatch.setattr(Chain, "__init__", forgetful)
+    _prepared(monkeypatch, stuck)
+
+
+def _accepting(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    """Has fields of the op that ends a round point elsewhere."""
+    accept = NativeBuilder.accept
+
+    def changed(self: NativeBuilder, samples: Any) -> None:
+        accept(self, samples)
+        number = self.ops["Accept"][-1]
+        for name, array in fields.items():
+            setattr(self._recorder._steps[number][1], name, address(array))
+
+    monkeypatch.setattr(NativeBuilder, "accept", changed)
 
 
 def stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = model_runner.assemble_behind
+    """Rows are laid out by what was known before the first round."""
+    load, frozen = NativeGraph._load, np.zeros(64, dtype=np.int32)
 
-    def staying(*arguments: Any) -> Any:
-        behind = plan(*arguments)
-        behind.slots[:] = behind.slots[:1]
-        return behind
+    def loaded(self: NativeGraph, start: GraphStart, number: int) -> None:
+        load(self, start, number)
+        frozen[:number] = start.context
 
-    monkeypatch.setattr(model_runner, "assemble_behind", staying)
+    monkeypatch.setattr(NativeGraph, "_load", loaded)
+    _prepared(monkeypatch, lambda _, struct: setattr(struct, "context", address(frozen)))
 
 
 def write_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = model_runner.assemble_behind
+    """Accepted tokens are not where the next round looks for them."""
+    _accepting(monkeypatch, tokens=ELSEWHERE)
 
-    def elsewhere(*arguments: Any) -> Any:
-        behind = plan(*arguments)
-        behind.cells[:, 1:] = behind.cells[:, :1]
-        return behind
 
-    monkeypatch.setattr(model_runner, "assemble_behind", elsewhere)
+ZEROS, ELSEWHERE = np.zeros(64, dtype=np.int64), np.zeros(2**20, dtype=np.int32)
 
 
 @pytest.mark.parametrize("bug", [forget_depth, stay_in_place, write_elsewhere])
@@ -283,26 +311,21 @@ def test_these_tests_see_a_planted_bug(bug: Any, known: Any, monkeypatch: pytest
 
 
 def count_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = PlacedRows._place
-    monkeypatch.setattr(
-        PlacedRows, "_place", lambda rows, first, sampled, shift: place(rows, first, sampled, shift + 1)
-    )
+    _prepared(monkeypatch, lambda rows, struct: rows.verifies and setattr(struct, "first_index", address(ZEROS)))
 
 
 def lie_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = PlacedRows._place
-    monkeypatch.setattr(PlacedRows, "_place", lambda rows, first, *rest: place(rows, first + (first == -1), *rest))
+    """K/V of the target's rows go to cells that others read."""
+
+    def halved(rows: PreparedRows, _: Any) -> None:
+        if rows.verifies:
+            rows._structs[0].page_size //= 2
+
+    _prepared(monkeypatch, halved)
 
 
 def forget_what_came_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = Rounds._end_of_round
-
-    def forgetful(self: Rounds) -> Any:
-        struct = end(self)
-        struct.last = struct.before
-        return struct
-
-    monkeypatch.setattr(Rounds, "_end_of_round", forgetful)
+    write_elsewhere(monkeypatch)
 
 
 @pytest.mark.parametrize("bug", [count_wrongly, lie_elsewhere, forget_what_came_last])
@@ -323,48 +346,64 @@ def test_rounds_that_raise_are_steps_that_go_on(known: Any, monkeypatch: pytest.
     def broken(*_: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Rounds, "run", broken)
+    monkeypatch.setattr(NativeGraph, "replay", broken)
     engine = ahead(models, 4, "near")
     assert run(engine, jobs) == expected
     assert engine.proposer is not None
     assert engine.proposer.counters.num_failures > 0
 
 
-@pytest.mark.parametrize("part", ["draft_pages", "target_pages", "context", "before", "last"])
+@pytest.mark.parametrize("part", ["draft pages", "target pages", "context", "tokens"])
 def test_rounds_outside_of_what_there_is_are_refused(part: str, known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     models = known("llama", "fp32").models
     expected = run(one_by_one(ahead(models, 1)), [Job(PROMPT, GREEDY)])
-    compute, refused = Rounds.run, []
+    compute, refused = NativeGraph.replay, []
+    engine = ahead(models, 6, "near")
 
-    def wild(self: Rounds, start: Any, *rest: Any) -> Any:
-        field = getattr(start, part)
-        changed = [table + 2**20 for table in field] if isinstance(field, list) else field + np.int32(2**20)
-        with pytest.raises(IndexError):
-            compute(self, replace(start, **{part: changed}), *rest)
+    def wild(self: NativeGraph, start: GraphStart, num_rounds: int) -> Any:
+        with spoiled(engine, part, start) as changed, pytest.raises(IndexError):
+            compute(self, changed, num_rounds)
         refused.append(part)
-        return compute(self, start, *rest)
+        return compute(self, start, num_rounds)
 
-    monkeypatch.setattr(Rounds, "run", wild)
-    assert run(ahead(models, 6, "near"), [Job(PROMPT, GREEDY)]) == expected
+    monkeypatch.setattr(NativeGraph, "replay", wild)
+    assert run(engine, [Job(PROMPT, GREEDY)]) == expected
     assert refused
 
 
-@pytest.mark.parametrize("part", ["cells", "page_table", "slots"])
+@contextmanager
+def spoiled(engine: Engine, part: str, start: GraphStart) -> Iterator[GraphStart]:
+    """Something that is outside of what there is."""
+    if part == "context":
+        yield replace(start, context=start.context + np.int32(2**20))
+        return
+    group = engine.cache.groups[1 if part == "draft pages" else 0]
+    array = engine.seats.tokens if part == "tokens" else group.page_table
+    before = array.copy()
+    array[start.seats] = 2**20
+    yield start
+    array[:] = before
+
+
+@pytest.mark.parametrize("part", ["pages", "context", "tokens"])
 def test_what_lies_outside_is_refused(part: str, known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine takes it for a step that failed, repeats that without a chain, and the text is whole."""
+    """The engine takes it for a step that failed, repeats that without a graph, and the text is whole."""
     models = known("llama", "fp32").models
     expected = run(one_by_one(ahead(models, 1)), [Job(PROMPT, GREEDY)])
-    plan = model_runner.assemble_behind
-    raised = []
+    compute, raised = NativeGraph.replay, []
+    engine = ahead(models, 6)
 
-    def wild(*arguments: Any) -> Any:
-        behind = plan(*arguments)
-        for array in (behind.cells, *behind.page_table) if part != "slots" else (behind.slots,):
-            if part != "page_table" or array is not behind.cells:
-                array[..., -1] = 2**30
+    def wild(self: NativeGraph, start: GraphStart, num_rounds: int) -> Any:
+        if num_rounds == 1:
+            return compute(self, start, num_rounds)
         raised.append(part)
-        return behind
+        with spoiled(engine, part, start) as changed:
+            try:
+                return compute(self, changed, num_rounds)
+            except IndexError as error:
+                caught = error
+        raise caught
 
-    monkeypatch.setattr(model_runner, "assemble_behind", wild)
-    assert run(ahead(models, 6), [Job(PROMPT, GREEDY)]) == expected
+    monkeypatch.setattr(NativeGraph, "replay", wild)
+    assert run(engine, [Job(PROMPT, GREEDY)]) == expected
     assert raised

@@ -12,7 +12,8 @@ import torch
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
 from paceline.models import load_model
-from paceline.runner.native.rounds import Rounds
+from paceline.runner.executor import GraphResult, GraphStart
+from paceline.runner.native.graph import NativeGraph
 from tests.checkpoints import edit_json, perturb
 from tests.invariance.engines import Job, Models, one_by_one, prompts, run
 from tests.invariance.test_run_ahead import ahead, picked
@@ -30,8 +31,14 @@ JOBS = [Job(prompt, GREEDY) for prompt in PROMPTS]
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rounds each call asked for."""
     found: list[int] = []
-    compute = Rounds.run
-    monkeypatch.setattr(Rounds, "run", lambda *call: found.append(call[2]) or compute(*call))
+    compute = NativeGraph.replay
+
+    def counted(self: NativeGraph, start: GraphStart, num_rounds: int) -> GraphResult:
+        if num_rounds > 1:
+            found.append(num_rounds)
+        return compute(self, start, num_rounds)
+
+    monkeypatch.setattr(NativeGraph, "replay", counted)
     return found
 
 
@@ -70,8 +77,7 @@ class Drafted:
         self.kv: dict[tuple[tuple[int, ...], int], torch.Tensor] = {}
 
     def note(self, engine: Engine, _: int) -> None:
-        drafter: Any = engine.proposer.inner  # type: ignore[union-attr]
-        group = drafter.groups[0]
+        group = engine.proposer.cache.groups[0]
         for request in engine.scheduler.running:
             count = int(group.num_cached[request.seat])
             for slot in range(max(count - 4, 0), count):
@@ -106,15 +112,15 @@ def test_pages_are_reserved_ahead_for_all_or_none(tmp_path: Any) -> None:
 def test_a_drafter_whose_rounds_raise_starts_over(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     both = models(tmp_path)
     expected = run(one_by_one(ahead(both, 1)), JOBS)
-    compute, raised = Rounds.run, []
+    compute, raised = NativeGraph.replay, []
 
-    def broken_once(*call: Any) -> Any:
-        if not raised:
+    def broken_once(self: NativeGraph, start: GraphStart, num_rounds: int) -> Any:
+        if not raised and num_rounds > 1:
             raised.append(True)
             raise MemoryError("broken")
-        return compute(*call)
+        return compute(self, start, num_rounds)
 
-    monkeypatch.setattr(Rounds, "run", broken_once)
+    monkeypatch.setattr(NativeGraph, "replay", broken_once)
     engine = ahead(both, 3, "near", 3)
     held = []
     groups = engine.cache.groups

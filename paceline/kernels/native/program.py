@@ -60,6 +60,18 @@ class Program:
         """The struct of op ``number`` as it is replayed; what is changed in it counts from the next run on."""
         return kind.from_buffer(self._memory.data, self._places[number])
 
+    def addresses(self, count: str) -> np.ndarray:
+        """int64: where the numbers of rows that follow a count lie; what is written there holds from the next op on."""
+        places = self._rows.get(count, np.zeros(0, dtype=np.int64))
+        return self._numbers.ctypes.data + places.astype(np.int64) * 8
+
+    def replay(self, counts: Mapping[str, int], *, times: int = 1) -> None:
+        """As ``run``, of ops of which some write the numbers of rows themselves; ``counts`` are the most of them."""
+        for name, count in counts.items():
+            if name in self._rows:
+                self._numbers[self._rows[name]] = count
+        submit(self._operations if times == 1 else self._list(None, times))
+
     def run(self, counts: Mapping[str, int], *, stop: int | None = None, times: int = 1) -> None:
         """Replays the ops, or those before number ``stop``, over so many rows, on as many threads as torch uses.
 

@@ -45,12 +45,19 @@ class RecordedAttention:
         positions: Int64,
         cells: Sequence[Int64] | None = None,
         seen: Sequence[Visibility] | None = None,
+        *,
+        angle_rows: Int64 | None = None,
     ) -> None:
         """
         Args:
+            model: whose layers these are.
+            layers: where they keep K/V.
             positions: [T] of the step's rows, kept up to date by the caller.
             cells: [T] by layer group, kept up to date by the caller; without it, and ``seen``, by ``plan``.
+            seen: what rows see, by layer group; likewise.
+            angle_rows: [T] rows of the angles that ``use`` is given, kept up to date by the caller.
         """
+        self._angle_rows = None if angle_rows is None else torch.from_numpy(angle_rows)
         self._model, self._layers = model, layers
         self._num_pages = [len(store.pools(0)[0]) for store in layers.stores]
         self._seen = [Visibility() for _ in layers.stores] if seen is None else list(seen)
@@ -108,11 +115,6 @@ class RecordedAttention:
         self._held = (batch,)  # the structs point into its arrays
         self.rotate(batch.positions, batch.longest, batch.row_request)
 
-    @property
-    def angles_are_fixed(self) -> bool:
-        """Whether a position alone tells by which angles heads are turned, and all angles are known."""
-        return all(one.table is not None and not one.rotary.depends_on_length for one in self._rotations)
-
     def check_cells(self, group: int, cells: Int64) -> None:
         """
         Raises:
@@ -139,6 +141,14 @@ class RecordedAttention:
             if angles is not rotation.used:
                 self._point_at_angles(rotation, angles)
 
+    def use(self, angles: Sequence[Angles | None]) -> None:
+        """Has heads turned by these angles, whose rows are the ``angle_rows``; None: by the table of all positions."""
+        for rotation, own in zip(self._rotations, angles, strict=True):
+            wanted = rotation.table if own is None else Angles(own.cosine, own.sine, self._angle_rows)
+            assert wanted is not None
+            if own is not None or wanted is not rotation.used:
+                self._point_at_angles(rotation, wanted)
+
     def _point_at_angles(self, rotation: Rotation, angles: Angles) -> None:
         assert self._program is not None
         rotation.used = angles
@@ -146,6 +156,39 @@ class RecordedAttention:
             heads = self._program.structure(number, Heads)
             heads.cosine, heads.sine = Matrix.of(angles.cosine), Matrix.of(angles.sine)
             heads.angle_rows = pointer(angles.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class CallAngles:
+    """The angles by which a call turns the heads of B requests."""
+
+    of_rotaries: list[Angles | None]
+    """None: those of the table of all positions."""
+    base: Int64 | None
+    """[B] positions less the rows of their angles; None if all are in tables."""
+
+
+def call_angles(model: CausalLM, first: Int32, end: Int32, longest: Int32) -> CallAngles:
+    """Of positions [first, end) int32[B] of requests whose texts may become ``longest`` int32[B] tokens long.
+
+    Raises:
+        IndexError: a position that the model does not have.
+    """
+    rotaries = [rotary for rotary in model.rotaries if isinstance(rotary, Rotary)]
+    regimes = model.regimes(longest)
+    varies = [rotary.table is None or (regimes is not None and rotary.depends_on_length) for rotary in rotaries]
+    for rotary, own in zip(rotaries, varies, strict=True):
+        if not own and rotary.table is not None:
+            check_below(end[end > first] - 1, len(rotary.table), "position")
+    if not any(varies):
+        return CallAngles([None] * len(rotaries), None)
+    counts = end - first
+    starts = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(counts)), counts)
+    positions = torch.from_numpy((np.arange(len(owner)) - starts[owner] + first[owner]).astype(np.int64))
+    of_rows = None if regimes is None else regimes[owner]
+    found = [_angles(rotary, positions, of_rows) if own else None for rotary, own in zip(rotaries, varies, strict=True)]
+    return CallAngles(found, (first - starts).astype(np.int64))
 
 
 def _rotation(rotary: torch.nn.Module, positions: torch.Tensor) -> Rotation:

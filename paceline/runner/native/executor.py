@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from paceline.attention import LayerMap
-from paceline.core.batch import Batch, Behind, Int64, SampleRows
+from paceline.core.batch import Batch
 from paceline.kernels.native.linear import linear
-from paceline.kernels.native.sampling import NativeSampling
 from paceline.models import CausalLM
-from paceline.runner.executor import Pass
-from paceline.runner.native.chain import Chain
+from paceline.runner.executor import Pass, RoundBuilder, StepGraph
+from paceline.runner.native.graph import NativeGraph
 from paceline.runner.native.recorder import LOGITS, TOKENS
 from paceline.runner.native.recording import Recording
-from paceline.runner.native.rounds import Recordable
 from paceline.runner.native.weights import pack_weights, packed_of
 
 LEAST_ROWS = 16
-MOST_CHAINED_ROWS = 256
-"""In the first pass of a chain. Its buffers are its own, and a longer pass gains nothing by being chained."""
 
 
 class NativeExecutor:
@@ -30,31 +27,20 @@ class NativeExecutor:
         pack_weights(model, release=False)
         self.model, self.layers = model, layers
         self._recordings: dict[tuple[int, ...], Recording] = {}
-        self._chain: Chain | None = None
 
     def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
         recording = self._recording(taps, {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)})
         return recording.run(batch)
 
-    def chain(self, batch: Batch, rows: SampleRows, sampling: NativeSampling, behind: Behind | None) -> Int64 | None:
-        if self.model.logit_softcap is not None:  # torch's
-            return None
-        needed = {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)}
-        if needed[TOKENS] > MOST_CHAINED_ROWS:
-            return None
-        had, depth = self._chain, 1 if behind is None else 1 + len(behind)
-        if had is None or had.call is not sampling.call or had.depth < depth or not _fits(needed, had.capacity):
-            depth = max(depth, 0 if had is None else had.depth)
-            capacity = _capacity(needed, {} if had is None else had.capacity)
-            self._chain = had = Chain(self.model, self.layers, sampling.call, capacity, depth)
-        return had.run(batch, rows, sampling.edits, behind)
-
     def forget(self) -> None:
-        self._recordings, self._chain = {}, None
+        self._recordings = {}
 
     @property
-    def recordable(self) -> Recordable | None:
-        return Recordable(self.model, self.layers)
+    def obstacle(self) -> str | None:
+        return None if self.model.logit_softcap is None else "logits have a soft cap"  # which torch computes
+
+    def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:
+        return NativeGraph(describe, **tools)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.model.narrow is not None:

@@ -20,17 +20,17 @@ from paceline.runner.native.weights import packed_of
 
 
 @dataclass(frozen=True, slots=True)
-class Follows:
-    """What a pass behind another reads; whoever has it keeps it up to date."""
+class PassInputs:
+    """What a pass reads that ops before it write, for T rows of which R are sampled."""
 
     token_ids: Int64  # [T]
     positions: Int64  # [T]
+    angle_rows: Int64  # [T] of angles that are computed for a call
     cells: Sequence[Int64]  # [T] by layer group
     seen: Sequence[Visibility]  # by layer group
-    sampled: str = LOGITS
-    """The count of its rows that are sampled."""
-    stride: int = 1
-    """... which are the last of every so many."""
+    logit_rows: Int64  # [R]
+    samples: str
+    """The count of R."""
 
 
 class RecordedPass:
@@ -45,20 +45,21 @@ class RecordedPass:
         layers: LayerMap,
         recorder: Recorder,
         taps: tuple[int, ...] = (),
-        follows: Follows | None = None,
+        inputs: PassInputs | None = None,
     ) -> None:
-        """``follows`` has the inputs of a pass that is not planned by itself, whose rows are sampled as it says."""
+        """``inputs``: what ops before the pass write; without them each call of ``plan`` does."""
         self.model, self._taps = model, taps
         tokens = recorder.capacity[recorder.count]
-        if follows is None:
+        if inputs is None:
             self._token_ids, self._positions = (np.zeros(tokens, dtype=np.int64) for _ in range(2))
+            self._samples, self._logit_rows = LOGITS, np.arange(recorder.capacity[LOGITS], dtype=np.int64)
             self.attention = RecordedAttention(model, layers, self._positions)
         else:
-            self._token_ids, self._positions = follows.token_ids, follows.positions
-            self.attention = RecordedAttention(model, layers, follows.positions, follows.cells, follows.seen)
-        self._sampled = LOGITS if follows is None else follows.sampled
-        rows = np.arange(recorder.capacity[self._sampled], dtype=np.int64)
-        self._logit_rows = rows if follows is None else rows * follows.stride + follows.stride - 1
+            self._token_ids, self._positions = inputs.token_ids, inputs.positions
+            self._samples, self._logit_rows = inputs.samples, inputs.logit_rows
+            self.attention = RecordedAttention(
+                model, layers, inputs.positions, inputs.cells, inputs.seen, angle_rows=inputs.angle_rows
+            )
         self._vocab_size = model.embedding.tokens.weight.shape[0]
         self._num_positions = _learned_positions(model)
         self.features = torch.empty(tokens, len(taps) * model.config.hidden_size) if taps else None
@@ -81,12 +82,12 @@ class RecordedPass:
 
     def _record_logits(self, recorder: Recorder) -> torch.Tensor:
         narrow, head = self.model.narrow, packed_of(self.model.head)
-        chosen = recorder.take(self.hidden.shape[1], self._sampled)
-        recorder.gather(self.hidden, chosen, torch.from_numpy(self._logit_rows), count=self._sampled)
+        chosen = recorder.take(self.hidden.shape[1], self._samples)
+        recorder.gather(self.hidden, chosen, torch.from_numpy(self._logit_rows), count=self._samples)
         if narrow is not None:
-            wide, chosen = chosen, recorder.linear(chosen, packed_of(narrow), self._sampled)
+            wide, chosen = chosen, recorder.linear(chosen, packed_of(narrow), self._samples)
             recorder.give(wide)
-        logits = recorder.linear(chosen, head, self._sampled)
+        logits = recorder.linear(chosen, head, self._samples)
         recorder.give(chosen)
         return logits
 

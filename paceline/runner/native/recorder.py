@@ -33,8 +33,8 @@ class Recorder:
         """The rows that ops are over unless they say otherwise."""
         self._steps: list[tuple[Code, ctypes.Structure, str]] = []
         self._keep: list[object] = []
-        self._free: dict[tuple[int, str], list[torch.Tensor]] = defaultdict(list)
-        self._kind_of: dict[int, tuple[int, str]] = {}
+        self._free: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
+        self._kind_of: dict[int, tuple[int, int]] = {}
 
     def finish(self) -> Program:
         return Program(self._steps, self._keep)
@@ -47,11 +47,11 @@ class Recorder:
 
     def take(self, size: int, count: str | None = None) -> torch.Tensor:
         """float32[capacity, size], of unknown content; ``give`` lets others have it."""
-        count = self.count if count is None else count
-        kind = size, count
+        rows = self.capacity[self.count if count is None else count]
+        kind = size, rows
         if self._free[kind]:
             return self._free[kind].pop()
-        buffer = torch.empty(self.capacity[count], size)
+        buffer = torch.empty(rows, size)
         self._kind_of[buffer.data_ptr()] = kind
         return buffer
 

@@ -22,7 +22,7 @@ class MinTokens:
         self._ends: dict[int, np.ndarray] = {}  # seat -> tokens that end the output
 
     def join(self, request: Request) -> bool:
-        ends = frozenset(request.enders)
+        ends = frozenset(request.stop_ids)
         in_vocabulary = sorted(token for token in ends if 0 <= token < self.controls.vocab_size)
         if request.params.min_tokens == 0 or not in_vocabulary:
             return False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from paceline.core.batch import Int64, SampleRows
+from paceline.core.batch import Int32, Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native.sampling import NativeSampling
 
@@ -24,6 +26,15 @@ class Sampler(Protocol):
 
     def logprobs(self, logits: torch.Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
         """Of ``tokens[i]``, at least one, under row ``rows[i]`` of ``logits`` [R, V], with the ``top[i]`` likeliest."""
+        ...
+
+    def best(self, logits: torch.Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
+        """The ``count`` likeliest tokens of rows of ``logits`` [R, V] and their log-probabilities, [R, count] each, in
+        the order of the tokens' numbers; NaN in a row with a NaN."""
+        ...
+
+    def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
+        """Whether ``native`` would give a call."""
         ...
 
     def native(self, rows: SampleRows, *, at_once: bool) -> NativeSampling | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.core.batch import Int64, SampleRows
+from paceline.core.batch import Int32, Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.kernels.native import library
 from paceline.kernels.native.checks import DTYPES
@@ -46,6 +46,13 @@ class NativeSampler:
 
     def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
         return logprobs.in_native(logits, rows, tokens, top)
+
+    def best(self, logits: Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
+        return logprobs.best_in_native(logits, count)
+
+    def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
+        acting = self._acting(rows)
+        return not acting.any() or (at_once and not acting[:, self._needs_copy].any())
 
     def native(self, rows: SampleRows, *, at_once: bool) -> NativeSampling | None:
         """As every sampler's; None also if a control without edits needs torch before the call."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.core.batch import Int64, SampleRows
+from paceline.core.batch import Int32, Int64, SampleRows
 from paceline.core.outputs import TokenLogprobs
 from paceline.sampling import logprobs
 from paceline.sampling.noise import Noise
@@ -38,6 +38,12 @@ class TorchSampler:
 
     def logprobs(self, logits: Tensor, rows: list[int], tokens: list[int], top: list[int]) -> list[TokenLogprobs]:
         return logprobs.in_torch(logits, rows, tokens, top)
+
+    def best(self, logits: Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
+        return logprobs.best_in_torch(logits, count)
+
+    def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:  # noqa: ARG002
+        return False
 
     def native(self, rows: SampleRows, *, at_once: bool) -> None:  # noqa: ARG002
         return None

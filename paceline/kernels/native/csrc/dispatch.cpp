@@ -71,6 +71,7 @@ size_t scratch_of(const void *context, int64_t team_size) {
 bool ended_by(const paceline_op &op) {
     if (op.code == PACELINE_ADVANCE) return *static_cast<const paceline_advance *>(op.arguments)->enders.all_ended;
     if (op.code == PACELINE_END_PASS) return *static_cast<const paceline_end_pass *>(op.arguments)->enders.all_ended;
+    if (op.code == PACELINE_ACCEPT) return *static_cast<const paceline_accept *>(op.arguments)->all_ended;
     return false;
 }
 

@@ -55,6 +55,8 @@ namespace {
 
 #include "round.h"
 
+#include "step.h"
+
 }  // namespace
 
 #define PACELINE_NAMED(name) level_##name
@@ -80,6 +82,11 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_place, no_scratch},
         {run_advance, no_scratch},
         {run_end_pass, no_scratch},
+        {run_prepare_rows, no_scratch},
+        {run_grow_chain, no_scratch},
+        {run_grow_tree, no_scratch},
+        {run_accept, no_scratch},
+        {run_move_cells, no_scratch},
     },
 };
 

@@ -131,10 +131,19 @@ void linear(const paceline_linear &a, const Team &team) {
 }
 
 template <class Kind>
-size_t scratch_of_linear(const paceline_linear &a, int64_t team_size) {
+size_t scratch_of_rows(paceline_linear a, int64_t rows, int64_t team_size) {
     Dealer dealer{0};
+    a.rows = rows;
     deal<Kind>(a, dealer, 0, team_size);
     return (size_t)dealer.next;
+}
+
+// An op before may yet lower the number of rows, and fewer of them can take more: each thread then prepares all.
+template <class Kind>
+size_t scratch_of_linear(const paceline_linear &a, int64_t team_size) {
+    const int64_t alone = smaller(a.rows, most_alone / padded_inputs(a, Kind::step));
+    const size_t few = scratch_of_rows<Kind>(a, alone, team_size), all = scratch_of_rows<Kind>(a, a.rows, team_size);
+    return few > all ? few : all;
 }
 
 inline void run_linear(const void *arguments, const Team &team) {

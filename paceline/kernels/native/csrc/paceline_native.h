@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 7
+#define PACELINE_INTERFACE_VERSION 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,6 +31,11 @@ enum paceline_code {
     PACELINE_PLACE,
     PACELINE_ADVANCE,
     PACELINE_END_PASS,
+    PACELINE_PREPARE_ROWS,
+    PACELINE_GROW_CHAIN,
+    PACELINE_GROW_TREE,
+    PACELINE_ACCEPT,
+    PACELINE_MOVE_CELLS,
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
@@ -152,6 +157,7 @@ typedef struct {
     const paceline_edit *edits;      // made in this order, where tokens that are not allowed are -inf already
     const int32_t *seats;  // [rows]
     const int64_t *output_index;  // [rows]
+    const int64_t *places;        // [rows]: where in `tokens` each row's token goes; NULL: one behind another
     // By seat.
     const double *temperature, *top_p, *min_p, *min_p_margin;  // min_p_margin: the logarithm of min_p
     const int64_t *top_k, *seed, *sample_index;
@@ -234,6 +240,128 @@ typedef struct {
     int64_t *counts;           // [rounds, requests]: how many of a round's tokens are known now
     paceline_enders enders;
 } paceline_advance;
+
+// The nodes that requests draft. Node i's slot is context + i; its parent is a node before it, or -1: the last known token.
+typedef struct {
+    int64_t width;          // most nodes of a request
+    int64_t *tokens;        // [requests, width]; negative where a row could not be sampled
+    int32_t *parents;       // [requests, width]; NULL: node i - 1
+    int32_t *depths;        // [requests, width]: 1 for a child of the last known token; NULL: i + 1
+    int64_t *bits;          // [requests, width, words]: bit j of node i is set if j is i or an ancestor of i
+    int64_t words;          // 0 where every draft is a chain
+    double *scores;         // [requests, width]: log-probabilities of the nodes' paths; only grown trees have them
+    int32_t *counts;        // [requests]: nodes in use
+} paceline_draft;
+
+// The stop ids of requests.
+typedef struct {
+    const int64_t *tokens;  // those of one request behind those of another
+    const int64_t *start;   // [requests + 1]
+} paceline_stops;
+
+// Where rows lie in one layer group.
+typedef struct {
+    const int32_t *page_table;  // [requests, pages]
+    int64_t page_table_stride, page_size;
+    int64_t window;          // 0: rows see all before them
+    int64_t *cells;          // [rows]; of an accepted path: pairs of a cell and where it moves
+    int32_t *first_visible;  // [rows]; of a window
+} paceline_row_group;
+
+// Lays out the rows of a stage, request by request: known tokens from `start` on, then nodes of the draft. The last known
+// token and the nodes are sampled. A known token at slot s has position s and sees slots up to s; a node of a chain as
+// well. A node of a tree has position context + depth - 1 and sees known tokens and its ancestors.
+typedef struct {
+    int64_t requests;
+    const int32_t *seats, *context;  // [requests]; context: known tokens
+    const int32_t *start;            // [requests]: the first known token that is fed; NULL: none is
+    const int64_t *first_index;      // [requests]: output tokens
+    const uint8_t *sampled;          // [requests]: whether anything of it is sampled
+    const uint8_t *ended;            // [requests]: it has no rows; NULL: none has ended
+    const int32_t *tokens;           // [seats, tokens_stride]: known ones
+    int64_t tokens_stride;
+    const paceline_draft *draft;
+    int64_t first_node, num_nodes;  // nodes [first_node, first_node + num_nodes) below ...
+    const int32_t *limit;           // [requests]
+    int64_t position_shift;
+    const int64_t *angle_base;  // [requests]: positions less what their rows of angles are numbered
+    int64_t *token_ids, *positions, *angle_rows;  // [rows]; angle_rows may be NULL
+    int32_t *visible;                             // [rows]
+    int64_t *tree_bits;                           // [rows, draft words]
+    int32_t *row_start, *sample_start;            // [requests + 1]
+    int64_t *logit_rows, *output_index;           // [samples]
+    int32_t *sample_seats;                        // [samples]
+    int64_t *places;                              // [samples]: request * places_stride + 0, or the node + 1
+    int64_t places_stride;
+    int64_t num_groups;
+    const paceline_row_group *groups;
+    int64_t num_row_fields, num_sample_fields;  // numbers in later ops that become the number of rows, and of samples
+    int64_t *const *row_fields, *const *sample_fields;
+} paceline_prepare_rows;
+
+// Takes node `node` of chains, whose tokens have been sampled.
+typedef struct {
+    int64_t requests, node;
+    const paceline_draft *draft;
+    const int32_t *depth;  // [requests]: how deep a draft may be
+    paceline_stops stops;
+    uint8_t *growing;      // [requests]: whether a further node is drafted
+    uint8_t *broken;       // [requests]: set where a row could not be sampled
+    int32_t *limit;        // [requests]: node + 1 where it is fed, else 0
+} paceline_grow_chain;
+
+// Takes the next level of trees: of the best tokens behind each node of the level before, the `width` best paths.
+typedef struct {
+    int64_t requests, level;       // of these nodes' parents; 0: the last known token
+    int64_t width, most;           // nodes of a level; tokens behind each parent
+    const paceline_draft *draft;
+    const int32_t *depth;          // [requests]
+    const int32_t *sample_start;   // [requests + 1]: of the parents, in the order of their nodes
+    const int32_t *top_tokens;     // [parents, most]
+    const float *top_logits;       // [parents, most]
+    const double *log_sums;        // [parents]
+    uint8_t *broken;               // [requests]
+    int32_t *limit;                // [requests]: nodes that are fed next
+    double *room;                  // [width * most]: scores of candidates
+} paceline_grow_tree;
+
+// Ends a round: walks each draft as far as it equals what was sampled, and moves on what is known.
+typedef struct {
+    int64_t requests, length;      // length: most tokens of a path
+    const paceline_draft *draft;
+    const int64_t *samples;        // [requests, draft width + 1]: of the last known token, and of each node
+    const int32_t *seats;
+    const int32_t *depth;          // [requests]: 0 where nothing was drafted
+    uint8_t *sampled, *ended;      // [requests]
+    int32_t *context, *target_start, *draft_start;  // [requests]; draft_start may be NULL
+    int64_t *first_index;
+    int32_t *tokens;               // [seats, tokens_stride]
+    int64_t tokens_stride;
+    paceline_stops stops;
+    int64_t *round;                // which round this is, from 0; counted up
+    int64_t *all_ended;            // 0 or 1: no further op of the call is run
+    int64_t num_groups;
+    const paceline_row_group *groups;  // the target's; their cells become pairs
+    int64_t *num_moves;                // NULL: every draft is a chain
+    // By round.
+    int64_t *out_tokens;   // [requests, length + 1]
+    int32_t *out_path;     // [requests, length]: accepted nodes
+    int32_t *out_counts, *out_accepted, *out_nodes;  // [requests]: tokens, accepted nodes, nodes
+} paceline_accept;
+
+// Cells of one pool, K or V of one layer.
+typedef struct {
+    void *data;
+    int64_t cell_bytes, page_size, kv_heads;
+    const int64_t *moves;  // pairs: from, to
+} paceline_cells;
+
+// Moves cells, one after the other, in every pool.
+typedef struct {
+    int64_t num_pools;
+    const paceline_cells *pools;
+    const int64_t *num_moves;
+} paceline_move_cells;
 
 typedef struct {
     int64_t code;

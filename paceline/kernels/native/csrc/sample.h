@@ -249,7 +249,7 @@ inline void sample_rows(const paceline_sample &a, int64_t first, int64_t last, c
         Drawn found = room.partial[i];
         for (int64_t thread = 1; thread < team.size; ++thread)
             found.take(room.partial[thread * rows + i].sum, room.partial[thread * rows + i].token);
-        a.tokens[first + i] = found.token;
+        a.tokens[a.places == nullptr ? first + i : a.places[first + i]] = found.token;
     }
 }
 

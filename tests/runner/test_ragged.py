@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.runner import layout as made
-from paceline.runner.layout import layout
+from paceline.runner import ragged as made
+from paceline.runner.ragged import layout
 
 
 def counted(known: list[int], nodes: list[int], sampled: list[bool]) -> dict[str, list[int]]:

@@ -65,7 +65,7 @@ def _stretches(key: bytes) -> Stretches:
 def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_]) -> Layout:
     """Of requests that feed ``num_known`` int32[B] tokens and ``num_nodes`` int32[B] draft nodes.
 
-    Of those in ``sampled`` [B] the last known token and every node are sampled, of the others nothing.
+    Of those in ``sampled`` [B] the last known token, if one is fed, and every node are sampled, of the others nothing.
     """
     return _layout(num_known.tobytes(), num_nodes.tobytes(), sampled.tobytes())
 
@@ -76,8 +76,8 @@ def _layout(num_known: bytes, num_nodes: bytes, sampled: bytes) -> Layout:
     rows = stretches(known + nodes)
     node = rows.place - known[rows.owner]
     node_rows = np.flatnonzero(node >= 0)
-    spans = stretches(np.where(np.frombuffer(sampled, dtype=bool), nodes + 1, 0).astype(np.int32))
-    logit_rows = (rows.start[:-1] + known - 1)[spans.owner].astype(np.int64) + spans.place
+    spans = stretches(np.where(np.frombuffer(sampled, dtype=bool), nodes + (known > 0), 0).astype(np.int32))
+    logit_rows = (rows.start[:-1] + np.maximum(known - 1, 0))[spans.owner].astype(np.int64) + spans.place
     return Layout(
         rows, _fixed(node_rows), _fixed(rows.owner[node_rows]), _fixed(node[node_rows]), _fixed(logit_rows), spans.start
     )

@@ -1,0 +1,193 @@
+"""Computes a step: as one call where the gate is open, else pass by pass. Nothing changes, so it can be repeated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.core.batch import Batch, Drafts, Int32, Output, SampleRows, Verdict, Works
+from paceline.core.outputs import TokenLogprobs
+from paceline.core.request import Request
+from paceline.core.seats import Seats
+from paceline.engine.logprobs import prompt_logprobs, token_logprobs
+from paceline.runner import GraphDraft, GraphResult, ModelRunner, RowSpec, RowState, StepGraphs, place, verify_rows
+from paceline.sampling import BANNED, Pipeline, Selector
+from paceline.speculation import GuardedProposer, Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStats:
+    """One round of one request."""
+
+    num_nodes: int
+    num_accepted: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A computed step that is not yet committed."""
+
+    works: Works
+    sampled: list[int]
+    """The numbers of the requests that reached their last known token."""
+    verdict: Verdict
+    """Of all rounds together: every token but the last was fed, as an accepted node is."""
+    rounds: list[list[RoundStats]]
+    """[B]"""
+    num_rounds: int = 1
+    batch: Batch | None = None
+    output: Output | None = None
+    """None where nothing was wanted but tokens."""
+    logprobs: Mapping[int, list[TokenLogprobs]] | None = None
+    """By number of request: one entry per token of the verdict, for requests that need them."""
+    prompt_logprobs: tuple[tuple[Request, int, TokenLogprobs], ...] = ()
+    moved: bool = False
+    """Accepted nodes lie where they belong already."""
+
+    @property
+    def drafted(self) -> bool:
+        return any(stats.num_nodes for rounds in self.rounds for stats in rounds)
+
+
+class StepComputation:
+    """Computes steps. Of all that lasts it writes only cells of the pool behind what is cached."""
+
+    def __init__(
+        self,
+        *,
+        seats: Seats,
+        runner: ModelRunner,
+        pipeline: Pipeline,
+        verifier: Verifier,
+        proposer: GuardedProposer | None,
+        selector: Selector,
+        graphs: StepGraphs,
+    ) -> None:
+        self.seats, self.runner, self.pipeline = seats, runner, pipeline
+        self.verifier, self.proposer, self.selector, self.graphs = verifier, proposer, selector, graphs
+        self.eager_steps = Counter[str]()
+        """Steps that were computed pass by pass, by the reason."""
+
+    def can_repeat(self, works: Works) -> bool:
+        """Whether the rounds of a plan can follow one another in one call."""
+        draft = self._graph_draft(works)
+        if works.draft_budget.any() and draft is None:
+            return False
+        return self._obstacle(works, draft, None) is None
+
+    def run_eagerly(self, works: Works) -> StepResult:
+        """As ``run``, pass by pass and without drafts."""
+        self.eager_steps["a step before failed"] += 1
+        return self._computed(works, Drafts.empty(len(works)))
+
+    def run(self, works: Works) -> StepResult:
+        """Raises whatever the target's part raises; nothing has changed then."""
+        proposer = self.proposer
+        if proposer is None:
+            return self._verified(works, Drafts.empty(len(works)))
+        draft = proposer.graph_draft(works)
+        if draft is None:
+            return self._verified(works, proposer.propose(works))
+        reason = self._obstacle(works, draft, None)
+        if reason is not None:
+            self.eager_steps[reason] += 1
+            return self._verified(works, proposer.propose(works), counts=False)
+        try:
+            result = self.graphs.replay(works, draft, None)
+        except Exception as error:  # a drafter's or the target's: what is tried next will tell
+            proposer.failed_in_graph(works, error)
+            return self._verified(works, Drafts.empty(len(works)))
+        proposer.replayed(works, result)
+        return self._replayed(works, result)
+
+    def _graph_draft(self, works: Works) -> GraphDraft | None:
+        return None if self.proposer is None else self.proposer.graph_draft(works)
+
+    def _obstacle(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> str | None:
+        drafted = draft is not None if drafts is None else bool(drafts.counts.any())
+        if drafted and not self.verifier.keeps_text:
+            return "the verifier weighs logits"
+        return self.graphs.obstacle(works, draft, drafts)
+
+    def _verified(self, works: Works, drafts: Drafts, *, counts: bool = True) -> StepResult:
+        """Verifies drafts that are there; ``counts`` the step if it is computed pass by pass."""
+        reason = self._obstacle(works, None, drafts)
+        if reason is None:
+            most = 0 if self.proposer is None or not drafts.width else self.proposer.max_nodes
+            return self._replayed(works, self.graphs.replay(works, None, drafts if drafts.width else None, most))
+        self.eager_steps[reason] += counts
+        return self._computed(works, drafts)
+
+    def _computed(self, works: Works, drafts: Drafts) -> StepResult:
+        """Verifies drafts pass by pass."""
+        rows = verify_rows(works, drafts, self.seats, self.runner.groups)
+        batch, output = rows.batch, self.runner.forward(rows.batch)
+        verdict = self.verifier.verify(output.logits, rows.samples, drafts, batch.sample_start, self.pipeline)
+        verdict = self.selector.select(works, verdict)
+        nodes = drafts.counts.tolist()
+        return StepResult(
+            works,
+            np.flatnonzero(np.diff(batch.sample_start)).tolist(),
+            verdict,
+            [
+                [RoundStats(nodes[number], len(path), len(verdict.tokens[number]))]
+                for number, path in enumerate(verdict.path)
+            ],
+            batch=batch,
+            output=output,
+            logprobs=token_logprobs(self.pipeline, works, output, verdict),
+            prompt_logprobs=tuple(prompt_logprobs(self.pipeline, works, batch, output)),
+        )
+
+    def _replayed(self, works: Works, result: GraphResult) -> StepResult:
+        sampled = np.flatnonzero(works.end == self.seats.num_tokens[works.seats]).tolist()
+        verdict, rounds = verdict_of(result), rounds_of(result)
+        return StepResult(
+            works,
+            sampled,
+            self.selector.select(works, verdict),
+            rounds,
+            num_rounds=len(result.counts),
+            moved=True,
+        )
+
+    def probe(self, free_seat: int) -> None:
+        """Computes a row that is nobody's, in the padding page; raises what any request would meet."""
+        seats, zeros = np.array([free_seat], dtype=np.int32), np.zeros(1, dtype=np.int32)
+        one: Int32 = zeros + np.int32(1)
+        state = RowState(seats, one, zeros, zeros.astype(np.int64), np.ones(1, dtype=np.bool_), zeros)
+        rows = place(RowSpec(), state, Drafts.empty(1), self.seats, self.runner.groups)
+        output = self.runner.forward(rows.batch)
+        nothing = np.zeros((1, 0), dtype=np.int32)
+        self.pipeline.sample(output.logits, SampleRows(seats, zeros.astype(np.int64), nothing))
+        for group in self.runner.groups:
+            group.store.clear_pages([0])
+
+
+def verdict_of(result: GraphResult) -> Verdict:
+    """All rounds' tokens one behind another."""
+    verdict = Verdict([], [], [])
+    counts = result.counts.T.tolist()
+    for number, rounds in enumerate(result.tokens.swapaxes(0, 1).tolist()):
+        tokens = [token for count, found in zip(counts[number], rounds, strict=True) for token in found[:count]]
+        if not tokens and rounds[0][0] == BANNED:
+            verdict.dead_ends.add(number)
+        verdict.tokens.append(tokens)
+        verdict.path.append(list(range(len(tokens) - 1)))
+        verdict.rows.append([0] * len(tokens))
+    return verdict
+
+
+def rounds_of(result: GraphResult) -> list[list[RoundStats]]:
+    """Each request's rounds; plain ones count as one of several tokens."""
+    if not result.nodes.any():
+        return [[RoundStats(0, 0, count)] for count in result.counts.sum(axis=0).tolist()]
+    columns = zip(result.nodes.T.tolist(), result.counts.T.tolist(), strict=True)
+    return [
+        [RoundStats(nodes, max(count - 1, 0), count) for nodes, count in zip(*rounds, strict=True)]
+        for rounds in columns
+    ]

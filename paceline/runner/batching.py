@@ -1,0 +1,74 @@
+"""Lays out the target's rows of a step: what verifies drafts, and rows of prompts that requests asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.cache.group import LayerGroup
+from paceline.core.batch import Drafts, Int32, Int64, Works
+from paceline.core.seats import Seats
+from paceline.runner.rows import NO_ROWS, Rows, RowSpec, RowState, place
+
+Bool = npt.NDArray[np.bool_]
+
+
+def verify_rows(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerGroup]) -> Rows:
+    """One row per known token and per draft node, requests one after another.
+
+    Sampled are the requests whose rows reach the end of what is known.
+    """
+    known = seats.num_tokens[works.seats]
+    reading = np.flatnonzero(works.start < seats.prompt_len[works.seats]).tolist()
+    state = RowState(
+        seats=works.seats,
+        context=works.end,
+        start=works.start,
+        output_index=(known - seats.prompt_len[works.seats]).astype(np.int64),
+        sampled=_sampled(works, known, reading),
+        limit=drafts.counts,
+    )
+    rows = place(RowSpec(num_nodes=drafts.width), state, drafts, seats, groups)
+    if not reading:
+        return rows
+    start = rows.batch.row_start
+    batch = replace(
+        rows.batch, prompt_rows=_prompt_rows(works, start, reading), pooled_rows=_pooled_rows(works, start, reading)
+    )
+    return Rows(batch, rows.samples)
+
+
+def _sampled(works: Works, known: Int32, reading: list[int]) -> Bool:
+    """[B] whether each request's last row is of its last known token; a call for an embedding samples nothing."""
+    sampled: Bool = works.end == known
+    for number in reading:
+        sampled[number] &= works.requests[number].group.pooled is None
+    return sampled
+
+
+def _prompt_rows(works: Works, row_start: Int32, reading: list[int]) -> Int64:
+    """Rows that predict a prompt token, for the requests that asked for prompt_logprobs."""
+    parts = []
+    for number in reading:
+        request = works.requests[number]
+        group = request.group
+        # A window slides once its request has an output token, hence all of its prompt's rows.
+        if group.params.prompt_logprobs is not None and request is group.members[0] and not request.num_dropped:
+            last = min(int(works.end[number]), len(group.prompt_token_ids) - 1)
+            count = max(0, last - int(works.start[number]))
+            parts.append(row_start[number] + np.arange(count, dtype=np.int64))
+    return np.concatenate(parts) if parts else NO_ROWS
+
+
+def _pooled_rows(works: Works, row_start: Int32, reading: list[int]) -> Int64:
+    """Rows whose hidden states an embedding still lacks."""
+    parts = []
+    for number in reading:
+        pooled = works.requests[number].group.pooled
+        if pooled is not None:
+            first = max(0, pooled.next_row - int(works.start[number]))
+            parts.append(row_start[number] + np.arange(first, int(works.num_known[number]), dtype=np.int64))
+    return np.concatenate(parts) if parts else NO_ROWS

@@ -1,0 +1,179 @@
+"""The gate between the two ways to compute a step, and the graphs that have been recorded.
+
+A step is captured: recorded once as a round of ops and replayed as one call; or else it is computed pass by pass.
+Nobody else asks which.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from paceline.core.batch import Drafts, Int32, Works
+from paceline.core.seats import Seats
+from paceline.runner.executor import GraphBuilder, GraphResult, GraphSizes, GraphStart, RoundBuilder, StepGraph
+from paceline.runner.part import GraphModel
+from paceline.runner.rows import RowSpec, sample_rows
+from paceline.sampling import Pipeline
+
+MOST_ROWS = 256
+"""Of a pass. The buffers of a graph are its own, and a longer pass gains nothing by being part of one."""
+MOST_GRAPHS = 24
+LEAST_REQUESTS, LEAST_ROWS = 4, 16
+
+
+@dataclass(frozen=True, slots=True)
+class GraphDraft:
+    """A drafter's part of the rounds of a step."""
+
+    name: str
+    describe: Callable[[GraphBuilder, int], None]
+    """(builder, depth): its stages, for drafts of that depth"""
+    runner: GraphModel
+    makes_trees: bool
+    start: Int32
+    """[B] the first known token that its cache lacks."""
+    depth: Int32
+    """[B] how deep each draft may be."""
+    num_nodes: int
+    """Most nodes of a draft as deep as the deepest."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGraph:
+    """A recorded round."""
+
+    key: tuple[Any, ...]
+    sizes: GraphSizes
+    graph: StepGraph
+
+
+class StepGraphs:
+    """Records rounds and keeps them, by what they draft and how much they have room for."""
+
+    def __init__(self, target: GraphModel, seats: Seats, pipeline: Pipeline, *, enforce_eager: bool) -> None:
+        self._target, self._seats, self._pipeline = target, seats, pipeline
+        self.enforce_eager = enforce_eager
+        self._graphs: OrderedDict[tuple[Any, ...], KeptGraph] = OrderedDict()
+        self.num_captured = 0
+
+    def obstacle(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None = None) -> str | None:
+        """Why a step must be computed pass by pass; None if it can be one call.
+
+        ``draft`` drafts in the rounds themselves; ``drafts`` are there already.
+        """
+        if self.enforce_eager:
+            return "enforce_eager"
+        runners = [self._target] if draft is None else [self._target, draft.runner]
+        blocked = [runner.executor.obstacle for runner in runners if runner.executor.obstacle]
+        if blocked:
+            return blocked[0]
+        nodes = drafts.width if drafts is not None else draft.num_nodes if draft is not None else 0
+        return self._too_many_rows(works, draft, nodes) or self._obstacle_of_requests(works, draft, drafts)
+
+    def _too_many_rows(self, works: Works, draft: GraphDraft | None, nodes: int) -> str | None:
+        if int(works.num_known.sum()) + len(works) * nodes > MOST_ROWS:
+            return "a pass of many rows"
+        if draft is not None and int((works.end - draft.start).sum()) > MOST_ROWS:
+            return "a pass of many rows"
+        return None
+
+    def _obstacle_of_requests(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> str | None:
+        if any(request.keeps_logprobs for request in works.requests):
+            return "logprobs"
+        seats = self._seats
+        reading = np.flatnonzero(works.start < seats.prompt_len[works.seats]).tolist()
+        if any(works.requests[number].group.needs_prompt_rows for number in reading):
+            return "prompt_logprobs or embeddings"
+        rows = sample_rows(works, drafts, seats)
+        if not len(rows):
+            return "nothing is sampled"
+        at_once = draft is None and works.num_rounds == 1
+        return None if self._pipeline.can_plan(rows, at_once=at_once) else "controls that look at a text's history"
+
+    def replay(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, num_nodes: int = 0) -> GraphResult:
+        """Computes a step without an obstacle as one call.
+
+        ``num_nodes``: the most nodes that ``drafts`` may have in this or another step.
+
+        Raises:
+            Exception: whatever an op raises.
+        """
+        at_once = draft is None and works.num_rounds == 1
+        sampling = self._pipeline.native(sample_rows(works, drafts, self._seats), at_once=at_once)
+        assert sampling is not None
+        taken = self._take(works, draft, drafts, num_nodes, sampling.call)
+        with torch.inference_mode():
+            result = taken.graph.replay(self._start(works, draft, drafts, sampling.edits), works.num_rounds)
+        self._give_back(taken)
+        return result
+
+    def forget(self) -> None:
+        """Keeps nothing of steps before: one was cut short while it was planned."""
+        self._graphs.clear()
+
+    def _start(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, edits: Any) -> GraphStart:
+        seats = self._seats
+        known = seats.num_tokens[works.seats]
+        depth = draft.depth if draft is not None else np.zeros(len(works), dtype=np.int32)
+        return GraphStart(
+            seats=works.seats,
+            context=works.end,
+            output_index=(known - seats.prompt_len[works.seats]).astype(np.int64),
+            target_start=works.start,
+            draft_start=works.end if draft is None else draft.start,
+            depth=depth if drafts is None else drafts.deepest,
+            sampled=works.end == known,
+            stop_ids=[request.stop_ids for request in works.requests],
+            drafts=drafts,
+            edits=edits,
+        )
+
+    def _take(
+        self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, num_nodes: int, call: Any
+    ) -> KeptGraph:
+        """A graph for a step, which is kept no more: one whose call is cut short may be half planned."""
+        depth = 0 if draft is None else int(draft.depth.max(initial=0))
+        trees = not drafts.is_chain if drafts is not None else draft is not None and draft.makes_trees
+        sizes = self._sizes(works, draft, depth, 0 if draft is None else draft.num_nodes, trees=trees)
+        if drafts is not None:
+            nodes = max(drafts.width, num_nodes)
+            sizes = replace(sizes, nodes=nodes, length=nodes)
+        key = (draft.name if draft else None, depth, sizes.nodes, trees, sizes.requests, id(call))
+        had = self._graphs.pop(key, None)
+        if had is not None and had.sizes.holds(sizes):
+            return had
+        sizes = sizes if had is None else sizes.joined(had.sizes)
+        self.num_captured += 1
+        return KeptGraph(key, sizes, self._capture(draft, depth, sizes, call))
+
+    def _give_back(self, taken: KeptGraph) -> None:
+        self._graphs[taken.key] = taken
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+
+    @staticmethod
+    def _sizes(works: Works, draft: GraphDraft | None, depth: int, nodes: int, *, trees: bool) -> GraphSizes:
+        known, requests = int(works.num_known.sum()), _power_of_two(max(len(works), LEAST_REQUESTS))
+        if draft is not None:
+            known = max(known, int((works.end - draft.start).sum()))
+        rows = max(LEAST_ROWS, _power_of_two(known), requests * (depth + 1))
+        return GraphSizes(requests, nodes, depth, _power_of_two(works.num_rounds), rows, trees)
+
+    def _capture(self, draft: GraphDraft | None, depth: int, sizes: GraphSizes, call: Any) -> StepGraph:
+        def describe(graph: RoundBuilder) -> None:
+            if draft is not None:
+                draft.describe(graph, depth)
+            rows = graph.place(self._target, RowSpec(num_nodes=sizes.nodes))
+            graph.accept(graph.sample(graph.forward(rows).logits, rows))
+
+        return self._target.executor.capture(describe, target=self._target, seats=self._seats, call=call, sizes=sizes)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()

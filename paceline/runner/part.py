@@ -1,0 +1,19 @@
+"""Names what graphs and executors need of one model: its layers, and the groups that cache for them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from paceline.attention import LayerMap
+from paceline.cache.group import LayerGroup
+from paceline.models import CausalLM
+from paceline.runner.executor import Executor
+
+
+class GraphModel(Protocol):
+    """A model that a graph may contain."""
+
+    model: CausalLM
+    layers: LayerMap
+    groups: list[LayerGroup]
+    executor: Executor

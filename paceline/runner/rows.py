@@ -1,0 +1,151 @@
+"""The rule of rows: which rows a stage of a step feeds, where they lie, what they see and what they decide.
+
+A step is rounds; a round is some draft stages, a verify stage, and accept; a stage lays out rows, forwards one model
+and samples. This is the rule in numpy. ``csrc/step.h`` is the same rule as a native op, and is tested against it.
+
+A known token at slot s has position s and sees slots up to s. Node i of a draft behind ``context`` known tokens lies at
+slot ``context + i``. A node of a chain is like a known token; a node of a tree has position ``context + depth - 1``
+and sees the known tokens and its ancestors. The last known token and the nodes are sampled: a row decides output token
+``output_index + depth``, where the last known token has depth 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.cache.group import LayerGroup
+from paceline.core.batch import Batch, Drafts, Int32, Int64, SampleRows, Works
+from paceline.core.seats import Seats
+from paceline.runner.ragged import layout, stretches
+
+Bool = npt.NDArray[np.bool_]
+
+NO_ROWS: Int64 = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """Which rows a stage feeds of every request."""
+
+    known: bool = True
+    """The known tokens that the model's cache lacks."""
+    first_node: int = 0
+    num_nodes: int = 0
+    """Draft nodes [first_node, first_node + num_nodes), as far as the request has them and wants them fed."""
+    position_shift: int = 0
+    """What is added to positions; it does not change what a row sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """Where B requests stand."""
+
+    seats: Int32
+    context: Int32
+    """Known tokens that rows may be of."""
+    start: Int32
+    """The first slot that the model's cache lacks."""
+    output_index: Int64
+    """Of the output token behind the last known one."""
+    sampled: Bool
+    """Whether anything of the request is sampled."""
+    limit: Int32
+    """Nodes from this number on are not fed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a stage, and those of them that are sampled."""
+
+    batch: Batch
+    samples: SampleRows
+
+    def __len__(self) -> int:
+        return len(self.batch.token_ids)
+
+
+def place(spec: RowSpec, state: RowState, drafts: Drafts, seats: Seats, groups: Sequence[LayerGroup]) -> Rows:
+    """Lays out the rows of a stage, request by request, known tokens before nodes."""
+    nodes = np.clip(np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node, 0, None)
+    known = state.context - state.start if spec.known else np.zeros_like(state.context)
+    first = state.start if spec.known else state.context + np.int32(spec.first_node)
+    made = layout(known.astype(np.int32), nodes.astype(np.int32), state.sampled)
+    rows = made.rows
+    seat, slot = rows.spread(state.seats), rows.spread(first) + rows.place
+    positions, visible = slot.astype(np.int64), slot + np.int32(1)
+    token_ids = seats.tokens[seat, np.minimum(slot, seats.max_len - 1)].astype(np.int64)
+    words = 0 if drafts.is_chain else -(-drafts.width // 64)
+    tree_bits = np.zeros((len(slot), words), dtype=np.int64)
+    at, chosen = (made.node_owner, made.node + spec.first_node), made.node_rows
+    if len(chosen):
+        token_ids[chosen] = drafts.tokens[at]
+        if words:
+            positions[chosen] = state.context[made.node_owner] + drafts.depths[at] - 1
+            visible[chosen] = state.context[made.node_owner]
+            tree_bits[chosen] = drafts.ancestor_bits[at]
+    batch = Batch(
+        token_ids=token_ids,
+        positions=positions + spec.position_shift if spec.position_shift else positions,
+        row_request=rows.owner,
+        visible=visible,
+        tree_bits=tree_bits,
+        row_start=rows.start,
+        context=state.context,
+        num_slots=np.maximum(state.context, first + known + nodes),
+        longest=seats.longest[state.seats],
+        slots=cells(groups, seat, slot),
+        page_table=tuple([group.page_table[state.seats] for group in groups]),
+        logit_rows=made.logit_rows.copy(),  # torch takes no array that cannot be written to
+        sample_start=made.sample_start,
+        prompt_rows=NO_ROWS,
+        first_visible=tuple([first_visible(group, positions) for group in groups]),
+    )
+    return Rows(batch, _samples(spec, state, drafts, made.sample_start, known))
+
+
+def _samples(spec: RowSpec, state: RowState, drafts: Drafts, sample_start: Int32, known: Int32) -> SampleRows:
+    """Whose each sampled row is, which output token it decides, and the draft tokens before it."""
+    counts = sample_start[1:] - sample_start[:-1]
+    owner = np.repeat(np.arange(len(counts)), counts)
+    index = state.output_index[owner]
+    if not drafts.width:
+        return SampleRows(state.seats[owner], index, np.zeros((len(owner), 0), dtype=np.int32))
+    # Of a request with known tokens the first sampled row is the last of these; it is node -1.
+    node = np.arange(len(owner)) - sample_start[owner] + spec.first_node - (known[owner] > 0)
+    on_node = np.flatnonzero(node >= 0)
+    at = owner[on_node], node[on_node]
+    path = np.full((len(owner), drafts.paths.shape[2]), -1, dtype=np.int32)
+    path[on_node] = drafts.paths[at]
+    index[on_node] += drafts.depths[at]
+    return SampleRows(state.seats[owner], index, path)
+
+
+def sample_rows(works: Works, drafts: Drafts | None, seats: Seats) -> SampleRows:
+    """The target's rows that are sampled in a step: the last known tokens, and the nodes of drafts that are there."""
+    known = seats.num_tokens[works.seats]
+    index = (known - seats.prompt_len[works.seats]).astype(np.int64)
+    sampled = works.end == known
+    if drafts is None or not drafts.width:
+        some = works.seats if sampled.all() else works.seats[sampled]
+        index = index if len(some) == len(index) else index[sampled]
+        return SampleRows(some, index, np.zeros((len(some), 0), dtype=np.int32))
+    ones = np.ones(len(works), dtype=np.int32)
+    state = RowState(works.seats, works.end, works.end - ones, index, sampled, drafts.counts)
+    starts = stretches(np.where(sampled, drafts.counts + 1, 0).astype(np.int32)).start
+    return _samples(RowSpec(num_nodes=drafts.width), state, drafts, starts, ones)
+
+
+def cells(groups: Sequence[LayerGroup], seats: Int32, slots: Int32) -> Int64:
+    """[G, T] physical cells."""
+    if len(groups) == 1:
+        return groups[0].cells(seats, slots)[None]
+    return np.stack([group.cells(seats, slots) for group in groups])
+
+
+def first_visible(group: LayerGroup, positions: Int64) -> Int32 | None:
+    """The first slot that rows see of a group with a window; None where they see the whole prefix."""
+    return None if group.window is None else np.maximum(0, positions - group.window + 1).astype(np.int32)
