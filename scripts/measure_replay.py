@@ -22,7 +22,7 @@ from paceline.benchmark.statistics import paired_ratio
 from paceline.core.batch import Drafts, Verdict, Works
 from paceline.core.outputs import RequestOutput
 from paceline.core.request import Request
-from paceline.speculation import ProposerTools, proposers
+from paceline.speculation import ProposerNeeds, ProposerTools, proposers
 
 METHOD = "replay"
 TEXTS: dict[tuple[int, ...], list[int]] = {}
@@ -34,8 +34,7 @@ RATE: list[float] = []
 class ReplayProposer:
     """Chains of the known answer, of which a token is wrong now and then."""
 
-    model = None
-    makes_trees = False
+    needs = ProposerNeeds()
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

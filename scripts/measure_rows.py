@@ -19,7 +19,7 @@ from paceline.benchmark.probes import MachineProbes, Reading
 from paceline.benchmark.weights import main_kind, main_pages, weights
 from paceline.core.batch import Drafts
 from paceline.engine.engine import Engine
-from paceline.runner import assemble
+from paceline.runner import verify_rows
 
 ROWS = (1, 2, 4, 8, 16)
 WARM_UP = 5
@@ -49,7 +49,7 @@ def one_pass(engine: Engine, rows: int) -> float:
     engine.cache.reserve(int(works.seats[0]), int(works.end[0]) + rows, engine.target_groups)
     nodes = np.full((1, rows - 1), 9, dtype=np.int32)
     drafts = Drafts.chains(nodes, np.array([rows - 1], dtype=np.int32))
-    batch = assemble(works, drafts, engine.seats, engine.runner.groups)
+    batch = verify_rows(works, drafts, engine.seats, engine.runner.groups).batch
     started = time.perf_counter()
     engine.runner.forward(batch)
     return time.perf_counter() - started

@@ -189,12 +189,16 @@ class EagerBuilder:
         return np.array(ends, dtype=np.bool_)
 
     def _break(self, numbers: Int64, node: int) -> None:
-        """Ends drafts whose last rows fed gave NaN: nobody may find their K/V, nor what they leave."""
+        """Ends drafts whose last rows fed gave NaN."""
         if node == 0:
             self._counts[numbers] = -1
             return
+        self._take_back(numbers, self._start.context[numbers] + np.int32(node - 1))
+
+    def _take_back(self, numbers: Int64, slots: Int32) -> None:
+        """Overwrites the K/V of the last rows fed, so that no later attention reads NaN."""
         assert self._stage is not None
-        seats, slots = self._start.seats[numbers], self._start.context[numbers] + np.int32(node - 1)
+        seats = self._start.seats[numbers]
         self.fed_end[numbers] = slots
         for group in self._stage.runner.groups:
             group.move(seats, slots - 1, slots)  # anything finite does

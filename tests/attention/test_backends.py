@@ -17,7 +17,7 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.core.seats import Seats
 from paceline.kernels.native import library
-from paceline.runner import assemble
+from paceline.runner import verify_rows
 from tests.kernels.native import needs_library
 
 SPECS = {
@@ -53,7 +53,7 @@ def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape
     works = Works(requests, own, seats.num_tokens[own] - known, known, counts)
     for seat, end in zip(own.tolist(), (works.end + counts).tolist(), strict=True):
         assert group.reserve(seat, 0, end)
-    return assemble(works, drafts, seats, [group])
+    return verify_rows(works, drafts, seats, [group]).batch
 
 
 @pytest.mark.parametrize("shape", ["decode", "tree", "chunks", "mixed"])

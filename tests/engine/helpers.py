@@ -105,12 +105,12 @@ def reference_logprobs(model: PreTrainedModel, tokens: list[int]) -> torch.Tenso
 
 
 def around_passes(runner: ModelRunner, wrap: Callable[[Any, Callable[[], Any]], Any]) -> Callable[[], None]:
-    """Has ``wrap(batch, compute)`` stand around every pass and every chain of them, until what it returns is called."""
-    forward, chain = runner.forward, runner.chain
+    """Has ``wrap(batch, compute)`` stand around every pass of an engine that torch computes, until its result is called."""
+    assert runner.executor.obstacle is not None
+    forward = runner.forward
     runner.forward = lambda batch, *more: wrap(batch, lambda: forward(batch, *more))  # type: ignore[method-assign]
-    runner.chain = lambda batch, *more: wrap(batch, lambda: chain(batch, *more))  # type: ignore[method-assign]
 
     def undo() -> None:
-        runner.forward, runner.chain = forward, chain  # type: ignore[method-assign]
+        runner.forward = forward  # type: ignore[method-assign]
 
     return undo

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline import SamplingParams
-from paceline.speculation import draft_model
+from paceline.core.request import Request
 
 PROMPT = [5, 9, 11, 3]
 
@@ -34,7 +34,7 @@ def test_a_perfect_draft_is_accepted_whole(perfect, plain, place: int) -> None:
 
 
 def test_a_draft_that_goes_on_would_be_noticed(perfect, plain, monkeypatch) -> None:
-    monkeypatch.setattr(draft_model, "_ends", lambda works, alive, sampled: sampled < 0)
+    monkeypatch.setattr(Request, "stop_ids", ())
     num_drafted, num_accepted, _ = drafted(perfect, ending(plain, 3))
     assert num_drafted > num_accepted
 

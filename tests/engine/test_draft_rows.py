@@ -11,9 +11,9 @@ import torch
 
 from paceline import SamplingParams
 from paceline.cache.prefix import LruPrefixIndex
-from paceline.speculation import DraftModelProposer
+from paceline.runner import EagerBuilder
 from tests.engine.helpers import begin, finish, greedy, random_prompt
-from tests.invariance.engines import Models
+from tests.invariance.engines import Models, one_by_one
 
 PROMPT = random_prompt(1, 9)
 
@@ -23,20 +23,20 @@ PROMPT = random_prompt(1, 9)
 def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, monkeypatch) -> None:
     """The token before it stands, but its own K/V are no good: neither the index nor a free page may hold them."""
     if not mends:
-        monkeypatch.setattr(DraftModelProposer, "_take_back", lambda *_: None)
+        monkeypatch.setattr(EagerBuilder, "_take_back", lambda *_: None)
     draft = copy.deepcopy(models.target)
     healthy = draft.embedding.tokens.weight.detach().clone()
     speculation = {"method": "draft_model", "model": "self", "num_speculative_tokens": 4, "verifier": verifier}
     engine = Models(models.target, {"self": draft}).engine(speculation, block_size=1)
     runner, forward, passes = engine.proposer.inner.runner, engine.proposer.inner.runner.forward, itertools.count(1)
 
-    def spoiled(batch: Any) -> Any:
+    def spoiled(batch: Any, *taps: Any) -> Any:
         with torch.no_grad():  # the last of the first draft's four passes
             draft.embedding.tokens.weight.copy_(healthy * torch.nan if next(passes) == 4 else healthy)
-        return forward(batch)
+        return forward(batch, *taps)
 
     monkeypatch.setattr(runner, "forward", spoiled)
-    monkeypatch.setattr(runner, "chain", lambda *_: None)
+    one_by_one(engine)
     params = greedy(max_tokens=5, ignore_eos=True)
     first, again = (finish(engine, [begin(engine, PROMPT, params)]) for _ in range(2))
     plain = models.engine()

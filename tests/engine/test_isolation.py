@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from paceline.cache import LayerGroup
+from paceline.core.batch import Works
 from paceline.core.request import Group, Request
 from paceline.engine import engine as engine_module
-from paceline.engine import isolation as isolation_module
 from paceline.engine.engine import Engine
 from paceline.engine.isolation import isolate
 from paceline.engine.worker import EngineWorker
@@ -136,13 +136,13 @@ def fail_the_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_seats_apart_from_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = isolation_module.take
+    true = Works.select
 
-    def wrong(works: Any, chosen: slice) -> Any:
+    def wrong(works: Works, chosen: Any) -> Any:
         part = true(works, chosen)
         return replace(part, seats=works.seats[-len(part) :] if chosen.start is None else works.seats[: len(part)])
 
-    monkeypatch.setattr(isolation_module, "take", wrong)
+    monkeypatch.setattr(Works, "select", wrong)
 
 
 @pytest.mark.parametrize("plant", [fail_everybody, fail_the_neighbour, cut_seats_apart_from_requests])

@@ -15,9 +15,10 @@ import pytest
 from paceline.cache import CacheManager, LayerGroup
 from paceline.core.batch import Batch, Drafts, SampleRows
 from paceline.core.params import SamplingParams
-from paceline.engine import outcome as outcome_module
+from paceline.engine import compute
+from paceline.runner import Rows, batching, eager, rows
 from paceline.sampling import SamplingState
-from paceline.speculation import DraftModelProposer, draft_model
+from paceline.speculation.catch_up import DraftCache
 from tests.invariance import proposers
 from tests.invariance.cases import Case
 from tests.invariance.engines import Job, Models, cache_content, prompts, run
@@ -27,10 +28,24 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def _assemble_with(monkeypatch: pytest.MonkeyPatch, change: Callable[..., Batch]) -> None:
-    true = outcome_module.assemble
-    monkeypatch.setattr(
-        outcome_module, "assemble", lambda works, drafts, *rest: change(true(works, drafts, *rest), drafts)
-    )
+    true = compute.verify_rows
+
+    def changed(works: Any, drafts: Drafts, *rest: Any) -> Rows:
+        rows = true(works, drafts, *rest)
+        return Rows(change(rows.batch, drafts), rows.samples)
+
+    monkeypatch.setattr(compute, "verify_rows", changed)
+
+
+def _sample_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[SampleRows, Any], SampleRows]) -> None:
+    """``change(samples, seats)``"""
+    true = compute.verify_rows
+
+    def changed(works: Any, drafts: Drafts, seats: Any, groups: Any) -> Rows:
+        rows = true(works, drafts, seats, groups)
+        return Rows(rows.batch, change(rows.samples, seats))
+
+    monkeypatch.setattr(compute, "verify_rows", changed)
 
 
 def rejected_nodes_stay_where_accepted_ones_belong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,24 +58,15 @@ def accepted_nodes_are_moved_one_slot_too_far(monkeypatch: pytest.MonkeyPatch) -
 
 
 def penalties_miss_the_tokens_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = outcome_module.sample_rows
-
-    def blind(*arguments: Any) -> SampleRows:
-        rows = true(*arguments)
-        return replace(rows, path=np.full_like(rows.path, -1))
-
-    monkeypatch.setattr(outcome_module, "sample_rows", blind)
+    _sample_with(monkeypatch, lambda rows, _: replace(rows, path=np.full_like(rows.path, -1)))
 
 
 def noise_does_not_advance_within_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = outcome_module.sample_rows
-
-    def stuck(works: Any, drafts: Any, seats: Any, sample_start: Any) -> SampleRows:
-        rows = true(works, drafts, seats, sample_start)
+    def stuck(rows: SampleRows, seats: Any) -> SampleRows:
         known = seats.num_tokens[rows.seats] - seats.prompt_len[rows.seats]
         return replace(rows, output_index=known.astype(np.int64))
 
-    monkeypatch.setattr(outcome_module, "sample_rows", stuck)
+    _sample_with(monkeypatch, stuck)
 
 
 def nodes_see_their_neighbours_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +82,8 @@ def nodes_see_their_neighbours_ancestors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def nodes_stand_one_position_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(batch: Batch, drafts: Drafts) -> Batch:
-        return replace(batch, positions=batch.positions + batch.tree_bits.any(axis=1))
+        nodes = batch.positions >= batch.context[batch.row_request]
+        return replace(batch, positions=batch.positions + nodes)
 
     _assemble_with(monkeypatch, shifted)
 
@@ -176,14 +183,12 @@ def drafter_keeps_one_rejected_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drafter_forgets_the_token_after_its_last_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims the whole draft is cached although its last token was never forwarded."""
-    true = DraftModelProposer.propose
+    true = DraftCache.note
 
-    def propose(self: DraftModelProposer, works: Any) -> Drafts:
-        drafts = true(self, works)
-        self.written[works.seats] += 1
-        return drafts
+    def note(self: DraftCache, works: Any, active: Any, ends: Any) -> None:
+        true(self, works, active, ends + 1)
 
-    monkeypatch.setattr(DraftModelProposer, "propose", propose)
+    monkeypatch.setattr(DraftCache, "note", note)
 
 
 @pytest.mark.parametrize("plant", [drafter_keeps_one_rejected_token, drafter_forgets_the_token_after_its_last_draft])
@@ -200,6 +205,6 @@ def test_drafter_cache_bugs_are_caught(plant: Plant, llama: Models, monkeypatch:
         compare()
 
 
-def test_the_engine_and_the_drafter_assemble_alike() -> None:
-    """The plants above replace the engine's name for assemble only; the drafter must use the same function."""
-    assert draft_model.assemble is outcome_module.assemble
+def test_the_target_and_the_drafter_are_laid_out_by_one_rule() -> None:
+    """The plants above replace the engine's name for the target's rows only."""
+    assert batching.place is eager.place is rows.place

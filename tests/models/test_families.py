@@ -29,7 +29,7 @@ from tests.models.zoo import (
 )
 
 NEW_TOKENS = 20
-assemble = sys.modules["paceline.runner.assemble"]
+row_rule = sys.modules["paceline.runner.rows"]
 LINEAR = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -311,9 +311,9 @@ def test_a_window_off_by_one_in_the_engine_is_caught(tmp_path, family, monkeypat
     reference = tiny(tmp_path, family)
     model = load_model(tmp_path)
     assert_continues(reference, model, random_tokens(12), 40)
-    true = assemble._first_visible
+    true = row_rule.first_visible
     narrower = lambda group, positions: None if group.window is None else true(group, positions + 1)  # noqa: E731
-    monkeypatch.setattr(assemble, "_first_visible", narrower)
+    monkeypatch.setattr(row_rule, "first_visible", narrower)
     with pytest.raises(AssertionError):
         assert_continues(reference, model, random_tokens(12), 40)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from paceline.core.batch import Drafts, SampleRows
-from paceline.engine import outcome as outcome_module
+from paceline.engine import compute
 from paceline.kernels import philox
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, SamplingState, pipeline
 from paceline.sampling.noise import Noise, NoiseKeys
-from paceline.speculation import DraftModelProposer
+from paceline.speculation import GuardedProposer
 from paceline.speculation.verify import ratio
 
 
@@ -92,16 +92,16 @@ def a_draft_reuses_the_noise_of_the_one_before(monkeypatch: pytest.MonkeyPatch) 
 
 
 def unlikely_drafts_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = DraftModelProposer.propose
+    true = GuardedProposer._proposed
 
-    def propose(self: DraftModelProposer, works: Any) -> Drafts:
+    def propose(self: GuardedProposer, works: Any) -> Drafts:
         drafts = true(self, works)
         if drafts.probs is None:
             return drafts
         likely = drafts.probs.gather(-1, torch.from_numpy(drafts.tokens.astype(np.int64))[..., None])[..., 0] > 0.4
         return replace(drafts, counts=np.minimum(drafts.counts, likely.long().cumprod(-1).sum(-1).numpy()))
 
-    monkeypatch.setattr(DraftModelProposer, "propose", propose)
+    monkeypatch.setattr(GuardedProposer, "_proposed", propose)
 
 
 def _processed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
@@ -174,15 +174,15 @@ def seeds_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rejected_tokens_stay_in_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a round's first row writes goes astray, so that its slot keeps what an earlier draft left there."""
-    true = outcome_module.assemble
+    true = compute.verify_rows
 
-    def assemble(works: Any, drafts: Drafts, *rest: Any) -> Any:
-        batch = true(works, drafts, *rest)
-        slots = batch.slots.copy()
-        slots[:, batch.row_start[:-1][(works.num_known == 1) & (works.start > 0)]] = 0
-        return replace(batch, slots=slots)
+    def astray(works: Any, drafts: Drafts, *rest: Any) -> Any:
+        rows = true(works, drafts, *rest)
+        slots = rows.batch.slots.copy()
+        slots[:, rows.batch.row_start[:-1][(works.num_known == 1) & (works.start > 0)]] = 0
+        return replace(rows, batch=replace(rows.batch, slots=slots))
 
-    monkeypatch.setattr(outcome_module, "assemble", assemble)
+    monkeypatch.setattr(compute, "verify_rows", astray)
 
 
 def ties_go_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

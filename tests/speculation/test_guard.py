@@ -21,8 +21,8 @@ Fault = Callable[[Drafts], Any]
 def engine_with(models: Models, fault: Fault, **options: Any) -> Any:
     speculation = {"method": "draft_model", "model": "near", "num_speculative_tokens": 3, "verifier": "block"}
     engine = models.engine(speculation, **options)
-    good = engine.proposer.inner.propose
-    engine.proposer.inner.propose = lambda works: fault(good(works))
+    good = engine.proposer._proposed
+    engine.proposer._proposed = lambda works: fault(good(works))
     return engine
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from paceline.engine.step_times import FEWEST, StepTimes, estimated_speedup
 
 from paceline import SamplingParams
-from paceline.core.batch import Drafts, Works
+from paceline.core.batch import Works
 from paceline.core.request import Group, Request
+from paceline.engine.pacer import FEWEST, StepPacer, estimated_speedup
 from tests.engine.helpers import greedy, make, random_prompt
 
 PROMPT = random_prompt(3, 12)
@@ -19,17 +19,16 @@ def member() -> Request:
     return Request("r", group, 0, 0, frozenset(), 8)
 
 
-def step(times: StepTimes, requests: list[Request], kept: list[int], seconds: float, *, drafted=0, known=1) -> None:
-    zeros, count = np.zeros(len(requests), dtype=np.int32), np.full(len(requests), drafted, dtype=np.int32)
-    drafts = Drafts(np.zeros((len(requests), drafted), np.int32), np.zeros((len(requests), drafted), np.int32), count)
+def step(times: StepPacer, requests: list[Request], kept: list[int], seconds: float, *, drafted=0, known=1) -> None:
+    zeros = np.zeros(len(requests), dtype=np.int32)
     works = Works(requests, zeros, zeros, np.full(len(requests), known, dtype=np.int32), zeros)
     for request in requests:
         request.num_drafted += drafted
-    times.record(works, drafts, list(zip(requests, kept, strict=True)), seconds)
+    times.record(works, list(zip(requests, kept, strict=True)), seconds, drafted=drafted > 0)
 
 
 def test_a_step_of_several_tokens_stands_for_as_many_plain_ones():
-    times, other, mine = StepTimes(), member(), member()
+    times, other, mine = StepPacer(None), member(), member()
     for seconds in [0.1] * FEWEST + [9.0]:  # one step that something else held up does not count
         step(times, [other], [1], seconds)
     assert estimated_speedup([other]) is None  # it had no drafts
@@ -42,7 +41,7 @@ def test_a_step_of_several_tokens_stands_for_as_many_plain_ones():
 
 
 def test_what_was_not_measured_is_not_estimated():
-    times, first, second = StepTimes(), member(), member()
+    times, first, second = StepPacer(None), member(), member()
     for _ in range(FEWEST - 1):
         step(times, [first], [1], 0.1)
     step(times, [second], [3], 0.2, drafted=4)
@@ -56,7 +55,7 @@ def test_what_was_not_measured_is_not_estimated():
 
 
 def test_prompts_are_left_out():
-    times, mine = StepTimes(), member()
+    times, mine = StepPacer(None), member()
     for _ in range(FEWEST):
         step(times, [mine], [1], 0.1)
     step(times, [mine], [2], 50.0, drafted=2, known=9)
