@@ -107,9 +107,11 @@ counts(Code.SAMPLE, OTHER, structures.Sample)(lambda a: (moved(a.logits, a.rows,
 
 counts(Code.LOGPROBS, OTHER, structures.Logprobs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 # A few numbers a row, which are in the nearest cache.
-counts(Code.PLACE, OTHER, structures.Place)(lambda a: (4 * WORD * a.requests * a.width, 0))
-counts(Code.ADVANCE, OTHER, structures.Advance)(lambda a: (4 * WORD * a.requests * (a.depth + 1), 0))
-counts(Code.END_PASS, OTHER, structures.EndPass)(lambda a: (2 * WORD * a.requests, 0))
+counts(Code.PREPARE_ROWS, OTHER, structures.PrepareRows)(lambda a: (8 * WORD * a.requests * (1 + a.num_nodes), 0))
+counts(Code.GROW_CHAIN, OTHER, structures.GrowChain)(lambda a: (6 * WORD * a.requests, 0))
+counts(Code.GROW_TREE, OTHER, structures.GrowTree)(lambda a: (6 * WORD * a.requests * a.width * a.most, 0))
+counts(Code.ACCEPT, OTHER, structures.Accept)(lambda a: (8 * WORD * a.requests * (a.length + 1), 0))
+counts(Code.MOVE_CELLS, OTHER, structures.MoveCells)(lambda a: (WORD * a.num_pools, 0))
 
 
 @counts(Code.HEADS, OTHER, structures.Heads)

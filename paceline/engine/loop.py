@@ -15,7 +15,7 @@ from paceline.core.errors import EngineDeadError, InvalidRequestError
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Group, Request
-from paceline.engine.engine import failure_of
+from paceline.engine.commit import failure_of
 from paceline.engine.llm import LLM
 from paceline.engine.patience import STALL_SECONDS
 from paceline.engine.report import engine_stats

@@ -105,7 +105,7 @@ def reference_logprobs(model: PreTrainedModel, tokens: list[int]) -> torch.Tenso
 
 
 def around_passes(runner: ModelRunner, wrap: Callable[[Any, Callable[[], Any]], Any]) -> Callable[[], None]:
-    """Has ``wrap(batch, compute)`` stand around every pass of an engine that torch computes, until its result is called."""
+    """Has ``wrap(batch, compute)`` stand around passes that torch computes, until what it returns is called."""
     assert runner.executor.obstacle is not None
     forward = runner.forward
     runner.forward = lambda batch, *more: wrap(batch, lambda: forward(batch, *more))  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from paceline.engine.outcome import Computation
+from paceline.engine.compute import StepComputation
 
 from paceline import LLM
 from paceline.core.errors import EngineDeadError
@@ -101,7 +101,7 @@ def test_memory_is_given_back_at_once(method, impl, way, checkpoints) -> None:
 
 def test_an_interrupted_llm_is_freed_too(checkpoints) -> None:
     llm = make(checkpoints.llama)
-    interrupter = Interrupter(3, KeyboardInterrupt(), of=statement_of(Computation.run))
+    interrupter = Interrupter(3, KeyboardInterrupt(), of=statement_of(StepComputation.run))
     with pytest.raises(KeyboardInterrupt), interrupter.watching():
         llm.generate("hello", greedy())
     interrupter.error = None  # its traceback knows the interrupter

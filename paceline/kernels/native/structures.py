@@ -28,14 +28,11 @@ class Code(IntEnum):
     SAMPLE = 8
     GATHER = 9
     LOGPROBS = 10
-    PLACE = 11
-    ADVANCE = 12
-    END_PASS = 13
-    PREPARE_ROWS = 14
-    GROW_CHAIN = 15
-    GROW_TREE = 16
-    ACCEPT = 17
-    MOVE_CELLS = 18
+    PREPARE_ROWS = 11
+    GROW_CHAIN = 12
+    GROW_TREE = 13
+    ACCEPT = 14
+    MOVE_CELLS = 15
 
 
 class Status(IntEnum):
@@ -165,49 +162,6 @@ class Gather(ctypes.Structure):
         ("index", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "size", "offset", "add")),
         ("scale", ctypes.c_double),
-    )
-
-
-class PlaceGroup(ctypes.Structure):
-    _fields_ = (
-        ("page_table", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("page_table_stride", "page_size", "window")),
-        *((name, ctypes.c_void_p) for name in ("cells", "first_visible")),
-    )
-
-
-class Place(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("requests", "width", "first")),
-        *((name, ctypes.c_void_p) for name in ("context", "tokens", "token_ids", "positions", "visible")),
-        ("sampled", ctypes.c_int64),
-        ("first_index", ctypes.c_void_p),
-        ("shift", ctypes.c_int64),
-        ("output_index", ctypes.c_void_p),
-        ("num_groups", ctypes.c_int64),
-        ("groups", ctypes.c_void_p),
-    )
-
-
-class Enders(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("tokens", "start", "ended", "all_ended"))
-
-
-class EndPass(ctypes.Structure):
-    _fields_ = (
-        ("requests", ctypes.c_int64),
-        ("tokens", ctypes.c_void_p),
-        ("enders", Enders),
-        ("passes", ctypes.c_void_p),
-    )
-
-
-class Advance(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("requests", "depth", "drafted_stride")),
-        *((name, ctypes.c_void_p) for name in ("drafted", "sampled", "context", "first_index", "before", "last")),
-        *((name, ctypes.c_void_p) for name in ("round", "tokens", "drafts", "counts")),
-        ("enders", Enders),
     )
 
 

@@ -66,13 +66,10 @@ size_t scratch_of(const void *context, int64_t team_size) {
     return most;
 }
 
-// Whether this op, which all threads are behind, has found that nothing is left to do. Only such ops write the flag, so
+// Whether this op, which all threads are behind, has found that every request has ended. Only such ops write the flag, so
 // that nobody can write it before all have read it.
 bool ended_by(const paceline_op &op) {
-    if (op.code == PACELINE_ADVANCE) return *static_cast<const paceline_advance *>(op.arguments)->enders.all_ended;
-    if (op.code == PACELINE_END_PASS) return *static_cast<const paceline_end_pass *>(op.arguments)->enders.all_ended;
-    if (op.code == PACELINE_ACCEPT) return *static_cast<const paceline_accept *>(op.arguments)->all_ended;
-    return false;
+    return op.code == PACELINE_ACCEPT && *static_cast<const paceline_accept *>(op.arguments)->all_ended;
 }
 
 void run_program(const void *context, const Team &team) {

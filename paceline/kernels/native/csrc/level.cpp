@@ -53,8 +53,6 @@ namespace {
 
 #include "logprobs.h"
 
-#include "round.h"
-
 #include "step.h"
 
 }  // namespace
@@ -79,9 +77,6 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_sample, sample_scratch},
         {run_gather, no_scratch},
         {run_logprobs, logprobs_scratch},
-        {run_place, no_scratch},
-        {run_advance, no_scratch},
-        {run_end_pass, no_scratch},
         {run_prepare_rows, no_scratch},
         {run_grow_chain, no_scratch},
         {run_grow_tree, no_scratch},

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 8
+#define PACELINE_INTERFACE_VERSION 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,9 +28,6 @@ enum paceline_code {
     PACELINE_SAMPLE,
     PACELINE_GATHER,
     PACELINE_LOGPROBS,
-    PACELINE_PLACE,
-    PACELINE_ADVANCE,
-    PACELINE_END_PASS,
     PACELINE_PREPARE_ROWS,
     PACELINE_GROW_CHAIN,
     PACELINE_GROW_TREE,
@@ -186,60 +183,6 @@ typedef struct {
     int32_t *top_tokens;    // [rows, width]
     float *top_logits;      // [rows, width]
 } paceline_logprobs;
-
-// Where rows lie in one layer group.
-typedef struct {
-    const int32_t *page_table;  // [requests, pages]
-    int64_t page_table_stride, page_size;
-    int64_t window;          // 0: rows see all before them
-    int64_t *cells;          // [requests * width]
-    int32_t *first_visible;  // [requests * width]; of a window
-} paceline_place_group;
-
-// Lays out `width` rows for each request: row i lies at slot context + first + i, has that position, sees all up to it.
-typedef struct {
-    int64_t requests, width, first;
-    const int32_t *context;        // [requests]
-    const int64_t *const *tokens;  // [width] of [requests]: what the rows are fed; NULL: token_ids are others' to write
-    int64_t *token_ids, *positions;  // [requests * width]
-    int32_t *visible;                // [requests * width]
-    int64_t sampled;             // the rows from this one on are sampled
-    const int64_t *first_index;  // [requests]: output token that a request's first draft token decides
-    int64_t shift;               // ... and how many later the first sampled row
-    int64_t *output_index;       // [requests * (width - sampled)]
-    int64_t num_groups;
-    const paceline_place_group *groups;
-} paceline_place;
-
-// Which tokens end which request. Once every request has ended, no further op of the call is run.
-typedef struct {
-    const int64_t *tokens;  // those of one request behind those of another
-    const int64_t *start;   // [requests + 1]
-    uint8_t *ended;         // [requests]
-    int64_t *all_ended;     // 0 or 1
-} paceline_enders;
-
-// Ends a pass whose sampled tokens are fed to the next one.
-typedef struct {
-    int64_t requests;
-    const int64_t *tokens;  // [requests]
-    paceline_enders enders;
-    int64_t *passes;        // counted up
-} paceline_end_pass;
-
-// Ends a round: what was drafted stands as far as it is what was sampled, and one token more. Known tokens move on.
-typedef struct {
-    int64_t requests, depth, drafted_stride;
-    const int64_t *drafted;   // [depth, drafted_stride]
-    const int64_t *sampled;   // [requests, depth + 1]
-    int32_t *context;         // [requests]: known tokens
-    int64_t *first_index;     // [requests]: output tokens
-    int64_t *before, *last;   // [requests]: the last two known tokens
-    int64_t *round;           // which round this is, from 0; counted up
-    int64_t *tokens, *drafts;  // [rounds, requests, depth + 1], [rounds, requests, depth]: copies
-    int64_t *counts;           // [rounds, requests]: how many of a round's tokens are known now
-    paceline_enders enders;
-} paceline_advance;
 
 // The nodes that requests draft. Node i's slot is context + i; its parent is a node before it, or -1: the last known token.
 typedef struct {
