@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from paceline import LLM, SamplingParams
-from paceline.engine import outcome
 from paceline.engine.loop import EngineLoop
 from paceline.engine.pair import EMBEDDED_SPECULATION
 from paceline.kernels.native import region
@@ -35,17 +34,13 @@ SPECULATION: dict[str, dict[str, Any] | None] = {
 BATCHES = (1, 8, 64)
 PARTS = {
     "plan": "engine.scheduler.plan",
+    "replay": "engine.computation.graphs.replay",
     "propose": "engine.proposer.propose",
-    "assemble": "outcome.assemble",
-    "sample_rows": "outcome.sample_rows",
     "verify": "engine.verifier.verify",
-    "logprobs": "outcome.token_logprobs",
-    "accept": "engine._accept",
-    "commit": "engine._commit",
+    "compute (rest)": "engine.computation.run",
     "observe": "engine.proposer.observe",
-    "publish": "engine._publish",
-    "retire": "engine._retire",
-    "step_times": "engine.step_times.record",
+    "commit (rest)": "engine.committing.commit",
+    "pacer": "engine.pacer.record",
     "step (rest)": "engine.step",
     "loop (rest)": "loop._step",
 }
@@ -108,7 +103,7 @@ def watched(loop: Any, watch: Stopwatch, *, parts: bool) -> None:
     engine = loop.llm.engine
     for name, path in PARTS.items() if parts else [("engine", "engine.step"), ("loop", "loop._step")]:
         first, *middle, last = path.split(".")
-        holder: Any = {"engine": engine, "outcome": outcome, "loop": loop}[first]
+        holder: Any = {"engine": engine, "loop": loop}[first]
         for step in middle:
             holder = getattr(holder, step, None)
         if hasattr(holder, last):
