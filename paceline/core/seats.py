@@ -22,7 +22,8 @@ class Seats:
     ``tokens`` int32[S, L], ``num_tokens`` int32[S] (how many of the row are known), ``prompt_len`` int32[S] (how many
     of those are the prompt's), ``longest`` int32[S] (most tokens that the row may come to hold). Of a sliding context
     the row holds the window, and ``prompt_len`` is negative once output tokens have left it too: ``num_tokens -
-    prompt_len`` is the number of output tokens always.
+    prompt_len`` is the number of output tokens always. ``keeps_logprobs`` and ``needs_prompt_rows`` bool[S] say what is
+    made of logits and of rows of the prompt besides tokens.
     Other rooms keep their own per-seat arrays under the same row numbers.
     """
 
@@ -33,6 +34,7 @@ class Seats:
         self.num_tokens = np.zeros(capacity, dtype=np.int32)
         self.prompt_len = np.zeros(capacity, dtype=np.int32)
         self.longest = np.zeros(capacity, dtype=np.int32)
+        self.keeps_logprobs, self.needs_prompt_rows = (np.zeros(capacity, dtype=np.bool_) for _ in range(2))
         self.clear()
 
     def clear(self) -> None:
@@ -61,6 +63,8 @@ class Seats:
         self.num_tokens[seat] = len(known)
         self.prompt_len[seat] = len(request.prompt_token_ids) - request.num_dropped
         self.longest[seat] = request.longest
+        self.keeps_logprobs[seat] = request.keeps_logprobs
+        self.needs_prompt_rows[seat] = request.group.needs_prompt_rows
 
     def append(self, seats: Int32, tokens: Sequence[list[int]]) -> None:
         """Adds known tokens: ``tokens[i]``, possibly none, to row ``seats[i]``; ``seats`` int32[B], no row twice."""

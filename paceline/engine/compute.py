@@ -13,7 +13,17 @@ from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.core.seats import Seats
 from paceline.engine.logprobs import prompt_logprobs, token_logprobs
-from paceline.runner import GraphDraft, GraphResult, ModelRunner, RowSpec, RowState, StepGraphs, place, verify_rows
+from paceline.runner import (
+    CapturedStep,
+    GraphDraft,
+    GraphResult,
+    ModelRunner,
+    RowSpec,
+    RowState,
+    StepGraphs,
+    place,
+    verify_rows,
+)
 from paceline.sampling import BANNED, Pipeline, Selector
 from paceline.speculation import GuardedProposer, Verifier
 
@@ -71,13 +81,17 @@ class StepComputation:
         self.verifier, self.proposer, self.selector, self.graphs = verifier, proposer, selector, graphs
         self.eager_steps = Counter[str]()
         """Steps that were computed pass by pass, by the reason."""
+        self._admitted: CapturedStep | None = None
+        """The plan that was asked about last."""
 
     def can_repeat(self, works: Works) -> bool:
         """Whether the rounds of a plan can follow one another in one call."""
         draft = self._graph_draft(works)
-        if works.draft_budget.any() and draft is None:
+        if draft is None and works.draft_budget.any():
             return False
-        return self._obstacle(works, draft, None) is None
+        step = self._admit(works, draft, None)
+        self._admitted = None if isinstance(step, str) else step
+        return self._admitted is not None
 
     def run_eagerly(self, works: Works) -> StepResult:
         """As ``run``, pass by pass and without drafts."""
@@ -86,41 +100,51 @@ class StepComputation:
 
     def run(self, works: Works) -> StepResult:
         """Raises whatever the target's part raises; nothing has changed then."""
-        proposer = self.proposer
-        if proposer is None:
-            return self._verified(works, Drafts.empty(len(works)))
-        draft = proposer.graph_draft(works)
-        if draft is None:
-            return self._verified(works, proposer.propose(works))
-        reason = self._obstacle(works, draft, None)
-        if reason is not None:
-            self.eager_steps[reason] += 1
-            return self._verified(works, proposer.propose(works), counts=False)
+        step, self._admitted = self._admitted, None
+        if step is None or step.works is not works:
+            draft = self._graph_draft(works)
+            if draft is None:
+                return self._verified(works, self._proposed(works))
+            found = self._admit(works, draft, None)
+            if isinstance(found, str):
+                self.eager_steps[found] += 1
+                return self._verified(works, self._proposed(works), counts=False)
+            step = found
+        return self._drafted(step)
+
+    def _drafted(self, step: CapturedStep) -> StepResult:
+        """Computes a step that is one call, drafts included."""
+        if step.draft is None:
+            return self._replayed(step.works, self.graphs.replay(step))
+        assert self.proposer is not None
         try:
-            result = self.graphs.replay(works, draft, None)
+            result = self.graphs.replay(step)
         except Exception as error:  # a drafter's or the target's: what is tried next will tell
-            proposer.failed_in_graph(works, error)
-            return self._verified(works, Drafts.empty(len(works)))
-        proposer.replayed(works, result)
-        return self._replayed(works, result)
+            self.proposer.failed_in_graph(step.works, error)
+            return self._verified(step.works, Drafts.empty(len(step.works)))
+        self.proposer.replayed(step.works, result)
+        return self._replayed(step.works, result)
+
+    def _proposed(self, works: Works) -> Drafts:
+        return Drafts.empty(len(works)) if self.proposer is None else self.proposer.propose(works)
 
     def _graph_draft(self, works: Works) -> GraphDraft | None:
         return None if self.proposer is None else self.proposer.graph_draft(works)
 
-    def _obstacle(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> str | None:
-        drafted = draft is not None if drafts is None else bool(drafts.counts.any())
+    def _admit(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> CapturedStep | str:
+        drafted = draft is not None or (drafts is not None and bool(drafts.counts.any()))
         if drafted and not self.verifier.keeps_text:
             return "the verifier weighs logits"
-        return self.graphs.obstacle(works, draft, drafts)
+        return self.graphs.admit(works, draft, drafts)
 
     def _verified(self, works: Works, drafts: Drafts, *, counts: bool = True) -> StepResult:
         """Verifies drafts that are there; ``counts`` the step if it is computed pass by pass."""
-        reason = self._obstacle(works, None, drafts)
-        if reason is None:
-            most = 0 if self.proposer is None or not drafts.width else self.proposer.max_nodes
-            return self._replayed(works, self.graphs.replay(works, None, drafts if drafts.width else None, most))
-        self.eager_steps[reason] += counts
-        return self._computed(works, drafts)
+        step = self._admit(works, None, drafts if drafts.width else None)
+        if isinstance(step, str):
+            self.eager_steps[step] += counts
+            return self._computed(works, drafts)
+        most = 0 if self.proposer is None or not drafts.width else self.proposer.max_nodes
+        return self._replayed(works, self.graphs.replay(step, most))
 
     def _computed(self, works: Works, drafts: Drafts) -> StepResult:
         """Verifies drafts pass by pass."""

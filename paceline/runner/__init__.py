@@ -1,7 +1,7 @@
 """From the plan of a step to logits and tokens: rows, passes, and rounds of them that are replayed as one call."""
 
 from paceline.runner.batching import verify_rows
-from paceline.runner.capture import GraphDraft, StepGraphs
+from paceline.runner.capture import CapturedStep, GraphDraft, StepGraphs
 from paceline.runner.eager import DraftStart, EagerBuilder
 from paceline.runner.executor import GraphBuilder, GraphResult
 from paceline.runner.impl import Choice, model_impls, resolve_impl
@@ -10,6 +10,7 @@ from paceline.runner.numerics import numerics
 from paceline.runner.rows import Rows, RowSpec, RowState, place
 
 __all__ = [
+    "CapturedStep",
     "Choice",
     "DraftStart",
     "EagerBuilder",

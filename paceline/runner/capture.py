@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paceline.core.batch import Drafts, Int32, Works
+from paceline.core.batch import Drafts, Int32, SampleRows, Works
 from paceline.core.seats import Seats
 from paceline.runner.executor import GraphBuilder, GraphResult, GraphSizes, GraphStart, RoundBuilder, StepGraph
 from paceline.runner.part import GraphModel
@@ -53,6 +53,19 @@ class KeptGraph:
     graph: StepGraph
 
 
+@dataclass(frozen=True, slots=True)
+class CapturedStep:
+    """A step that can be one call."""
+
+    works: Works
+    draft: GraphDraft | None
+    drafts: Drafts | None
+    rows: SampleRows
+    """The target's rows that are sampled first."""
+    at_once: bool
+    """All rows are known before the call."""
+
+
 class StepGraphs:
     """Records rounds and keeps them, by what they draft and how much they have room for."""
 
@@ -63,53 +76,53 @@ class StepGraphs:
         self.num_captured = 0
 
     def obstacle(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None = None) -> str | None:
-        """Why a step must be computed pass by pass; None if it can be one call.
+        """Why a step must be computed pass by pass; None if it can be one call."""
+        found = self.admit(works, draft, drafts)
+        return found if isinstance(found, str) else None
+
+    def admit(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None = None) -> CapturedStep | str:
+        """The gate: a step that ``replay`` computes as one call, or why it must be computed pass by pass.
 
         ``draft`` drafts in the rounds themselves; ``drafts`` are there already.
         """
         if self.enforce_eager:
             return "enforce_eager"
-        runners = [self._target] if draft is None else [self._target, draft.runner]
-        blocked = [runner.executor.obstacle for runner in runners if runner.executor.obstacle]
+        blocked = self._target.executor.obstacle or (draft is not None and draft.runner.executor.obstacle)
         if blocked:
-            return blocked[0]
+            return blocked
         nodes = drafts.width if drafts is not None else draft.num_nodes if draft is not None else 0
-        return self._too_many_rows(works, draft, nodes) or self._obstacle_of_requests(works, draft, drafts)
-
-    def _too_many_rows(self, works: Works, draft: GraphDraft | None, nodes: int) -> str | None:
-        if int(works.num_known.sum()) + len(works) * nodes > MOST_ROWS:
+        known = int(works.num_known.sum()) + len(works) * nodes
+        lacking = 0 if draft is None else int((works.end - draft.start).sum())
+        if max(known, lacking) > MOST_ROWS:
             return "a pass of many rows"
-        if draft is not None and int((works.end - draft.start).sum()) > MOST_ROWS:
-            return "a pass of many rows"
-        return None
+        return self._admit_requests(works, draft, drafts)
 
-    def _obstacle_of_requests(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> str | None:
-        if any(request.keeps_logprobs for request in works.requests):
+    def _admit_requests(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> CapturedStep | str:
+        seats, chosen = self._seats, works.seats
+        if seats.keeps_logprobs[chosen].any():
             return "logprobs"
-        seats = self._seats
-        reading = np.flatnonzero(works.start < seats.prompt_len[works.seats]).tolist()
-        if any(works.requests[number].group.needs_prompt_rows for number in reading):
+        if (seats.needs_prompt_rows[chosen] & (works.start < seats.prompt_len[chosen])).any():
             return "prompt_logprobs or embeddings"
         rows = sample_rows(works, drafts, seats)
         if not len(rows):
             return "nothing is sampled"
         at_once = draft is None and works.num_rounds == 1
-        return None if self._pipeline.can_plan(rows, at_once=at_once) else "controls that look at a text's history"
+        if not self._pipeline.can_plan(rows, at_once=at_once):
+            return "controls that look at a text's history"
+        return CapturedStep(works, draft, drafts, rows, at_once)
 
-    def replay(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, num_nodes: int = 0) -> GraphResult:
-        """Computes a step without an obstacle as one call.
+    def replay(self, step: CapturedStep, num_nodes: int = 0) -> GraphResult:
+        """Computes a step as one call.
 
-        ``num_nodes``: the most nodes that ``drafts`` may have in this or another step.
+        ``num_nodes``: the most nodes that drafts from elsewhere may have in this or another step.
 
         Raises:
             Exception: whatever an op raises.
         """
-        at_once = draft is None and works.num_rounds == 1
-        sampling = self._pipeline.native(sample_rows(works, drafts, self._seats), at_once=at_once)
+        sampling = self._pipeline.native(step.rows, at_once=step.at_once)
         assert sampling is not None
-        taken = self._take(works, draft, drafts, num_nodes, sampling.call)
-        with torch.inference_mode():
-            result = taken.graph.replay(self._start(works, draft, drafts, sampling.edits), works.num_rounds)
+        taken = self._take(step, num_nodes, sampling.call)
+        result = taken.graph.replay(self._start(step, sampling.edits), step.works.num_rounds)
         self._give_back(taken)
         return result
 
@@ -117,8 +130,8 @@ class StepGraphs:
         """Keeps nothing of steps before: one was cut short while it was planned."""
         self._graphs.clear()
 
-    def _start(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, edits: Any) -> GraphStart:
-        seats = self._seats
+    def _start(self, step: CapturedStep, edits: Any) -> GraphStart:
+        seats, works, draft, drafts = self._seats, step.works, step.draft, step.drafts
         known = seats.num_tokens[works.seats]
         depth = draft.depth if draft is not None else np.zeros(len(works), dtype=np.int32)
         return GraphStart(
@@ -129,15 +142,14 @@ class StepGraphs:
             draft_start=works.end if draft is None else draft.start,
             depth=depth if drafts is None else drafts.deepest,
             sampled=works.end == known,
-            stop_ids=[request.stop_ids for request in works.requests],
+            requests=works.requests,
             drafts=drafts,
             edits=edits,
         )
 
-    def _take(
-        self, works: Works, draft: GraphDraft | None, drafts: Drafts | None, num_nodes: int, call: Any
-    ) -> KeptGraph:
+    def _take(self, step: CapturedStep, num_nodes: int, call: Any) -> KeptGraph:
         """A graph for a step, which is kept no more: one whose call is cut short may be half planned."""
+        works, draft, drafts = step.works, step.draft, step.drafts
         depth = 0 if draft is None else int(draft.depth.max(initial=0))
         trees = not drafts.is_chain if drafts is not None else draft is not None and draft.makes_trees
         sizes = self._sizes(works, draft, depth, 0 if draft is None else draft.num_nodes, trees=trees)
@@ -172,7 +184,10 @@ class StepGraphs:
             rows = graph.place(self._target, RowSpec(num_nodes=sizes.nodes))
             graph.accept(graph.sample(graph.forward(rows).logits, rows))
 
-        return self._target.executor.capture(describe, target=self._target, seats=self._seats, call=call, sizes=sizes)
+        with torch.inference_mode():
+            return self._target.executor.capture(
+                describe, target=self._target, seats=self._seats, call=call, sizes=sizes
+            )
 
 
 def _power_of_two(count: int) -> int:

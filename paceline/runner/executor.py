@@ -12,6 +12,7 @@ import torch
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.core.batch import Batch, Drafts, Int32, Int64
+from paceline.core.request import Request
 from paceline.models import CausalLM
 from paceline.runner.rows import RowSpec
 
@@ -109,7 +110,7 @@ class GraphStart:
     """How deep a draft may be."""
     sampled: npt.NDArray[np.bool_]
     """Whether the last known token is sampled."""
-    stop_ids: Sequence[Sequence[int]]
+    requests: Sequence[Request]
     drafts: Drafts | None = None
     """Those of the first and only round, if the graph drafts none itself."""
     edits: Any = None

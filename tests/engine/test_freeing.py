@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from paceline.engine.compute import StepComputation
 
 from paceline import LLM
 from paceline.core.errors import EngineDeadError
+from paceline.engine.compute import StepComputation
 from tests.engine.helpers import greedy, make, random_prompt, seeded
 from tests.engine.interrupting import Interrupter, statement_of
 

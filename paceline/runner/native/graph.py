@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import Drafts, Int32, Int64
+from paceline.core.batch import Drafts, Int32
 from paceline.core.seats import Seats
 from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.structures import Accept, GrowChain, GrowTree, Sample
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder
-from paceline.runner.native.attention import call_angles, check_below
-from paceline.runner.native.buffers import GroupBuffers
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import check_pages
 from paceline.runner.part import GraphModel
@@ -43,6 +41,7 @@ class NativeGraph:
         self._sample = self._program.structure(builder.first_sample, Sample)
         self._counts = {name: count for rows in builder.stages for name, count in rows.counts.items()}
         self._edits: object = None
+        self._loaded: Int32 | None = None
 
     def replay(self, start: GraphStart, num_rounds: int) -> GraphResult:
         """
@@ -50,24 +49,34 @@ class NativeGraph:
             IndexError: a token, a page or a position that there is not.
             ValueError: edits that do not fit.
         """
-        number, state = len(start.seats), self._builder.state
-        if state.stops.fill(start.stop_ids):
-            for struct in self._ops:
-                if isinstance(struct, Accept | GrowChain):
-                    struct.stops = state.stops.structure()
+        number = len(start.seats)
+        if start.seats is not self._loaded:
+            self._load_requests(start, number)
         self._load(start, number)
         self._plan(start, number, num_rounds)
-        for struct in self._ops:
-            struct.requests = number
         self._set_edits(start.edits, number)
         results = self._builder.results
         results.round[0] = results.all_ended[0] = 0
         self._program.replay(self._counts, times=num_rounds)
         return self._result(number, int(results.round[0]))
 
+    def _load_requests(self, start: GraphStart, number: int) -> None:
+        """What stays as it is for as long as the same requests run; whoever makes steps then names the same seats."""
+        self._loaded, state = None, self._builder.state
+        if state.stops.fill([request.stop_ids for request in start.requests]):
+            for struct in self._ops:
+                if isinstance(struct, Accept | GrowChain):
+                    struct.stops = state.stops.structure()
+        state.seats[:number] = start.seats
+        for struct in self._ops:
+            struct.requests = number
+        for rows in self._builder.stages:
+            rows.set_requests(number)
+        self._loaded = start.seats if not start.seats.flags.writeable else None
+
     def _load(self, start: GraphStart, number: int) -> None:
         state = self._builder.state
-        state.seats[:number], state.context[:number] = start.seats, start.context
+        state.context[:number] = start.context
         state.first_index[:number], state.depth[:number] = start.output_index, start.depth
         state.target_start[:number], state.draft_start[:number] = start.target_start, start.draft_start
         state.sampled[:number], state.drafts[:number] = start.sampled, start.depth > 0
@@ -89,37 +98,19 @@ class NativeGraph:
             draft.bits[:number, :width, : bits.shape[2]] = bits
 
     def _plan(self, start: GraphStart, number: int, num_rounds: int) -> None:
-        self._check_tokens(start)
         self._check_rows(start)
-        builder, longest = self._builder, self._seats.longest[start.seats]
+        builder = self._builder
         last = start.context + num_rounds * (start.depth + np.int32(1))  # no position of a request's rows is this
         end = int(last.max()) + self.sizes.nodes * self.sizes.trees
-        bases: dict[GroupBuffers, Int64 | None] = {}
         for runner, side in builder.sides.items():
             side.pages.load(start.seats)
             check_pages(side.pages, number, end)
-            target = runner is builder.target
-            first, past = (start.target_start, last) if target else (start.draft_start, _drafted(start, last))
-            angles = call_angles(side.model, first, past, longest)
-            bases[side.pages] = angles.base
-            for found in side.passes:
-                found.check_positions(past[past > first] - 1)
-                found.attention.use(angles.of_rotaries)
+            if runner is builder.target:
+                side.plan(self._seats, start, start.target_start, last)
+            else:
+                side.plan(self._seats, start, start.draft_start, _drafted(start, last))
         for rows in builder.stages:
-            rows.plan(self._program, number, end, bases[rows.groups])
-
-    def _check_tokens(self, start: GraphStart) -> None:
-        """
-        Raises:
-            IndexError: a known token that a model does not have.
-        """
-        tokens = self._seats.tokens
-        for side in self._builder.sides.values():
-            size = side.model.embedding.tokens.weight.shape[0]
-            check_below(tokens[start.seats, start.context - 1], size, "token id")
-        first = np.minimum(start.target_start, start.draft_start)
-        for place in np.flatnonzero(start.context - first > 1).tolist():
-            check_below(tokens[start.seats[place], first[place] : start.context[place]], size, "token id")
+            rows.plan(end)
 
     def _check_rows(self, start: GraphStart) -> None:
         for known in (start.target_start, start.draft_start):

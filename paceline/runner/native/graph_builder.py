@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from paceline.attention import LayerMap
 from paceline.core.batch import Int64
 from paceline.core.seats import Seats
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.sampling import SampleCall
 from paceline.kernels.native.structures import Accept, Code, GrowChain, MoveCells, address
-from paceline.models import CausalLM
 from paceline.runner.executor import GraphSizes
 from paceline.runner.native.buffers import DraftBuffers, GroupBuffers, ResultBuffers, StateBuffers, pools_of
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.native.recorded_pass import RecordedPass
 from paceline.runner.native.recorder import Recorder
+from paceline.runner.native.side import Side
 from paceline.runner.native.trees import TreeGrowth
 from paceline.runner.part import GraphModel
 from paceline.runner.rows import RowSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of the models of a graph."""
-
-    model: CausalLM
-    layers: LayerMap
-    pages: GroupBuffers
-    passes: list[RecordedPass]
 
 
 class NativeBuilder:
@@ -54,7 +42,7 @@ class NativeBuilder:
     def side(self, runner: GraphModel) -> Side:
         if runner not in self.sides:
             layers = runner.layers
-            self.sides[runner] = Side(runner.model, layers, GroupBuffers(layers, runner.groups, self.sizes), [])
+            self.sides[runner] = Side(runner.model, layers, GroupBuffers(layers, runner.groups, self.sizes))
         return self.sides[runner]
 
     def place(self, runner: GraphModel, spec: RowSpec) -> PreparedRows:
@@ -72,6 +60,7 @@ class NativeBuilder:
         )
         rows.record(self._recorder, self.sizes.nodes + verifies)
         self.stages.append(rows)
+        side.stages.append(rows)
         return rows
 
     def forward(self, rows: PreparedRows, *, taps: tuple[int, ...] = ()) -> RecordedPass:

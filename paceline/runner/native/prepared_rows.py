@@ -114,19 +114,21 @@ class PreparedRows:
 
     def bind(self, program: Program) -> None:
         """Has the op write the numbers of rows and samples that the ops behind it go by."""
-        struct = program.structure(self._number, PrepareRows)
+        self._op = struct = program.structure(self._number, PrepareRows)
         rows, samples = (program.addresses(count) for count in (self.row_count, self.sample_count))
         struct.row_fields, struct.num_row_fields = address(rows), len(rows)
         struct.sample_fields, struct.num_sample_fields = address(samples), len(samples)
         self._fields += [rows, samples]
 
-    def plan(self, program: Program, requests: int, end: int, angle_base: Int64 | None) -> None:
-        """``end``: no row of the call lies at this slot or behind it."""
-        program.structure(self._number, PrepareRows).requests = requests
+    def set_requests(self, requests: int) -> None:
+        self._op.requests = requests
         for seen in self.seen:
-            seen.requests, seen.most_visible = requests, end
-        if angle_base is not None:
-            self.angle_base[:requests] = angle_base
+            seen.requests = requests
+
+    def plan(self, end: int) -> None:
+        """``end``: no row of the call lies at this slot or behind it."""
+        for seen in self.seen:
+            seen.most_visible = end
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,4 +143,5 @@ def check_pages(pages: GroupBuffers, requests: int, end: int) -> None:
     """
     for group, table, num_pages in zip(pages.groups, pages.tables, pages.num_pages, strict=True):
         check_below(table[:requests], num_pages, "page")
-        check_below(np.array([end - 1]), table.shape[1] * group.page_size, "slot")
+        if end > table.shape[1] * group.page_size:
+            raise IndexError(f"slot {end - 1} is outside 0..{table.shape[1] * group.page_size - 1}")
