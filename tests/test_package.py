@@ -112,6 +112,7 @@ def test_engine_options():
         "max_num_batched_tokens",
         "prefill_chunk_seconds",
         "num_scheduler_steps",
+        "enforce_eager",
         "enable_prefix_caching",
         "prefix_cache_max_entries",
         "scheduling_policy",

@@ -16,8 +16,8 @@ from paceline.engine.engine import Engine
 from paceline.kernels.native import region
 from paceline.sampling import Pipeline
 
-LOOKS_UP = Pipeline.native.__name__
-"""Of the pipeline's methods the one that samples nothing: the native call that it names is timed where it is made."""
+LOOK_UP = (Pipeline.native.__name__, Pipeline.can_plan.__name__)
+"""Those of the pipeline's methods that sample nothing: the native call that they name is timed where it is made."""
 
 
 class KernelClock:
@@ -51,7 +51,7 @@ def timed_kernels(engine: Engine, clock: Clock = time.perf_counter) -> Iterator[
     models = [engine.runner.model, engine.proposer.model if engine.proposer is not None else None]
     modules = [part for model in models if model is not None for part in (model, model.head)]
     hooks = [hook for module in modules for hook in _hooks(module, kernels, device)]
-    names = [name for name in dir(type(engine.pipeline)) if not name.startswith("_") and name != LOOKS_UP]
+    names = [name for name in dir(type(engine.pipeline)) if not name.startswith("_") and name not in LOOK_UP]
     calls = {name: getattr(engine.pipeline, name) for name in names if callable(getattr(engine.pipeline, name))}
     # On the instance: drafters hold the same pipeline, and other engines keep theirs.
     for name, call in calls.items():

@@ -43,6 +43,7 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
         "num_requests_running": len(scheduler.running),
         "num_requests_waiting": len(scheduler.waiting),
         "num_steps": counters.num_steps,
+        "eager_steps": dict(engine.computation.eager_steps),
         "num_generated_tokens": counters.num_generated,
         "num_preemptions": scheduler.num_preemptions,
         "finished": dict(counters.finished),

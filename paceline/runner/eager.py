@@ -18,7 +18,7 @@ from paceline.runner.executor import Pass
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.rows import Rows, RowSpec, RowState, place
 from paceline.runner.trees import GrowingTrees
-from paceline.sampling import Pipeline
+from paceline.sampling import NAN, Pipeline
 
 Bool = npt.NDArray[np.bool_]
 
@@ -53,7 +53,7 @@ class StageRows:
 
 
 class EagerBuilder:
-    """Drafts for the requests of one step. A chain whose row cannot be sampled ends before it."""
+    """Drafts for the requests of one step. A chain ends before a row that is NaN or may choose no token."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class EagerBuilder:
         self._limit[:] = 0
         good = tokens >= 0
         if not good.all():
-            self._break(numbers[~good], node)
+            self._break(numbers[tokens == NAN], node)
             self._growing[numbers[~good]] = False
             numbers, tokens = numbers[good], tokens[good]
         self._tokens[numbers, node] = tokens

@@ -56,6 +56,7 @@ class EngineFigures(Collector):
         for name, (about, read) in _COUNTERS.items():
             yield self._family(CounterMetricFamily, name, about, read(stats))
         yield self._by_position(stats["speculation"]["accepted_per_position"])
+        yield self._eager_steps(stats["eager_steps"])
         yield self._step_tokens(**stats["step_tokens"])
         yield self._cache_config(stats["cache_config"])
         yield from _process(stats["pid"])
@@ -63,6 +64,13 @@ class EngineFigures(Collector):
     def _family(self, kind: Any, name: str, about: str, value: float) -> Metric:
         family: Metric = kind(f"{PREFIX}{name}", about, labels=["model_name"])
         family.add_metric(self._model, value)  # type: ignore[attr-defined]
+        return family
+
+    def _eager_steps(self, by_reason: dict[str, int]) -> Metric:
+        name, about = f"{PREFIX}eager_steps", "Steps computed pass by pass, by why they were not one call."
+        family = CounterMetricFamily(name, about, labels=["model_name", "reason"])
+        for reason, count in by_reason.items():
+            family.add_metric([*self._model, reason], count)
         return family
 
     def _by_position(self, accepted: list[int]) -> Metric:

@@ -374,7 +374,11 @@ def test_an_interrupted_call_gives_everything_back(checkpoints, plain: LLM, monk
     """Also what had finished in the step that was interrupted."""
     llm = make(checkpoints.llama, checkpoints.near)
     prompts = [random_prompt(seed, 9) for seed in range(4)]
-    for part, name in ((llm.engine, "_commit"), (llm.engine.runner, "forward"), (llm.engine.proposer, "propose")):
+    for part, name in (
+        (llm.engine.committing, "commit"),
+        (llm.engine.runner, "forward"),
+        (llm.engine.proposer, "graph_draft"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(part, name, _interrupt)
             with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ import numpy as np
 from paceline.core.batch import Drafts, Verdict, Works
 from paceline.core.config import SpeculativeConfig
 from paceline.models import CausalLM
+from paceline.runner import GraphBuilder, RowSpec
 from paceline.speculation import ProposerNeeds, ProposerTools, proposers
 
 Key = tuple[tuple[int, ...], int]
@@ -85,6 +86,35 @@ class LateTruthProposer(RandomTreeProposer):
         return Drafts(drafts.tokens, drafts.parents, np.array([63 + n if n else 0 for n in deep], dtype=np.int32))
 
 
+class ModelTreeProposer:
+    """Trees of the likeliest paths of a draft model, ``width`` nodes to a level."""
+
+    def __init__(self, model: CausalLM, width: int) -> None:
+        self.needs, self.width = ProposerNeeds(model, makes_trees=True), width
+
+    def bind(self, tools: ProposerTools) -> None:
+        self.runner: Any = tools.runner
+
+    def num_nodes(self, depth: int) -> int:
+        return self.width * depth
+
+    def draft(self, graph: GraphBuilder, depth: int) -> None:
+        rows = graph.place(self.runner, RowSpec())
+        logits = graph.forward(rows).logits
+        for level in range(depth):
+            if level:
+                nodes = RowSpec(known=False, first_node=(level - 1) * self.width, num_nodes=self.width)
+                rows = graph.place(self.runner, nodes)
+                logits = graph.forward(rows).logits
+            graph.extend_tree(logits, rows, self.width)
+
+    def observe(self, works: Works, verdict: Verdict) -> None:
+        pass
+
+    def forget(self, seat: int) -> None:
+        pass
+
+
 class FaultyProposer(RandomTreeProposer):
     """Answers with whatever ``fault`` makes of a good tree."""
 
@@ -97,6 +127,11 @@ class FaultyProposer(RandomTreeProposer):
 @proposers.add("random_tree")
 def random_tree(config: SpeculativeConfig, target: CausalLM, _load: Any) -> RandomTreeProposer:
     return RandomTreeProposer(int(config.model or 9), target.config.vocab_size)
+
+
+@proposers.add("model_tree")
+def model_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> ModelTreeProposer:
+    return ModelTreeProposer(load(config.model or ""), 3)
 
 
 @proposers.add("late_truth")

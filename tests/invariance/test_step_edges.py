@@ -11,10 +11,13 @@ import torch
 
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
+from paceline.kernels.native.structures import Cells
 from paceline.models import load_model
 from paceline.runner.executor import GraphResult, GraphStart
+from paceline.runner.native import graph_builder
 from paceline.runner.native.graph import NativeGraph
 from tests.checkpoints import edit_json, perturb
+from tests.invariance import proposers as _proposers  # noqa: F401 (registers them)
 from tests.invariance.engines import Job, Models, one_by_one, prompts, run
 from tests.invariance.test_run_ahead import ahead, picked
 from tests.kernels.native import needs_library, same_bits
@@ -133,3 +136,36 @@ def test_a_drafter_whose_rounds_raise_starts_over(tmp_path: Any, monkeypatch: py
     assert run(engine, JOBS, hook=hook) == expected
     assert raised
     assert all(held)
+
+
+def grown(both: Models, steps: int, **options: Any) -> Engine:
+    drafting = {"method": "model_tree", "model": "near", "num_speculative_tokens": 3}
+    return both.engine(drafting, model_impl="native", num_scheduler_steps=steps, **options)
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_trees_that_a_model_grows_in_a_call_are_those_of_passes(
+    family: str, block_size: int, tmp_path: Any, made: list[int]
+) -> None:
+    """Texts, drafts and what stands of them; several rounds to a call, K/V of accepted nodes moved in it."""
+    both = models(tmp_path, family)
+    jobs = [*JOBS, Job(PROMPTS[0], SamplingParams(temperature=0.8, seed=4, max_tokens=50))]
+    expected = run(one_by_one(ahead(both, 1)), jobs)
+    eager = one_by_one(grown(both, 1, block_size=block_size))
+    assert run(eager, jobs) == expected
+    engine = grown(both, 4, block_size=block_size)
+    assert run(engine, jobs) == expected
+    assert same_counters(engine, eager)
+    assert engine.counters.num_accepted > 20
+    assert made
+
+
+def test_trees_whose_nodes_stay_where_they_were_drafted_are_noticed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = models(tmp_path)
+    expected = run(one_by_one(ahead(both, 1)), JOBS)
+    assert run(grown(both, 4), JOBS) == expected
+    monkeypatch.setattr(graph_builder, "pools_of", lambda *_: (Cells * 0)())
+    assert run(grown(both, 4), JOBS) != expected

@@ -16,7 +16,9 @@ from torch.nn import functional
 from paceline.attention import sdpa
 from paceline.models import CausalLM, families, load_config, load_model
 from paceline.models.config import Fields
+from paceline.runner.native.buffers import GroupBuffers
 from tests.checkpoints import edit_json, full_logits
+from tests.kernels.native import needs_library
 from tests.models.zoo import (
     MAX_POSITIONS,
     WINDOW,
@@ -306,16 +308,39 @@ def test_a_planted_bug_is_caught(tmp_path, plant, family):
         torch.testing.assert_close(full_logits(model, tokens), expected, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "mistral"])
-def test_a_window_off_by_one_in_the_engine_is_caught(tmp_path, family, monkeypatch):
-    reference = tiny(tmp_path, family)
-    model = load_model(tmp_path)
-    assert_continues(reference, model, random_tokens(12), 40)
+def a_narrower_window(monkeypatch):
     true = row_rule.first_visible
     narrower = lambda group, positions: None if group.window is None else true(group, positions + 1)  # noqa: E731
     monkeypatch.setattr(row_rule, "first_visible", narrower)
+
+
+def a_narrower_window_of_native_rows(monkeypatch):
+    true = GroupBuffers.structures
+
+    def narrower(self, *arrays):
+        structs = true(self, *arrays)
+        for struct in structs:
+            struct.window = max(struct.window - 1, 0)
+        return structs
+
+    monkeypatch.setattr(GroupBuffers, "structures", narrower)
+
+
+@pytest.mark.parametrize(
+    ("family", "plant"),
+    [
+        ("gemma2", a_narrower_window),
+        ("mistral", a_narrower_window),
+        pytest.param("mistral", a_narrower_window_of_native_rows, marks=needs_library),
+    ],
+)
+def test_a_window_off_by_one_in_the_engine_is_caught(tmp_path, family, plant, monkeypatch):
+    reference = tiny(tmp_path, family)
+    model = load_model(tmp_path)
+    assert_continues(reference, model, random_tokens(12), 40)
+    plant(monkeypatch)
     with pytest.raises(AssertionError):
-        assert_continues(reference, model, random_tokens(12), 40)
+        assert_continues(reference, model, random_tokens(12), 40, enforce_eager=plant is a_narrower_window)
 
 
 def test_a_softcap_left_out_by_the_attention_is_caught(tmp_path, monkeypatch):

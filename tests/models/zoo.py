@@ -176,11 +176,9 @@ def greedy_job(prompt: list[int], num_tokens: int) -> Job:
     return Job(tuple(prompt), SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True))
 
 
-def assert_continues(
-    reference: Any, model: CausalLM, prompt: list[int], num_tokens: int, *, attention_backend: str = "auto"
-) -> list[int]:
+def assert_continues(reference: Any, model: CausalLM, prompt: list[int], num_tokens: int, **options: Any) -> list[int]:
     """The engine's greedy text is the reference's, and so are the logits all along it; returns the text."""
-    engine = Models(model, {}).engine(block_size=4, attention_backend=attention_backend)
+    engine = Models(model, {}).engine(block_size=4, **options)
     text = run(engine, [greedy_job(prompt, num_tokens)])[0][0]
     whole = prompt + text
     expected = reference_logits(reference, whole)

@@ -105,6 +105,7 @@ class ScriptedEngine:
         return {
             "num_requests_running": len(self.running),
             "num_requests_waiting": 0,
+            "eager_steps": {"logprobs": 3},
             "num_preemptions": 1,
             "prefix_cache": {"queries": 20, "hits": 12},
             "step_tokens": {"up_to": [1, 8], "counts": [5, 2, 1], "total": 60},

@@ -47,6 +47,7 @@ def figures(engine, *bodies, dead=False):
 
 
 EXPECTED = {
+    "eager_steps": "counter",
     "num_requests_running": "gauge", "num_requests_waiting": "gauge", "kv_cache_usage_perc": "gauge",
     "prefix_cache_queries": "counter", "prefix_cache_hits": "counter", "num_preemptions": "counter",
     "ignored_fields": "counter", "prompt_tokens": "counter",
@@ -90,6 +91,7 @@ def test_metrics_count_what_callers_got():
     assert (values["request_success_total", "length"], values["request_success_total", "stop"]) == (4, 2)
     assert values["time_to_first_token_seconds_count",] == 4
     assert (values["kv_cache_usage_perc",], values["prefix_cache_hits_total",]) == (0.3, 12)
+    assert values["eager_steps_total", "logprobs"] == 3
     assert values["spec_decode_num_accepted_tokens_per_pos_total", "0"] == 4
     assert values["spec_decode_num_accepted_tokens_per_pos_total", "1"] == 2
     # Half a second apart in the script, whatever chunks they came in.

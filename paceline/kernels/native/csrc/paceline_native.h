@@ -249,7 +249,7 @@ typedef struct {
     const int32_t *depth;  // [requests]: how deep a draft may be
     paceline_stops stops;
     uint8_t *growing;      // [requests]: whether a further node is drafted
-    uint8_t *broken;       // [requests]: set where a row could not be sampled
+    uint8_t *broken;       // [requests]: set where a row was NaN
     int32_t *limit;        // [requests]: node + 1 where it is fed, else 0
 } paceline_grow_chain;
 

@@ -90,7 +90,7 @@ inline void run_grow_chain(const void *arguments, const Team &team) {
         if (a.node == 0) draft.counts[request] = 0;
         const bool grows = a.node == 0 ? a.depth[request] > 0 : a.growing[request] != 0;
         const int64_t token = grows ? draft.tokens[request * draft.width + a.node] : 0;
-        if (grows && token < 0) a.broken[request] = 1;
+        if (grows && token == PACELINE_NAN_ROW) a.broken[request] = 1;
         const bool good = grows && token >= 0;
         if (good) draft.counts[request] = (int32_t)a.node + 1;
         a.growing[request] = good && a.node + 1 < a.depth[request] && !is_stop_id(a.stops, request, token);
