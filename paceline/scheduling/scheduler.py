@@ -20,7 +20,7 @@ from paceline.scheduling.policies import SchedulingPolicy, policies
 from paceline.scheduling.precedence import Precedence
 from paceline.scheduling.queue import WaitingQueue
 from paceline.scheduling.seating import ControlsError, Seating
-from paceline.speculation import GuardedProposer
+from paceline.speculation import GuardedProposer, draft_policies
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Scheduler:
         """Requests that failed while they were being seated; whoever tells of them empties the list."""
         self.num_preemptions = 0
         self.max_depth = config.speculative.num_speculative_tokens if config.speculative and proposer else 0
+        self.draft_policy = draft_policies["fixed"](self.max_depth)
         nodes = [0, *(proposer.num_nodes(d) for d in self._all_depths())] if proposer else [0]
         self._nodes = np.array(nodes, dtype=np.int32)
         """Nodes by depth; asked for once, as the guard keeps to its first answer."""
@@ -164,30 +165,41 @@ class Scheduler:
         if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
         works = Works(list(self.running), seats, start, num_known, depth)
-        rounds = self._num_rounds(seats, known, depth if drafting else None)
-        if rounds > 1 and (repeated := self._repeated(works, ends, rounds, drafting=bool(drafting))) is not None:
+        repeated = self._repeated(works, ends, drafting)
+        if repeated is not None:
             return repeated
         held = self.cache.holds(seats, ends, self.target_groups)
         if not (held and self._drafter_holds(seats, ends, drafting)):
             return None
         return works
 
-    def _num_rounds(self, seats: Int32, known: Int32, depth: Int32 | None) -> int:
-        """How many rounds every one of these seats has room for: plain ones, or drafts that are all of full depth."""
-        most = self._plain_rounds if depth is None else self._draft_rounds
-        if most <= 1 or (depth is not None and int(depth.min()) < self.max_depth):
-            return 1
-        room = int((self.seating.last_slot[seats] - known).min()) + 1
-        return min(most, room if depth is None else room // (self.max_depth + 1))
+    def _repeated(self, works: Works, ends: Int32, drafting: list[int]) -> Works | None:
+        """The plan with as many rounds as every request has room for, whose slots are reserved.
 
-    def _repeated(self, works: Works, ends: Int32, rounds: int, *, drafting: bool) -> Works | None:
-        """The plan with so many rounds, whose slots are reserved; None, and nothing has changed, if it cannot be."""
+        None, and nothing has changed, if it can have but one.
+        """
+        depth, most = works.draft_budget, self._draft_rounds if drafting else self._plain_rounds
+        if most <= 1:
+            return None
+        room = self.seating.last_slot[works.seats] - works.end + np.int32(1)
+        rounds = min(most, int((room // (depth + 1)).min()))
+        if rounds <= 1:
+            return None
         repeated = replace(works, num_rounds=rounds)
         if not self.can_repeat(repeated):
             return None
-        further = (rounds - 1) * (self.max_depth + 1 if drafting else 1)
-        groups = self.seating.all_groups if drafting else self.target_groups
-        return repeated if self._reserves(works.seats, ends + np.int32(further), groups) else None
+        ends = ends + np.int32(rounds - 1) * (depth + np.int32(1))
+        return repeated if self._reserves_rounds(works.seats, ends, drafting) else None
+
+    def _reserves_rounds(self, seats: Int32, ends: Int32, drafting: list[int]) -> bool:
+        """Whether the slots [0, ends) are writable now: the drafter's too, of those that are drafted for."""
+        if len(drafting) in (0, len(seats)):
+            return self._reserves(seats, ends, self.seating.all_groups if drafting else self.target_groups)
+        drafted = seats[drafting], ends[drafting]
+        groups = [self.cache.groups[index] for index in self.seating.draft_groups]
+        if not all(group.could_hold(*drafted) for group in groups):
+            return False
+        return self._reserves(seats, ends, self.target_groups) and self._reserves(*drafted, self.seating.draft_groups)
 
     def _reserves(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether the slots [0, ends) of all seats are writable now."""
@@ -197,7 +209,7 @@ class Scheduler:
         """How deep each running request may be drafted for, int32[running], and the numbers of those that are."""
         if not self.seating.drafts:
             return np.zeros(len(seats), dtype=np.int32), []
-        depth: Int32 = np.clip(self.seating.last_slot[seats] - known, 0, self.max_depth)
+        depth = self.draft_policy.depths(seats, np.maximum(self.seating.last_slot[seats] - known, 0))
         drafting = [number for number, request in enumerate(self.running) if request.group.speculate]
         if len(drafting) < len(seats):
             plain = np.ones(len(seats), dtype=bool)
@@ -272,8 +284,9 @@ class Scheduler:
 
     def _draft_of(self, request: Request, budget: int) -> tuple[int, int]:
         """How deep a draft may be and how many nodes it takes; (0, 0) if none is of use or the budget is short."""
-        room = int(self.seating.last_slot[request.seat]) - int(self.seats.num_tokens[request.seat])
-        depth = min(self.max_depth, room)
+        seat = np.array([request.seat], dtype=np.int32)
+        room = np.maximum(self.seating.last_slot[seat] - self.seats.num_tokens[seat], 0)
+        depth = int(self.draft_policy.depths(seat, room)[0])
         if depth <= 0 or not (request.group.speculate and self.seating.drafts):
             return 0, 0
         nodes = int(self._nodes[depth])

@@ -4,16 +4,19 @@ from paceline.speculation.base import Proposer, ProposerNeeds, ProposerTools, pr
 from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.ngram import NgramProposer
+from paceline.speculation.policy import DraftPolicy, draft_policies
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
     "DraftModelProposer",
+    "DraftPolicy",
     "GuardedProposer",
     "NgramProposer",
     "Proposer",
     "ProposerNeeds",
     "ProposerTools",
     "Verifier",
+    "draft_policies",
     "proposers",
     "verifiers",
 ]

@@ -73,7 +73,7 @@ class GuardedProposer:
         ):
             return None
         active = self.cache.active(works)
-        if not active.any() or (works.num_rounds > 1 and not active.all()):
+        if not active.any() or (works.num_rounds > 1 and (works.draft_budget[~active] > 0).any()):
             return None
         assert self.tools.runner is not None
         depth: Int32 = np.where(active, works.draft_budget, 0).astype(np.int32)

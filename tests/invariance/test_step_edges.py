@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
+from paceline.engine.intake import Intake
 from paceline.kernels.native.structures import Cells
 from paceline.models import load_model
 from paceline.runner.executor import GraphResult, GraphStart
@@ -18,7 +20,7 @@ from paceline.runner.native import graph_builder
 from paceline.runner.native.graph import NativeGraph
 from tests.checkpoints import edit_json, perturb
 from tests.invariance import proposers as _proposers  # noqa: F401 (registers them)
-from tests.invariance.engines import Job, Models, one_by_one, prompts, run
+from tests.invariance.engines import Job, Models, drive, one_by_one, prompts, run
 from tests.invariance.test_run_ahead import ahead, picked
 from tests.kernels.native import needs_library, same_bits
 from tests.models.zoo import tiny
@@ -169,3 +171,49 @@ def test_trees_whose_nodes_stay_where_they_were_drafted_are_noticed(
     assert run(grown(both, 4), JOBS) == expected
     monkeypatch.setattr(graph_builder, "pools_of", lambda *_: (Cells * 0)())
     assert run(grown(both, 4), JOBS) != expected
+
+
+class UnequalDepths:
+    """Drafts of every depth side by side, also of none; another depth each time a request is asked for."""
+
+    def __init__(self, max_depth: int) -> None:
+        self.max_depth, self._calls = max_depth, 0
+
+    def depths(self, seats: Any, room: Any) -> Any:
+        self._calls += 1
+        return np.minimum(room, (seats + self._calls // 3) % (self.max_depth + 1)).astype(np.int32)
+
+
+@pytest.mark.parametrize("method", ["draft_model", "model_tree"])
+def test_each_request_may_be_drafted_for_to_another_depth(method: str, tmp_path: Any, made: list[int]) -> None:
+    """The texts are the same, and the drafter's cache has no holes where it was not asked for a while."""
+    both = models(tmp_path)
+    expected = run(one_by_one(ahead(both, 1)), JOBS)
+    drafting = {"method": method, "model": "near", "num_speculative_tokens": 3}
+    always, unequal = Drafted(), Drafted()
+    run(one_by_one(both.engine(drafting, model_impl="native", num_scheduler_steps=1)), JOBS, hook=always.note)
+    engine = both.engine(drafting, model_impl="native", num_scheduler_steps=3)
+    engine.scheduler.draft_policy = UnequalDepths(3)
+    assert run(engine, JOBS, hook=unequal.note) == expected
+    common = always.kv.keys() & unequal.kv.keys()
+    assert len(common) > 30
+    assert all(same_bits(always.kv[key], unequal.kv[key]) for key in common)
+    assert made
+    assert engine.counters.num_accepted > 20
+
+
+def test_a_call_that_is_not_drafted_for_runs_beside_others_in_rounds(tmp_path: Any, made: list[int]) -> None:
+    both = models(tmp_path)
+    expected = run(one_by_one(ahead(both, 1)), JOBS)
+    engine = ahead(both, 3, "near", 3)
+    intake = Intake(engine, None)
+    groups = [
+        intake.group(list(job.prompt), job.params, options=CallOptions(speculate=number != 1))
+        for number, job in enumerate(JOBS)
+    ]
+    for group in groups:
+        engine.add(group)
+    drive(engine, groups)
+    assert [[member.output_token_ids for member in group.members] for group in groups] == expected
+    assert groups[1].members[0].num_drafted == 0 < groups[0].members[0].num_accepted
+    assert made
