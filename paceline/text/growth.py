@@ -43,11 +43,15 @@ def check_growth(name: str, backend: tokenizers.Tokenizer) -> None:
     """
     Raises:
         CheckpointError: the normalizer, the pre-tokenizer or the decoder multiplies a text, or the post-processor its
-            tokens; or a token is very long.
+            tokens.
     """
     for part in PARTS:
         _check_part(name, part, _state(getattr(backend, part)))
     _check_template(name, _state(backend.post_processor))
+
+
+def check_entries(name: str, backend: tokenizers.Tokenizer) -> None:
+    """Raises CheckpointError if a token, added ones included, is very long: an answer repeats it at will."""
     longest = max(map(len, backend.get_vocab()), default=0)
     if longest > MAX_ENTRY:
         raise _too_long(name, f"a token has {longest} characters, at most {MAX_ENTRY} are accepted")

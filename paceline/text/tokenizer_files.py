@@ -13,7 +13,7 @@ import tokenizers
 from paceline.core.errors import CheckpointError
 from paceline.core.files import is_fetched, read_whole
 from paceline.text.added_tokens import ConfigFile, add_tokens
-from paceline.text.growth import check_growth, check_written
+from paceline.text.growth import check_entries, check_growth, check_written
 
 # Keys that make other loaders import code.
 CODE_KEYS = ("auto_map", "trust_remote_code")
@@ -50,6 +50,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     backend.no_truncation()
     backend.no_padding()
     add_tokens(backend, file, special_tokens)
+    check_entries(directory.name, backend)
     return TokenizerFiles(backend, special_tokens, _chat_template(directory, config))
 
 

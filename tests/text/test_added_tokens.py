@@ -172,11 +172,20 @@ def test_parts_of_wrong_types_are_refused_by_name(tmp_path, field, value):
             Tokenizer.load(tmp_path)
 
 
-def test_a_very_long_token_is_refused(tmp_path):
+@pytest.mark.parametrize("place", ["vocabulary", "added_tokens", "added_tokens_decoder"])
+def test_a_very_long_token_is_refused(tmp_path, place):
+    long = "x" * 1_000_000
     write_byte_level(tmp_path)
-    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    backend.add_tokens(["x" * 1_000_000])
-    backend.save(str(tmp_path / "tokenizer.json"))
+    if place == "added_tokens_decoder":
+        edit_json(tmp_path / "tokenizer_config.json", **{place: {"320": {"content": long}}})
+    elif place == "added_tokens":
+        backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        backend.add_tokens([long])
+        backend.save(str(tmp_path / "tokenizer.json"))
+    else:
+        state = json.loads((tmp_path / "tokenizer.json").read_text())
+        state["model"]["vocab"][long] = 999
+        (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"a token has 1000000 characters, at most 8192"):
         Tokenizer.load(tmp_path)
 
