@@ -20,7 +20,7 @@ KINDS = {bits: kind for kind, bits in BITS.items()}
 DENSE = "dense"
 UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "kv_cache_scheme": lambda _value: False,
-    "sparsity_config": lambda value: isinstance(value, dict) and value.get("format") == DENSE,
+    "sparsity_config": lambda value: isinstance(value, dict) and (value.get("format") or DENSE) == DENSE,
     "transform_config": lambda value: isinstance(value, dict) and not value.get("config_groups"),
 }
 """What must be absent, null, empty or such that it changes no stored tensor: zeros of a dense matrix are stored."""
@@ -56,7 +56,8 @@ def read_quantization(fields: Fields) -> StoredQuantization | None:
         if whole.values.get(key) and not changes_nothing(whole.values[key]):
             raise _refused(whole, key, "is not supported")
     groups = whole.nested("config_groups")
-    if not groups.values and whole.values.get("format", DENSE) == DENSE and "sparsity_config" in whole.values:
+    said = whole.values.get("format", DENSE if "sparsity_config" in whole.values else None)
+    if not groups.values and said == DENSE:
         return None
     if not groups.values:
         raise whole.error("config_groups", "an object that holds a scheme")

@@ -35,8 +35,8 @@ class Tokenizer:
         """One more than the largest id."""
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
-        special = {token.content: token_id for token_id, token in added.items() if token.special}
-        self.end_token_ids = end_tokens(special, self.special_tokens.get("eos_token"), files.chat_template)
+        named = {token.content: token_id for token_id, token in added.items()}
+        self.end_token_ids = end_tokens(named, self.special_tokens.get("eos_token"), files.chat_template)
         """Tokens that end an answer: eos_token, and with which the chat template ends a turn."""
         self.byte_tokens = self._find_byte_tokens()
         """Byte by token id, where single bytes have tokens of their own (``<0xE2>``); else empty."""

@@ -327,6 +327,7 @@ ASKS_NOTHING = {
     "dense": {"sparsity_config": {"format": "dense"}},
     "dense, more fields": {"sparsity_config": DENSE},
     "dense 2:4": {"sparsity_config": DENSE | {"sparsity_structure": "2:4", "targets": ["Linear"]}},
+    "null format": {"sparsity_config": {"format": None}},
     "empty": {"sparsity_config": {}, "transform_config": {}, "kv_cache_scheme": {}},
     "no rotations": {"transform_config": {"config_groups": {}, "requires_grad": False}},
 }
@@ -341,7 +342,12 @@ def test_configs_that_ask_for_nothing_more_change_nothing(source, tmp_path, chan
     assert torch.equal(full_logits(load_model(tmp_path / "foreign"), PROMPT), expected)
 
 
-@pytest.mark.parametrize("form", [{}, {"format": "dense"}, {"format": "dense", "config_groups": {}}], ids=str)
+NO_SPARSITY = {"format": "dense", "sparsity_config": None}
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"format": "dense"}, {"format": "dense", "config_groups": {}}, NO_SPARSITY], ids=str
+)
 def test_a_pruned_model_that_is_stored_dense_is_not_quantised(source, tmp_path, form):
     shutil.copytree(source, tmp_path / "pruned")
     method = {"quant_method": "compressed-tensors", "sparsity_config": DENSE}

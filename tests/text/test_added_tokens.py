@@ -264,6 +264,18 @@ def test_the_end_of_a_turn_in_the_template_ends_an_answer(tmp_path):
     assert harmony == {"<|return|>", "<|call|>"}
 
 
+ENDS = ["[|endofturn|]", "<|assistant_end|>", "<|end_of_sentence|>", "<seed:eos>", "<|eos|>", "[e~[", "</s>", "[EOS]"]
+
+
+@pytest.mark.parametrize("name", [*ENDS, "<|im_end|>", "<end_of_turn>"])
+@pytest.mark.parametrize("special", [True, False])
+def test_published_ends_count_whether_or_not_they_are_called_special(tmp_path, name, special):
+    listed = {"320": {"content": name, "special": special}}
+    write_byte_level(tmp_path, added_tokens_decoder=listed, chat_template=f"{{{{ m }}}}{name}")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.backend.token_to_id(name) in tokenizer.end_token_ids
+
+
 @pytest.mark.parametrize("make", [byte_level, byte_fallback, unigram, lambda: byte_fallback("always")])
 @pytest.mark.parametrize("before", ["", " ", "hello ", "\n", "(", "hello\n", "hello (", "[", '"', "hello<", "lo-"])
 def test_a_bad_word_is_found_wherever_it_stands(make, before):
