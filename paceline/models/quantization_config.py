@@ -20,7 +20,7 @@ KINDS = {bits: kind for kind, bits in BITS.items()}
 DENSE = "dense"
 UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "kv_cache_scheme": lambda _value: False,
-    "sparsity_config": lambda value: isinstance(value, dict) and (value.get("format") or DENSE) == DENSE,
+    "sparsity_config": lambda value: isinstance(value, dict) and value.get("format") == DENSE,
     "transform_config": lambda value: isinstance(value, dict) and not value.get("config_groups"),
 }
 """What must be absent, null, empty or such that it changes no stored tensor: zeros of a dense matrix are stored."""

@@ -8,15 +8,8 @@ TURN_ENDS = frozenset(
     {
         *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<turn|>"),
         *("<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<|endoftext|>", "<|eot|>", "<EOT>", "<end_of_utterance>"),
-        *(
-            "<|return|>",
-            "<|call|>",
-            "<\uff5cend\u2581of\u2581sentence\uff5c>",
-            "<|end_of_sentence|>",
-            "<|eos|>",
-            "<eos>",
-        ),
-        *("</s>", "[EOS]", "[EOT]", "[|endofturn|]", "<|assistant_end|>", "<seed:eos>", "[e~["),
+        *("<|return|>", "<|call|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|end_of_sentence|>", "<|eos|>"),
+        *("<eos>", "</s>", "[EOS]", "[EOT]", "[|endofturn|]", "<|assistant_end|>", "<seed:eos>", "[e~["),
     }
 )
 """Names that published templates give to the end of a turn, or of an answer."""

@@ -327,7 +327,6 @@ ASKS_NOTHING = {
     "dense": {"sparsity_config": {"format": "dense"}},
     "dense, more fields": {"sparsity_config": DENSE},
     "dense 2:4": {"sparsity_config": DENSE | {"sparsity_structure": "2:4", "targets": ["Linear"]}},
-    "null format": {"sparsity_config": {"format": None}},
     "empty": {"sparsity_config": {}, "transform_config": {}, "kv_cache_scheme": {}},
     "no rotations": {"transform_config": {"config_groups": {}, "requires_grad": False}},
 }
