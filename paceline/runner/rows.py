@@ -39,6 +39,10 @@ class RowSpec:
     position_shift: int = 0
     """What is added to positions; it does not change what a row sees."""
 
+    def __post_init__(self) -> None:
+        if self.known and self.first_node:
+            raise ValueError(f"known tokens are followed by node 0, not by first_node {self.first_node}")
+
 
 @dataclass(frozen=True, slots=True)
 class RowState:
