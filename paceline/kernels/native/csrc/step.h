@@ -98,11 +98,11 @@ inline void run_grow_chain(const void *arguments, const Team &team) {
     }
 }
 
-// The best candidate that is left: of equals the first.
+// The best candidate that is left: of equals the first. Those that are taken are NaN, for any number may be a score.
 inline int64_t best_of(const double *scores, int64_t count) {
     int64_t best = 0;
-    for (int64_t i = 1; i < count; ++i)
-        if (scores[i] > scores[best]) best = i;
+    for (int64_t i = 0; i < count; ++i)
+        if (scores[i] > scores[best] || scores[best] != scores[best]) best = i;
     return best;
 }
 
@@ -122,7 +122,8 @@ inline void grow_level(const paceline_grow_tree &a, int64_t request) {
     const paceline_draft &draft = *a.draft;
     const int64_t row = a.sample_start[request], parents = a.sample_start[request + 1] - row;
     const int64_t candidates = parents * a.most, first = request * draft.width;
-    const int64_t first_parent = a.level == 0 ? -1 : (a.level - 1) * a.width;
+    // A level has fewer nodes than `width` where its parents have fewer children: there are no more tokens.
+    const int64_t first_parent = a.level == 0 ? -1 : draft.counts[request] - parents;
     for (int64_t i = 0; i < candidates; ++i) {
         const int64_t parent = i / a.most;
         const double before = a.level == 0 ? 0.0 : draft.scores[first + first_parent + parent];
@@ -136,7 +137,7 @@ inline void grow_level(const paceline_grow_tree &a, int64_t request) {
     for (int64_t i = 0; i < smaller(a.width, candidates); ++i) {
         const int64_t best = best_of(a.room, candidates);
         add_node(draft, request, first_parent + best / a.most, a.top_tokens[row * a.most + best], a.room[best]);
-        a.room[best] = -INFINITY;
+        a.room[best] = NAN;
     }
 }
 
