@@ -66,10 +66,14 @@ size_t scratch_of(const void *context, int64_t team_size) {
     return most;
 }
 
-// Whether this op, which all threads are behind, has found that every request has ended. Only such ops write the flag, so
-// that nobody can write it before all have read it.
-bool ended_by(const paceline_op &op) {
-    return op.code == PACELINE_ACCEPT && *static_cast<const paceline_accept *>(op.arguments)->all_ended;
+// Whether the op before number `i`, which all threads are behind, ended the last round: every request has ended. K/V that
+// the round accepted are moved all the same, since they stay cached. Only ops that end a round write the flag, and none of
+// them starts one, so that nobody can write it before all have read it.
+bool ended_before(const paceline_op *ops, int64_t i) {
+    if (ops[i].code == PACELINE_MOVE_CELLS) return false;
+    int64_t last = i - 1;
+    if (last > 0 && ops[last].code == PACELINE_MOVE_CELLS) --last;
+    return ops[last].code == PACELINE_ACCEPT && *static_cast<const paceline_accept *>(ops[last].arguments)->all_ended;
 }
 
 void run_program(const void *context, const Team &team) {
@@ -77,7 +81,7 @@ void run_program(const void *context, const Team &team) {
     for (int64_t i = 0; i < program.count; ++i) {
         if (i > 0) {
             team.wait();
-            if (ended_by(program.ops[i - 1])) return;
+            if (ended_before(program.ops, i)) return;
         }
         program.level.kernels[program.ops[i].code].run(program.ops[i].arguments, team);
     }

@@ -282,7 +282,7 @@ typedef struct {
     int64_t tokens_stride;
     paceline_stops stops;
     int64_t *round;                // which round this is, from 0; counted up
-    int64_t *all_ended;            // 0 or 1: no further op of the call is run
+    int64_t *all_ended;            // 0 or 1: no further round of the call is run
     int64_t num_groups;
     const paceline_row_group *groups;  // the target's; their cells become pairs
     int64_t *num_moves;                // NULL: every draft is a chain
