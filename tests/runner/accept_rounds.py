@@ -99,7 +99,9 @@ class World:
         self.program = builder.finish()
         self.accept = self.program.structure(builder.ops["Accept"][0], Accept)
         self.accept.requests = self.size
-        builder.stages[0].plan(self.program, self.size, MAX_LEN + MOST_NODES, None)
+        rows = builder.stages[0]
+        rows.set_requests(self.size)
+        rows.plan(MAX_LEN + MOST_NODES)
         load(
             builder,
             self.numbers,

@@ -90,7 +90,8 @@ class Growing:
         if plant is not None:
             plant(structs[len(structs) // 2])
         for rows in self.native.stages:
-            rows.plan(program, self.count, MAX_LEN + MOST_NODES, None)
+            rows.set_requests(self.count)
+            rows.plan(MAX_LEN + MOST_NODES)
 
         def replay(stop: int) -> None:
             self.load()

@@ -153,7 +153,9 @@ class Native:
             made.append((len(recorder._steps), out))
             recorder.gather(table, out, count=name)
         program: Program = builder.finish()
-        rows.plan(program, count, MAX_LEN + MOST_NODES, np.arange(count) * SHIFT)
+        rows.set_requests(count)
+        rows.plan(MAX_LEN + MOST_NODES)
+        rows.angle_base[:count] = np.arange(count) * SHIFT
         if plant is not None:
             plant(program.structure(rows._number, PrepareRows), rows)
         program.replay(rows.counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -24,12 +26,17 @@ class Side:
         self.model, self.layers, self.pages = model, layers, pages
         self.stages: list[PreparedRows] = []
         self.passes: list[RecordedPass] = []
-        self._vocab_size = model.embedding.tokens.weight.shape[0]
-        rotaries = [rotary for rotary in model.rotaries if isinstance(rotary, Rotary)]
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        return self.model.embedding.tokens.weight.shape[0]
+
+    @cached_property
+    def _num_positions(self) -> int | None:
+        """Positions with angles in a table; None if a position alone does not tell by which angles heads are turned."""
+        rotaries = [rotary for rotary in self.model.rotaries if isinstance(rotary, Rotary)]
         tables = [rotary.table for rotary in rotaries if rotary.table is not None and not rotary.depends_on_length]
-        self._fixed = len(tables) == len(rotaries)
-        """A position alone tells by which angles heads are turned."""
-        self._num_positions = min([len(table) for table in tables], default=2**31)
+        return min([len(table) for table in tables], default=2**31) if len(tables) == len(rotaries) else None
 
     def plan(self, seats: Seats, start: GraphStart, first: Int32, past: Int32) -> None:
         """Of requests whose rows have positions [first, past).
@@ -42,7 +49,7 @@ class Side:
         reached = past[fed] - 1
         for found in self.passes:
             found.check_positions(reached)
-        if self._fixed:
+        if self._num_positions is not None:
             check_below(reached, self._num_positions, "position")
             return
         with torch.inference_mode():
