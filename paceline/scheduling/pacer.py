@@ -11,6 +11,8 @@ FIRST_ROWS = 64
 """Prompt rows of a step before anything was measured."""
 FEWEST_ROWS = 16
 """So many cost hardly more than one where weights are what is read; without them a prompt would not end."""
+LONE_SECONDS = 1.0
+"""Most that a step of prompts takes while nobody decodes: only after it is seen who left, and who came."""
 KEPT = 3
 """Steps remembered of each size; sizes double."""
 OUTDATED = 16
@@ -50,13 +52,19 @@ class ChunkPacer:
         for other in [other for other, number in self._last.items() if self._num_steps - number >= OUTDATED]:
             del self._last[other], self._steps[other]
 
-    def most_rows(self) -> int:
-        """Prompt rows that the next step may take if anybody decodes in it."""
+    def most_rows(self, *, decoding: bool = True) -> int:
+        """Prompt rows that the next step may take, if anybody decodes in it or if nobody does.
+
+        Of the latter a power of two: a machine that is a little slower today has the same chunks.
+        """
         if not self.target_seconds:
             return NO_BOUND
         costs = self.costs()
         if not costs:
             return FIRST_ROWS
+        if not decoding:
+            rows = max(FEWEST_ROWS, min(NO_BOUND, int(_rows_for(LONE_SECONDS, costs))))
+            return 1 << (rows.bit_length() - 1)
         room = self.target_seconds + (median(self._plain) if self._plain else 0.0)
         return max(FEWEST_ROWS, min(NO_BOUND, int(_rows_for(room, costs))))
 

@@ -237,8 +237,8 @@ class Scheduler:
             others -= 1
             if request.seat >= 0:  # else it had to give way to one before it
                 self._serve(request, plan, others)
-        if decoding and (prefilling or self.waiting) and self.cache.kind.retains:
-            plan.chunk = min(plan.chunk, self.pacer.most_rows())
+        if (prefilling or self.waiting) and self.cache.kind.retains:
+            plan.chunk = min(plan.chunk, self.pacer.most_rows(decoding=bool(decoding)))
         for request in prefilling:
             others -= 1
             if request.seat >= 0:

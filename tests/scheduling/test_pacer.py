@@ -168,11 +168,45 @@ def test_nobody_who_decodes_waits_for_a_whole_prompt(kind: str, llama: Models) -
     finish(engine, [stream])
 
 
-def test_alone_a_prompt_has_the_whole_budget(llama: Models) -> None:
+def test_alone_a_prompt_has_the_whole_budget_once_a_row_was_measured(llama: Models) -> None:
     engine = llama.engine(max_num_batched_tokens=80)
-    rows = with_costs(engine, lambda rows: 1.0 * rows)
-    finish(engine, [begin(engine, random_prompt(n, 95, VOCAB), seeded(n, max_tokens=1)) for n in range(2)])
-    assert rows[:2] == [80, 80]
+    rows = with_costs(engine, lambda rows: 0.001 * rows)
+    finish(engine, [begin(engine, random_prompt(n, 95, VOCAB), seeded(n, max_tokens=1)) for n in range(3)])
+    assert rows[:3] == [FIRST_ROWS, 80, 80]
+
+
+@pytest.mark.parametrize("kind", ["generate", "n", "embed", "prompt logprobs"])
+def test_alone_a_prompt_takes_a_second_a_step(kind: str, llama: Models) -> None:
+    """On a machine that slow a client that leaves, and one that comes, is seen within it; the texts stay."""
+    params = {"n": {"n": 3}, "prompt logprobs": {"prompt_logprobs": 1}}.get(kind, {})
+    options = CallOptions(pooling="mean" if kind == "embed" else None)
+    prompts = [random_prompt(n, 90, VOCAB) for n in range(3)]
+    found = []
+    for per_row in (0.0, 0.03):
+        engine = llama.engine()
+        rows = with_costs(engine, lambda rows, per_row=per_row: 0.01 + per_row * rows)
+        groups = [begin(engine, one, seeded(5, max_tokens=4, **params), options=options) for one in prompts]
+        found.append(finish(engine, groups))
+        assert (max(rows[1:]) <= 32) == (per_row > 0)
+        gone = begin(engine, random_prompt(9, 90, VOCAB), seeded(5), options=options)
+        engine.step()
+        assert per_row == 0 or gone.members[0].seat >= 0
+        engine.abort(gone)
+        assert_idle(engine)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_rows_alone_are_a_power_of_two_that_fits_a_second(machine: str) -> None:
+    cost, pacer = MACHINES[machine], ChunkPacer(TARGET)
+    assert pacer.most_rows(decoding=False) == FIRST_ROWS
+    assert ChunkPacer(0.0).most_rows(decoding=False) == NO_BOUND
+    for _ in range(12):
+        rows = min(4096, pacer.most_rows(decoding=False))
+        assert rows.bit_count() == 1
+        pacer.record(rows, cost(rows))
+    assert cost(rows) <= 1.1
+    assert rows == 4096 or cost(4 * rows) > 1.0
 
 
 def test_a_cache_that_forgets_has_whole_prompts(llama: Models) -> None:
