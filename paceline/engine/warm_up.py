@@ -40,4 +40,5 @@ def _forget(llm: LLM) -> None:
     engine.scheduler.num_preemptions = 0
     engine.counters = Counters(max_depth=engine.scheduler.max_depth)
     engine.scheduler.pacer = ChunkPacer(engine.config.prefill_chunk_seconds)
+    engine.computation.eager_steps.clear()
     engine.pacer = StepPacer(engine.config.num_scheduler_steps)

@@ -147,6 +147,7 @@ class EagerBuilder:
         self._limit[:] = 0
         good = tokens >= 0
         if not good.all():
+            self._fall_back(numbers[~good], node)
             self._break(numbers[tokens == NAN], node)
             self._growing[numbers[~good]] = False
             numbers, tokens = numbers[good], tokens[good]
@@ -194,6 +195,11 @@ class EagerBuilder:
             self._counts[numbers] = -1
             return
         self._take_back(numbers, self._start.context[numbers] + np.int32(node - 1))
+
+    def _fall_back(self, numbers: Int64, node: int) -> None:
+        """The last row fed of a chain that ends too early is fed again, as after any other draft."""
+        if node:
+            self.fed_end[numbers] = self._start.context[numbers] + np.int32(node - 1)
 
     def _take_back(self, numbers: Int64, slots: Int32) -> None:
         """Overwrites the K/V of the last rows fed, so that no later attention reads NaN."""
