@@ -23,7 +23,8 @@ PROMPT = random_prompt(1, 9)
 def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, monkeypatch) -> None:
     """The token before it stands, but its own K/V are no good: neither the index nor a free page may hold them."""
     if not mends:
-        monkeypatch.setattr(EagerBuilder, "_take_back", lambda *_: None)
+        for part in ("_take_back", "_fall_back"):
+            monkeypatch.setattr(EagerBuilder, part, lambda *_: None)
     draft = copy.deepcopy(models.target)
     healthy = draft.embedding.tokens.weight.detach().clone()
     speculation = {"method": "draft_model", "model": "self", "num_speculative_tokens": 4, "verifier": verifier}

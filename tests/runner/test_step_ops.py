@@ -150,8 +150,8 @@ RICH = Growth(
     levels=3,
     width=3,
     vocab=9,
-    odd=0.2,
-    seed=1,
+    odd=0.4,
+    seed=3,
 )
 CHAIN_PLANTS: dict[str, Callable[[GrowChain], None]] = {
     "node": lambda struct: setattr(struct, "node", 2),
