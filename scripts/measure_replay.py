@@ -19,7 +19,7 @@ import torch
 from paceline import LLM, SamplingParams
 from paceline.benchmark.environment import environment
 from paceline.benchmark.statistics import paired_ratio
-from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.batch import DraftTrees, StepPlan, Verdict
 from paceline.core.outputs import RequestOutput
 from paceline.core.request import Request
 from paceline.speculation import ProposerNeeds, ProposerTools, proposers
@@ -46,14 +46,14 @@ class ReplayProposer:
     def num_nodes(self, depth: int) -> int:
         return depth
 
-    def propose(self, works: Works) -> Drafts:
-        width = int(works.draft_budget.max(initial=0))
-        tokens = np.zeros((len(works), width), dtype=np.int32)
-        counts = np.zeros(len(works), dtype=np.int32)
-        for number in np.flatnonzero(works.draft_budget > 0).tolist():
-            found = self._draft(works.requests[number], int(works.draft_budget[number]))
+    def propose(self, plan: StepPlan) -> DraftTrees:
+        width = int(plan.draft_depth.max(initial=0))
+        tokens = np.zeros((len(plan), width), dtype=np.int32)
+        counts = np.zeros(len(plan), dtype=np.int32)
+        for number in np.flatnonzero(plan.draft_depth > 0).tolist():
+            found = self._draft(plan.requests[number], int(plan.draft_depth[number]))
             tokens[number, : len(found)], counts[number] = found, len(found)
-        return Drafts.chains(tokens, counts)
+        return DraftTrees.chains(tokens, counts)
 
     def _draft(self, request: Request, depth: int) -> list[int]:
         first = len(request.output_token_ids)
@@ -61,7 +61,7 @@ class ReplayProposer:
         right = self.random.random(len(truth)) < RATE[0]
         return [token if kept else (token + 1) % self.vocab_size for token, kept in zip(truth, right, strict=True)]
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         pass
 
     def forget(self, seat: int) -> None:

@@ -17,7 +17,7 @@ from paceline import LLM, SamplingParams
 from paceline.benchmark.environment import environment
 from paceline.benchmark.probes import MachineProbes, Reading
 from paceline.benchmark.weights import main_kind, main_pages, weights
-from paceline.core.batch import Drafts
+from paceline.core.batch import DraftTrees
 from paceline.engine.engine import Engine
 from paceline.runner import verify_rows
 
@@ -45,11 +45,11 @@ def passes(llm: LLM, rounds: int, context: int) -> dict[int, list[float]]:
 
 def one_pass(engine: Engine, rows: int) -> float:
     """Seconds of a pass over the last known token and a chain behind it."""
-    works = engine.scheduler.plan()
-    engine.cache.reserve(int(works.seats[0]), int(works.end[0]) + rows, engine.target_groups)
+    plan = engine.scheduler.plan()
+    engine.cache.reserve(int(plan.seats[0]), int(plan.end[0]) + rows, engine.target_groups)
     nodes = np.full((1, rows - 1), 9, dtype=np.int32)
-    drafts = Drafts.chains(nodes, np.array([rows - 1], dtype=np.int32))
-    batch = verify_rows(works, drafts, engine.seats, engine.runner.groups).batch
+    drafts = DraftTrees.chains(nodes, np.array([rows - 1], dtype=np.int32))
+    batch = verify_rows(plan, drafts, engine.seats, engine.runner.groups).batch
     started = time.perf_counter()
     engine.runner.forward(batch)
     return time.perf_counter() - started

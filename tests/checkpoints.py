@@ -139,8 +139,8 @@ def perturb(source: Path, out: Path, scale: float, *, seed: int = 1) -> None:
         tensors = load_file(file)
         for name, tensor in tensors.items():
             noise = torch.randn(tensor.shape, generator=random)
-            spread = tensor.float().std(correction=0)
-            tensors[name] = (tensor.float() + noise * spread * scale).to(tensor.dtype)
+            expand = tensor.float().std(correction=0)
+            tensors[name] = (tensor.float() + noise * expand * scale).to(tensor.dtype)
         save_file(tensors, file, metadata={"format": "pt"})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from paceline.benchmark.probes import Probes, Reading
 from paceline.benchmark.raw import RawFile
 from paceline.benchmark.schedule import Plan
-from paceline.benchmark.statistics import MIN_PAIRS, paired_ratio, spread
+from paceline.benchmark.statistics import MIN_PAIRS, expand, paired_ratio
 from paceline.benchmark.trial import CONTROL, SUBJECT, Experiment, TrialError
 
 Note = Callable[[str], None]
@@ -97,7 +97,7 @@ def summarise(blocks: Sequence[Mapping[str, Any]], experiment: Experiment, plan:
 
 def _figures(trials: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     names = dict.fromkeys(name for figures in trials for name in figures)
-    return {name: asdict(spread([one[name] for one in trials if name in one])) for name in names}
+    return {name: asdict(expand([one[name] for one in trials if name in one])) for name in names}
 
 
 def _readings(blocks: Sequence[Mapping[str, Any]]) -> list[Reading]:

@@ -29,7 +29,7 @@ class Spread:
     count: int
 
 
-def spread(values: Sequence[float]) -> Spread:
+def expand(values: Sequence[float]) -> Spread:
     """Raises ValueError for no values."""
     if not values:
         raise ValueError("there are no values to describe")

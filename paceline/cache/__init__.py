@@ -1,6 +1,6 @@
 """KV memory: layer groups, pages, stores and prefix indexes; knows slots and pages, not tokens' meaning."""
 
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.cache.kinds import CacheKind, cache_kinds
 from paceline.cache.manager import CacheManager
 from paceline.cache.pages import PageAllocator
@@ -11,8 +11,8 @@ __all__ = [
     "CacheKind",
     "CacheManager",
     "DenseStore",
+    "KVGroup",
     "KVStore",
-    "LayerGroup",
     "PageAllocator",
     "PrefixIndex",
     "cache_kinds",

@@ -10,7 +10,7 @@ from paceline.cache.stores import KVStore
 from paceline.core.batch import Int32, Int64
 
 
-class LayerGroup:
+class KVGroup:
     """Layers of one lifetime: the same window, the same owner, hence the same pages and the same ``num_cached``.
 
     ``num_cached`` int32[S] tokens whose K/V is valid; ``page_table`` int32[S, P], 0 where no page is held;

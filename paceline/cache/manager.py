@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.cache.kinds import CacheKind
 from paceline.cache.prefix import PageRow, PrefixIndex, Tokens
 from paceline.core.batch import Int32
@@ -32,7 +32,7 @@ class PageCounts:
 class CacheManager:
     """The groups of the target first, then those of drafters."""
 
-    def __init__(self, groups: Sequence[LayerGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
+    def __init__(self, groups: Sequence[KVGroup], kind: CacheKind, prefix: PrefixIndex) -> None:
         self.groups, self.kind, self.prefix = list(groups), kind, prefix
         self.torn = False
         self.num_prefix_queries = 0
@@ -73,7 +73,7 @@ class CacheManager:
         return all(self.groups[index].holds(seats, ends) for index in groups)
 
     @staticmethod
-    def _shrink(group: LayerGroup, seat: int, held: int) -> None:
+    def _shrink(group: KVGroup, seat: int, held: int) -> None:
         extra = group.page_table[seat, held : group.num_pages[seat]]
         group.pages.release(extra.tolist())
         extra[:] = 0

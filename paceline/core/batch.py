@@ -20,14 +20,14 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Works:
+class StepPlan:
     """The plan of a step: which known tokens each request feeds, and how long a draft it may add."""
 
     requests: list[Request]
     seats: Int32  # [B]
     start: Int32  # [B] first slot fed = tokens already cached
     num_known: Int32  # [B] known tokens fed
-    draft_budget: Int32  # [B] 0 unless the known tokens reach the end
+    draft_depth: Int32  # [B] 0 unless the known tokens reach the end
     num_rounds: int = 1
     """How often the step may draft and verify, or decode plainly; each round goes on where the one before it ended."""
 
@@ -39,7 +39,7 @@ class Works:
         """[B] slot after the last known token fed."""
         return self.start + self.num_known
 
-    def select(self, chosen: Int64 | slice) -> Works:
+    def select(self, chosen: Int64 | slice) -> StepPlan:
         """The part of some of the requests, by rising numbers."""
         numbers = range(len(self))[chosen] if isinstance(chosen, slice) else chosen.tolist()
         return replace(
@@ -48,12 +48,12 @@ class Works:
             seats=self.seats[chosen],
             start=self.start[chosen],
             num_known=self.num_known[chosen],
-            draft_budget=self.draft_budget[chosen],
+            draft_depth=self.draft_depth[chosen],
         )
 
 
 @dataclass(frozen=True)
-class Drafts:
+class DraftTrees:
     """One token tree per request. Node i's parent is a node before it, or -1 for the last known token."""
 
     tokens: Int32  # [B, N]
@@ -63,14 +63,14 @@ class Drafts:
     """f32[B, N, V] the very numbers that each token was drawn from; None where each was certain, given those before."""
 
     @staticmethod
-    def empty(num_requests: int) -> Drafts:
+    def empty(num_requests: int) -> DraftTrees:
         nothing = np.zeros((num_requests, 0), dtype=np.int32)
-        return Drafts(nothing, nothing, np.zeros(num_requests, dtype=np.int32))
+        return DraftTrees(nothing, nothing, np.zeros(num_requests, dtype=np.int32))
 
     @staticmethod
-    def chains(tokens: Int32, counts: Int32, probs: torch.Tensor | None = None) -> Drafts:
+    def chains(tokens: Int32, counts: Int32, probs: torch.Tensor | None = None) -> DraftTrees:
         """Chains: node i's parent is i - 1."""
-        return Drafts(tokens, _chain_parents(*tokens.shape), counts, probs)
+        return DraftTrees(tokens, _chain_parents(*tokens.shape), counts, probs)
 
     @property
     def width(self) -> int:

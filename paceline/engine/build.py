@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from paceline.cache import CacheKind, CacheManager, LayerGroup, PrefixIndex, cache_kinds, prefix_indexes
+from paceline.cache import CacheKind, CacheManager, KVGroup, PrefixIndex, cache_kinds, prefix_indexes
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
@@ -128,7 +128,7 @@ def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], 
     )
 
 
-def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[LayerGroup]) -> PrefixIndex:
+def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[KVGroup]) -> PrefixIndex:
     """Pages that slide out of a window cannot be found again, so windowed models share no prefixes."""
     usable = config.enable_prefix_caching and kind.retains and all(group.window is None for group in groups)
     allocators = [group.pages for group in groups]
@@ -178,7 +178,7 @@ def most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
 
 def _memory(
     config: EngineConfig, models: Sequence[tuple[str, CausalLM]], max_slots: int, device: torch.device
-) -> tuple[list[list[LayerGroup]], CacheManager]:
+) -> tuple[list[list[KVGroup]], CacheManager]:
     """Each model's layer groups, and the manager of all of them."""
     kind = cache_kinds[config.cache](config.block_size, max_slots)
     groups = build_groups(config, kind, models, max_slots=max_slots, device=device)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Int32, Verdict, Works
+from paceline.core.batch import Int32, StepPlan, Verdict
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
 from paceline.engine.compute import RoundStats, StepResult
@@ -48,13 +48,13 @@ class StepCommit:
         """Requests that start over without drafts once the step is committed."""
 
     def commit(self, result: StepResult) -> list[Progress]:
-        works, verdict = result.works, result.verdict
+        plan, verdict = result.plan, result.verdict
         progress = self._accept(result)
-        self._commit_cache(works, verdict, moved=result.moved)
+        self._commit_cache(plan, verdict, moved=result.moved)
         if self._proposer is not None:
-            self._proposer.observe(works, verdict)
-        self._publish(works, verdict)
-        for request in [request for request in works.requests if request.finish_reason is not None]:
+            self._proposer.observe(plan, verdict)
+        self._publish(plan, verdict)
+        for request in [request for request in plan.requests if request.finish_reason is not None]:
             self.end(request)
         while self.restarting:
             self._scheduler.preempt(self.restarting.pop())
@@ -79,17 +79,17 @@ class StepCommit:
 
     def _accept(self, result: StepResult) -> list[Progress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
-        works, sampled, verdict = result.works, result.sampled, result.verdict
+        plan, sampled, verdict = result.plan, result.sampled, result.verdict
         now = time.monotonic()
         for request, place, entry in result.prompt_logprobs:
             assert request.group.prompt_logprobs is not None
             request.group.prompt_logprobs[place] = entry
         progress = []
         if result.batch is not None and result.output is not None:
-            progress += [Progress(request, 0) for request in pool_hidden(works, result.batch, result.output)]
+            progress += [Progress(request, 0) for request in pool_hidden(plan, result.batch, result.output)]
         logprobs = result.logprobs or {}
-        for number, kept in zip(sampled, self._take(works, sampled, verdict), strict=True):
-            request, tokens, path = works.requests[number], verdict.tokens[number], verdict.path[number]
+        for number, kept in zip(sampled, self._take(plan, sampled, verdict), strict=True):
+            request, tokens, path = plan.requests[number], verdict.tokens[number], verdict.path[number]
             rounds = result.rounds[number]
             if not tokens:
                 self._without_token(request, drafted=rounds[0].num_nodes > 0, banned=number in verdict.dead_ends)
@@ -110,10 +110,10 @@ class StepCommit:
             if kept <= 0:
                 return
 
-    def _take(self, works: Works, sampled: list[int], verdict: Verdict) -> list[int]:
+    def _take(self, plan: StepPlan, sampled: list[int], verdict: Verdict) -> list[int]:
         """Has the requests ``sampled`` and the controls of their seats take in tokens; returns how many each kept."""
         tokens, kept = [verdict.tokens[number] for number in sampled], []
-        requests = [works.requests[number] for number in sampled]
+        requests = [plan.requests[number] for number in sampled]
         for request, some in zip(requests, tokens, strict=True):
             before = len(request.output_token_ids)
             try:
@@ -123,7 +123,7 @@ class StepCommit:
                 _blame(request, error)
                 kept.append(0)
         taken = [some[:count] for some, count in zip(tokens, kept, strict=True)]
-        seats, state = works.seats[sampled], self._controls
+        seats, state = plan.seats[sampled], self._controls
         self._seats.append(seats, taken)
         active = state.active[seats]
         for place in np.flatnonzero(active.any(axis=1)).tolist() if active.any() else ():
@@ -148,15 +148,15 @@ class StepCommit:
         else:
             _set_error(request, "the model returned NaN")
 
-    def _commit_cache(self, works: Works, verdict: Verdict, *, moved: bool) -> None:
+    def _commit_cache(self, plan: StepPlan, verdict: Verdict, *, moved: bool) -> None:
         """Makes the accepted nodes' K/V contiguous and moves ``num_cached`` up to one short of the known tokens."""
-        end = works.end
+        end = plan.end
         if any(verdict.path):
             if not moved:
-                self._close_gaps(works.seats, end, verdict.path)
+                self._close_gaps(plan.seats, end, verdict.path)
             end = end + np.array([len(path) for path in verdict.path], dtype=np.int32)
         # A request that ended inside its draft has no pending token left; it leaves in this very step.
-        self._cache.commit(works.seats, end, self._scheduler.target_groups)
+        self._cache.commit(plan.seats, end, self._scheduler.target_groups)
 
     def _close_gaps(self, seats: Int32, end: Int32, paths: list[list[int]]) -> None:
         """Moves accepted nodes, whose numbers rise along a path, to where they would lie had nothing been rejected."""
@@ -172,13 +172,13 @@ class StepCommit:
             for index in self._scheduler.target_groups:
                 self._cache.groups[index].move(seats[owner], end[owner] + source, end[owner] + target)
 
-    def _publish(self, works: Works, verdict: Verdict) -> None:
+    def _publish(self, plan: StepPlan, verdict: Verdict) -> None:
         """Lets others share a prompt as soon as a token sampled behind it has proved its K/V finite."""
-        if works.num_known.max() == 1:
+        if plan.num_known.max() == 1:
             return
-        for number in np.flatnonzero(works.num_known > 1).tolist():
+        for number in np.flatnonzero(plan.num_known > 1).tolist():
             if verdict.tokens[number]:
-                self._scheduler.publish(works.requests[number])
+                self._scheduler.publish(plan.requests[number])
 
 
 def failure_of(error: Exception) -> str:

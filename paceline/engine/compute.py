@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.core.batch import Batch, Drafts, Int32, Output, SampleRows, Verdict, Works
+from paceline.core.batch import Batch, DraftTrees, Int32, Output, SampleRows, StepPlan, Verdict
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.core.seats import Seats
@@ -41,7 +41,7 @@ class RoundStats:
 class StepResult:
     """A computed step that is not yet committed."""
 
-    works: Works
+    plan: StepPlan
     sampled: list[int]
     """The numbers of the requests that reached their last known token."""
     verdict: Verdict
@@ -84,77 +84,77 @@ class StepComputation:
         self._admitted: CapturedStep | None = None
         """The plan that was asked about last."""
 
-    def can_repeat(self, works: Works) -> bool:
+    def can_repeat(self, plan: StepPlan) -> bool:
         """Whether the rounds of a plan can follow one another in one call."""
-        draft = self._graph_draft(works)
-        if draft is None and works.draft_budget.any():
+        draft = self._graph_draft(plan)
+        if draft is None and plan.draft_depth.any():
             return False
-        step = self._admit(works, draft, None)
+        step = self._admit(plan, draft, None)
         self._admitted = None if isinstance(step, str) else step
         return self._admitted is not None
 
-    def run_eagerly(self, works: Works) -> StepResult:
+    def run_eagerly(self, plan: StepPlan) -> StepResult:
         """As ``run``, pass by pass and without drafts."""
         self.eager_steps["a step before failed"] += 1
-        return self._computed(works, Drafts.empty(len(works)))
+        return self._computed(plan, DraftTrees.empty(len(plan)))
 
-    def run(self, works: Works) -> StepResult:
+    def run(self, plan: StepPlan) -> StepResult:
         """Raises whatever the target's part raises; nothing has changed then."""
         step, self._admitted = self._admitted, None
-        if step is None or step.works is not works:
-            draft = self._graph_draft(works)
+        if step is None or step.plan is not plan:
+            draft = self._graph_draft(plan)
             if draft is None:
-                return self._verified(works, self._proposed(works))
-            found = self._admit(works, draft, None)
+                return self._verified(plan, self._proposed(plan))
+            found = self._admit(plan, draft, None)
             if isinstance(found, str):
                 self.eager_steps[found] += 1
-                return self._verified(works, self._proposed(works), counts=False)
+                return self._verified(plan, self._proposed(plan), counts=False)
             step = found
         return self._drafted(step)
 
     def _drafted(self, step: CapturedStep) -> StepResult:
         """Computes a step that is one call, drafts included."""
         if step.draft is None:
-            return self._replayed(step.works, self.graphs.replay(step))
+            return self._replayed(step.plan, self.graphs.replay(step))
         assert self.proposer is not None
         try:
             result = self.graphs.replay(step)
         except Exception as error:  # a drafter's or the target's: what is tried next will tell
-            self.proposer.failed_in_graph(step.works, error)
-            return self._verified(step.works, Drafts.empty(len(step.works)))
-        self.proposer.replayed(step.works, result)
-        return self._replayed(step.works, result)
+            self.proposer.failed_in_graph(step.plan, error)
+            return self._verified(step.plan, DraftTrees.empty(len(step.plan)))
+        self.proposer.replayed(step.plan, result)
+        return self._replayed(step.plan, result)
 
-    def _proposed(self, works: Works) -> Drafts:
-        return Drafts.empty(len(works)) if self.proposer is None else self.proposer.propose(works)
+    def _proposed(self, plan: StepPlan) -> DraftTrees:
+        return DraftTrees.empty(len(plan)) if self.proposer is None else self.proposer.propose(plan)
 
-    def _graph_draft(self, works: Works) -> GraphDraft | None:
-        return None if self.proposer is None else self.proposer.graph_draft(works)
+    def _graph_draft(self, plan: StepPlan) -> GraphDraft | None:
+        return None if self.proposer is None else self.proposer.graph_draft(plan)
 
-    def _admit(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> CapturedStep | str:
+    def _admit(self, plan: StepPlan, draft: GraphDraft | None, drafts: DraftTrees | None) -> CapturedStep | str:
         drafted = draft is not None or (drafts is not None and bool(drafts.counts.any()))
         if drafted and not self.verifier.keeps_text:
             return "the verifier weighs logits"
-        return self.graphs.admit(works, draft, drafts)
+        return self.graphs.admit(plan, draft, drafts)
 
-    def _verified(self, works: Works, drafts: Drafts, *, counts: bool = True) -> StepResult:
+    def _verified(self, plan: StepPlan, drafts: DraftTrees, *, counts: bool = True) -> StepResult:
         """Verifies drafts that are there; ``counts`` the step if it is computed pass by pass."""
-        step = self._admit(works, None, drafts if drafts.width else None)
+        step = self._admit(plan, None, drafts if drafts.width else None)
         if isinstance(step, str):
             self.eager_steps[step] += counts
-            return self._computed(works, drafts)
+            return self._computed(plan, drafts)
         most = 0 if self.proposer is None or not drafts.width else self.proposer.max_nodes
-        return self._replayed(works, self.graphs.replay(step, most))
+        return self._replayed(plan, self.graphs.replay(step, most))
 
-    def _computed(self, works: Works, drafts: Drafts) -> StepResult:
+    def _computed(self, plan: StepPlan, drafts: DraftTrees) -> StepResult:
         """Verifies drafts pass by pass."""
-        rows = verify_rows(works, drafts, self.seats, self.runner.groups)
+        rows = verify_rows(plan, drafts, self.seats, self.runner.groups)
         batch, output = rows.batch, self.runner.forward(rows.batch)
         verdict = self.verifier.verify(output.logits, rows.samples, drafts, batch.sample_start, self.pipeline)
-        verdict = self.selector.select(works, verdict)
+        verdict = self.selector.select(plan, verdict)
         nodes = drafts.counts.tolist()
         return StepResult(
-            works,
+            plan,
             np.flatnonzero(np.diff(batch.sample_start)).tolist(),
             verdict,
             [
@@ -163,17 +163,17 @@ class StepComputation:
             ],
             batch=batch,
             output=output,
-            logprobs=token_logprobs(self.pipeline, works, output, verdict),
-            prompt_logprobs=tuple(prompt_logprobs(self.pipeline, works, batch, output)),
+            logprobs=token_logprobs(self.pipeline, plan, output, verdict),
+            prompt_logprobs=tuple(prompt_logprobs(self.pipeline, plan, batch, output)),
         )
 
-    def _replayed(self, works: Works, result: GraphResult) -> StepResult:
-        sampled = np.flatnonzero(works.end == self.seats.num_tokens[works.seats]).tolist()
+    def _replayed(self, plan: StepPlan, result: GraphResult) -> StepResult:
+        sampled = np.flatnonzero(plan.end == self.seats.num_tokens[plan.seats]).tolist()
         verdict, rounds = verdict_of(result), rounds_of(result)
         return StepResult(
-            works,
+            plan,
             sampled,
-            self.selector.select(works, verdict),
+            self.selector.select(plan, verdict),
             rounds,
             num_rounds=len(result.counts),
             moved=True,
@@ -184,7 +184,7 @@ class StepComputation:
         seats, zeros = np.array([free_seat], dtype=np.int32), np.zeros(1, dtype=np.int32)
         one: Int32 = zeros + np.int32(1)
         state = RowState(seats, one, zeros, zeros.astype(np.int64), np.ones(1, dtype=np.bool_), zeros)
-        rows = place(RowSpec(), state, Drafts.empty(1), self.seats, self.runner.groups)
+        rows = place(RowSpec(), state, DraftTrees.empty(1), self.seats, self.runner.groups)
         output = self.runner.forward(rows.batch)
         nothing = np.zeros((1, 0), dtype=np.int32)
         self.pipeline.sample(output.logits, SampleRows(seats, zeros.astype(np.int64), nothing))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
@@ -127,38 +127,38 @@ class Engine:
         """
         began = time.monotonic()
         pacer = self.pacer
-        works = self.scheduler.plan(pacer.num_rounds(drafting=False), pacer.num_rounds(drafting=True))
+        plan = self.scheduler.plan(pacer.num_rounds(drafting=False), pacer.num_rounds(drafting=True))
         progress = self.committing.refused()
-        if not len(works):
+        if not len(plan):
             return progress
         self.counters.num_steps += 1
-        result = self._compute(works)
+        result = self._compute(plan)
         if result is None:
-            self._isolate(works, progress)
+            self._isolate(plan, progress)
             return progress
         progress += self.committing.commit(result)
         self._time(result, progress, time.monotonic() - began)
         return progress
 
-    def _compute(self, works: Works, *, eagerly: bool = False) -> StepResult | None:
+    def _compute(self, plan: StepPlan, *, eagerly: bool = False) -> StepResult | None:
         """None, and nothing has happened, if computing the step raised."""
         try:
-            return self.computation.run_eagerly(works) if eagerly else self.computation.run(works)
+            return self.computation.run_eagerly(plan) if eagerly else self.computation.run(plan)
         except Exception as error:  # out of memory, or something about one of the requests
             self._failure = failure_of(error)
-            log.warning("a step of %d requests failed", len(works), exc_info=error)
+            log.warning("a step of %d requests failed", len(plan), exc_info=error)
             return None
 
     def _time(self, result: StepResult, progress: list[Progress], seconds: float) -> None:
         """Takes note of how long a step took."""
-        drafted, known = result.drafted, result.works.num_known
+        drafted, known = result.drafted, result.plan.num_known
         passes = max(1, max((item.num_new for item in progress), default=1))
         rounds = result.num_rounds if drafted else passes
         prompt_rows = int(known[known > 1].sum()) if known.max() > 1 else 0
         self.scheduler.pacer.record(prompt_rows, seconds / (1 if prompt_rows else rounds))
         self.counters.record_step(prompt_rows + sum(item.num_new for item in progress))
         self.pacer.record(
-            result.works,
+            result.plan,
             progress,
             seconds,
             num_rounds=rounds,
@@ -166,7 +166,7 @@ class Engine:
             drafter=self.proposer is not None,
         )
 
-    def _isolate(self, works: Works, progress: list[Progress]) -> None:
+    def _isolate(self, plan: StepPlan, progress: list[Progress]) -> None:
         """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
 
         Raises:
@@ -174,7 +174,7 @@ class Engine:
         """
         healthy = False
 
-        def attempt(part: Works) -> bool:
+        def attempt(part: StepPlan) -> bool:
             nonlocal healthy
             result = self._compute(part, eagerly=True)
             if result is None:
@@ -192,4 +192,4 @@ class Engine:
                 self.computation.probe(seat)
                 healthy = True
 
-        isolate(replace(works, num_rounds=1), attempt, fail)
+        isolate(replace(plan, num_rounds=1), attempt, fail)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.cache import LayerGroup
+from paceline.cache import KVGroup
 from paceline.core.call import CallOptions, checked_tokens
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, out_of_range
@@ -191,7 +191,7 @@ class Intake:
                 code="context_length_exceeded",
             )
 
-    def _pages(self, group: LayerGroup, num_tokens: int) -> int:
+    def _pages(self, group: KVGroup, num_tokens: int) -> int:
         """Pages that a request of ``num_tokens`` tokens holds at most, while it is alone."""
         whole = -(-num_tokens // group.page_size)
         if group.window is None or not self.engine.cache.kind.retains:

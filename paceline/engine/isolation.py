@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.core.request import Request
 
 
-def isolate(works: Works, attempt: Callable[[Works], bool], fail: Callable[[Request], None]) -> None:
+def isolate(plan: StepPlan, attempt: Callable[[StepPlan], bool], fail: Callable[[Request], None]) -> None:
     """Attempts all of them once more, then halves of what fails; who fails alone is ``fail``'s.
 
     Of B requests with one culprit this takes at most 1 + 2 log2(B) attempts, and every other request is part of
     exactly one attempt that succeeds.
     """
-    parts = [works]
+    parts = [plan]
     while parts:
         part = parts.pop()
         if attempt(part):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paceline.core.batch import Batch, Output, Verdict, Works
+from paceline.core.batch import Batch, Output, StepPlan, Verdict
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.sampling import Pipeline
 
 
 def token_logprobs(
-    pipeline: Pipeline, works: Works, output: Output, verdict: Verdict
+    pipeline: Pipeline, plan: StepPlan, output: Output, verdict: Verdict
 ) -> Mapping[int, list[TokenLogprobs]]:
     """One entry per token of the verdict, by number of request, for those that need them."""
-    wanted = [number for number, request in enumerate(works.requests) if request.keeps_logprobs]
+    wanted = [number for number, request in enumerate(plan.requests) if request.keeps_logprobs]
     if not wanted:
         return {}
-    params = [request.group.params for request in works.requests]
+    params = [request.group.params for request in plan.requests]
     numbers = [number for number in wanted for _ in verdict.tokens[number]]
     found = pipeline.logprobs(
         output.logits,
@@ -32,12 +32,12 @@ def token_logprobs(
 
 
 def prompt_logprobs(
-    pipeline: Pipeline, works: Works, batch: Batch, output: Output
+    pipeline: Pipeline, plan: StepPlan, batch: Batch, output: Output
 ) -> list[tuple[Request, int, TokenLogprobs]]:
     """The entries of this step's prompt rows, each with its request and the place of the token that it predicts."""
     if output.prompt_logits is None:
         return []
-    requests = [works.requests[index] for index in batch.row_request[batch.prompt_rows]]
+    requests = [plan.requests[index] for index in batch.row_request[batch.prompt_rows]]
     places = (batch.positions[batch.prompt_rows] + 1).tolist()
     found = pipeline.logprobs(
         output.prompt_logits,

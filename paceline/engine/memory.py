@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.cache import CacheKind, DenseStore, LayerGroup, PageAllocator, store_dtypes
+from paceline.cache import CacheKind, DenseStore, KVGroup, PageAllocator, store_dtypes
 from paceline.cache.stores import page_bytes
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
@@ -94,16 +94,14 @@ def build_groups(
     *,
     max_slots: int,
     device: torch.device,
-) -> list[list[LayerGroup]]:
+) -> list[list[KVGroup]]:
     """Lays out the K/V memory: for each (name, model) its groups, one per attention window."""
     plan = plan_memory(config, kind, models, max_slots=max_slots, free=free_bytes(device))
-    result: list[list[LayerGroup]] = [[] for _ in models]
+    result: list[list[KVGroup]] = [[] for _ in models]
     for part in plan.groups:
         store = _store(part, plan, kind.page_size, device)
         pages = PageAllocator(plan.num_pages)
-        group = LayerGroup(
-            part.name, store, pages, num_seats=config.max_num_seqs, max_slots=max_slots, window=part.window
-        )
+        group = KVGroup(part.name, store, pages, num_seats=config.max_num_seqs, max_slots=max_slots, window=part.window)
         result[part.model].append(group)
     return result
 

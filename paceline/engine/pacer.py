@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.core.request import Request
 
 SECONDS = 0.008
@@ -48,7 +48,7 @@ class StepPacer:
 
     def record(
         self,
-        works: Works,
+        plan: StepPlan,
         new_tokens: Sequence[tuple[Request, int]],
         seconds: float,
         *,
@@ -60,20 +60,20 @@ class StepPacer:
 
         ``drafter``: there is one, so that requests want to know what it gains.
         """
-        if works.num_known.max() > 1:
+        if plan.num_known.max() > 1:
             return
         if num_rounds:
             (self._draft_rounds if drafted else self._plain_rounds).append(seconds / num_rounds)
-        if drafter and not any(request.group.pooled is not None for request in works.requests):
-            self._compare(works, new_tokens, seconds, drafted=drafted)
+        if drafter and not any(request.group.pooled is not None for request in plan.requests):
+            self._compare(plan, new_tokens, seconds, drafted=drafted)
 
     def _compare(
-        self, works: Works, new_tokens: Sequence[tuple[Request, int]], seconds: float, *, drafted: bool
+        self, plan: StepPlan, new_tokens: Sequence[tuple[Request, int]], seconds: float, *, drafted: bool
     ) -> None:
         if not drafted:
             passes = max((count for _, count in new_tokens), default=1)
-            self._plain[len(works)].append(seconds / max(1, passes))
-        plain = self._plain_seconds(len(works)) if drafted else None
+            self._plain[len(plan)].append(seconds / max(1, passes))
+        plain = self._plain_seconds(len(plan)) if drafted else None
         for request, count in new_tokens:
             comparison = request.comparison
             comparison.step_seconds += seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import Batch, Output, Works
+from paceline.core.batch import Batch, Output, StepPlan
 from paceline.core.registry import Registry
 from paceline.core.request import FinishReason, Pooled, Request
 
@@ -28,14 +28,14 @@ def last(num_tokens: int) -> int:
     return num_tokens - 1
 
 
-def pool_hidden(works: Works, batch: Batch, output: Output) -> list[Request]:
+def pool_hidden(plan: StepPlan, batch: Batch, output: Output) -> list[Request]:
     """Adds the step's hidden states to the embeddings that lack them, and ends those that are complete."""
     if output.pooled is None:
         return []
     hidden, owners = output.pooled, batch.row_request[batch.pooled_rows]
     done = []
     for number in np.unique(owners).tolist():
-        request = works.requests[number]
+        request = plan.requests[number]
         pooled, rows = request.group.pooled, np.flatnonzero(owners == number)
         assert pooled is not None
         added = hidden[int(rows[0]) : int(rows[-1]) + 1].double().sum(0).cpu().numpy()

@@ -8,27 +8,27 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from paceline.cache.group import LayerGroup
-from paceline.core.batch import Drafts, Int32, Int64, Works
+from paceline.cache.group import KVGroup
+from paceline.core.batch import DraftTrees, Int32, Int64, StepPlan
 from paceline.core.seats import Seats
 from paceline.runner.rows import NO_ROWS, Rows, RowSpec, RowState, place
 
 Bool = npt.NDArray[np.bool_]
 
 
-def verify_rows(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[LayerGroup]) -> Rows:
+def verify_rows(plan: StepPlan, drafts: DraftTrees, seats: Seats, groups: Sequence[KVGroup]) -> Rows:
     """One row per known token and per draft node, requests one after another.
 
     Sampled are the requests whose rows reach the end of what is known.
     """
-    known = seats.num_tokens[works.seats]
-    reading = np.flatnonzero(works.start < seats.prompt_len[works.seats]).tolist()
+    known = seats.num_tokens[plan.seats]
+    reading = np.flatnonzero(plan.start < seats.prompt_len[plan.seats]).tolist()
     state = RowState(
-        seats=works.seats,
-        context=works.end,
-        start=works.start,
-        output_index=(known - seats.prompt_len[works.seats]).astype(np.int64),
-        sampled=_sampled(works, known, reading),
+        seats=plan.seats,
+        context=plan.end,
+        start=plan.start,
+        output_index=(known - seats.prompt_len[plan.seats]).astype(np.int64),
+        sampled=_sampled(plan, known, reading),
         limit=drafts.counts,
     )
     rows = place(RowSpec(num_nodes=drafts.width), state, drafts, seats, groups)
@@ -36,39 +36,39 @@ def verify_rows(works: Works, drafts: Drafts, seats: Seats, groups: Sequence[Lay
         return rows
     start = rows.batch.row_start
     batch = replace(
-        rows.batch, prompt_rows=_prompt_rows(works, start, reading), pooled_rows=_pooled_rows(works, start, reading)
+        rows.batch, prompt_rows=_prompt_rows(plan, start, reading), pooled_rows=_pooled_rows(plan, start, reading)
     )
     return Rows(batch, rows.samples)
 
 
-def _sampled(works: Works, known: Int32, reading: list[int]) -> Bool:
+def _sampled(plan: StepPlan, known: Int32, reading: list[int]) -> Bool:
     """[B] whether each request's last row is of its last known token; a call for an embedding samples nothing."""
-    sampled: Bool = works.end == known
+    sampled: Bool = plan.end == known
     for number in reading:
-        sampled[number] &= works.requests[number].group.pooled is None
+        sampled[number] &= plan.requests[number].group.pooled is None
     return sampled
 
 
-def _prompt_rows(works: Works, row_start: Int32, reading: list[int]) -> Int64:
+def _prompt_rows(plan: StepPlan, row_start: Int32, reading: list[int]) -> Int64:
     """Rows that predict a prompt token, for the requests that asked for prompt_logprobs."""
     parts = []
     for number in reading:
-        request = works.requests[number]
+        request = plan.requests[number]
         group = request.group
         # A window slides once its request has an output token, hence all of its prompt's rows.
         if group.params.prompt_logprobs is not None and request is group.members[0] and not request.num_dropped:
-            last = min(int(works.end[number]), len(group.prompt_token_ids) - 1)
-            count = max(0, last - int(works.start[number]))
+            last = min(int(plan.end[number]), len(group.prompt_token_ids) - 1)
+            count = max(0, last - int(plan.start[number]))
             parts.append(row_start[number] + np.arange(count, dtype=np.int64))
     return np.concatenate(parts) if parts else NO_ROWS
 
 
-def _pooled_rows(works: Works, row_start: Int32, reading: list[int]) -> Int64:
+def _pooled_rows(plan: StepPlan, row_start: Int32, reading: list[int]) -> Int64:
     """Rows whose hidden states an embedding still lacks."""
     parts = []
     for number in reading:
-        pooled = works.requests[number].group.pooled
+        pooled = plan.requests[number].group.pooled
         if pooled is not None:
-            first = max(0, pooled.next_row - int(works.start[number]))
-            parts.append(row_start[number] + np.arange(first, int(works.num_known[number]), dtype=np.int64))
+            first = max(0, pooled.next_row - int(plan.start[number]))
+            parts.append(row_start[number] + np.arange(first, int(plan.num_known[number]), dtype=np.int64))
     return np.concatenate(parts) if parts else NO_ROWS

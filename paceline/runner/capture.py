@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paceline.core.batch import Drafts, Int32, SampleRows, Works
+from paceline.core.batch import DraftTrees, Int32, SampleRows, StepPlan
 from paceline.core.seats import Seats
 from paceline.runner.executor import GraphBuilder, GraphResult, GraphSizes, GraphStart, RoundBuilder, StepGraph
 from paceline.runner.part import GraphModel
@@ -57,9 +57,9 @@ class KeptGraph:
 class CapturedStep:
     """A step that can be one call."""
 
-    works: Works
+    plan: StepPlan
     draft: GraphDraft | None
-    drafts: Drafts | None
+    drafts: DraftTrees | None
     rows: SampleRows
     """The target's rows that are sampled first."""
     at_once: bool
@@ -75,12 +75,12 @@ class StepGraphs:
         self._graphs: OrderedDict[tuple[Any, ...], KeptGraph] = OrderedDict()
         self.num_captured = 0
 
-    def obstacle(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None = None) -> str | None:
+    def obstacle(self, plan: StepPlan, draft: GraphDraft | None, drafts: DraftTrees | None = None) -> str | None:
         """Why a step must be computed pass by pass; None if it can be one call."""
-        found = self.admit(works, draft, drafts)
+        found = self.admit(plan, draft, drafts)
         return found if isinstance(found, str) else None
 
-    def admit(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None = None) -> CapturedStep | str:
+    def admit(self, plan: StepPlan, draft: GraphDraft | None, drafts: DraftTrees | None = None) -> CapturedStep | str:
         """The gate: a step that ``replay`` computes as one call, or why it must be computed pass by pass.
 
         ``draft`` drafts in the rounds themselves; ``drafts`` are there already.
@@ -91,25 +91,27 @@ class StepGraphs:
         if blocked:
             return blocked
         nodes = drafts.width if drafts is not None else draft.num_nodes if draft is not None else 0
-        known = int(works.num_known.sum()) + len(works) * nodes
-        lacking = 0 if draft is None else int((works.end - draft.start).sum())
+        known = int(plan.num_known.sum()) + len(plan) * nodes
+        lacking = 0 if draft is None else int((plan.end - draft.start).sum())
         if max(known, lacking) > MOST_ROWS:
             return "a pass of many rows"
-        return self._admit_requests(works, draft, drafts)
+        return self._admit_requests(plan, draft, drafts)
 
-    def _admit_requests(self, works: Works, draft: GraphDraft | None, drafts: Drafts | None) -> CapturedStep | str:
-        seats, chosen = self._seats, works.seats
+    def _admit_requests(
+        self, plan: StepPlan, draft: GraphDraft | None, drafts: DraftTrees | None
+    ) -> CapturedStep | str:
+        seats, chosen = self._seats, plan.seats
         if seats.keeps_logprobs[chosen].any():
             return "logprobs"
-        if (seats.needs_prompt_rows[chosen] & (works.start < seats.prompt_len[chosen])).any():
+        if (seats.needs_prompt_rows[chosen] & (plan.start < seats.prompt_len[chosen])).any():
             return "prompt_logprobs or embeddings"
-        rows = sample_rows(works, drafts, seats)
+        rows = sample_rows(plan, drafts, seats)
         if not len(rows):
             return "nothing is sampled"
-        at_once = draft is None and works.num_rounds == 1
+        at_once = draft is None and plan.num_rounds == 1
         if not self._pipeline.can_plan(rows, at_once=at_once):
             return "controls that look at a text's history"
-        return CapturedStep(works, draft, drafts, rows, at_once)
+        return CapturedStep(plan, draft, drafts, rows, at_once)
 
     def replay(self, step: CapturedStep, num_nodes: int = 0) -> GraphResult:
         """Computes a step as one call.
@@ -122,7 +124,7 @@ class StepGraphs:
         sampling = self._pipeline.native(step.rows, at_once=step.at_once)
         assert sampling is not None
         taken = self._take(step, num_nodes, sampling.call)
-        result = taken.graph.replay(self._start(step, sampling.edits), step.works.num_rounds)
+        result = taken.graph.replay(self._start(step, sampling.edits), step.plan.num_rounds)
         self._give_back(taken)
         return result
 
@@ -131,28 +133,28 @@ class StepGraphs:
         self._graphs.clear()
 
     def _start(self, step: CapturedStep, edits: Any) -> GraphStart:
-        seats, works, draft, drafts = self._seats, step.works, step.draft, step.drafts
-        known = seats.num_tokens[works.seats]
-        depth = draft.depth if draft is not None else np.zeros(len(works), dtype=np.int32)
+        seats, plan, draft, drafts = self._seats, step.plan, step.draft, step.drafts
+        known = seats.num_tokens[plan.seats]
+        depth = draft.depth if draft is not None else np.zeros(len(plan), dtype=np.int32)
         return GraphStart(
-            seats=works.seats,
-            context=works.end,
-            output_index=(known - seats.prompt_len[works.seats]).astype(np.int64),
-            target_start=works.start,
-            draft_start=works.end if draft is None else draft.start,
+            seats=plan.seats,
+            context=plan.end,
+            output_index=(known - seats.prompt_len[plan.seats]).astype(np.int64),
+            target_start=plan.start,
+            draft_start=plan.end if draft is None else draft.start,
             depth=depth if drafts is None else drafts.deepest,
-            sampled=works.end == known,
-            requests=works.requests,
+            sampled=plan.end == known,
+            requests=plan.requests,
             drafts=drafts,
             edits=edits,
         )
 
     def _take(self, step: CapturedStep, num_nodes: int, call: Any) -> KeptGraph:
         """A graph for a step, which is kept no more: one whose call is cut short may be half planned."""
-        works, draft, drafts = step.works, step.draft, step.drafts
+        plan, draft, drafts = step.plan, step.draft, step.drafts
         depth = 0 if draft is None else int(draft.depth.max(initial=0))
         trees = not drafts.is_chain if drafts is not None else draft is not None and draft.makes_trees
-        sizes = self._sizes(works, draft, depth, 0 if draft is None else draft.num_nodes, trees=trees)
+        sizes = self._sizes(plan, draft, depth, 0 if draft is None else draft.num_nodes, trees=trees)
         if drafts is not None:
             nodes = max(drafts.width, num_nodes)
             sizes = replace(sizes, nodes=nodes, length=nodes)
@@ -170,12 +172,12 @@ class StepGraphs:
             self._graphs.popitem(last=False)
 
     @staticmethod
-    def _sizes(works: Works, draft: GraphDraft | None, depth: int, nodes: int, *, trees: bool) -> GraphSizes:
-        known, requests = int(works.num_known.sum()), _power_of_two(max(len(works), LEAST_REQUESTS))
+    def _sizes(plan: StepPlan, draft: GraphDraft | None, depth: int, nodes: int, *, trees: bool) -> GraphSizes:
+        known, requests = int(plan.num_known.sum()), _power_of_two(max(len(plan), LEAST_REQUESTS))
         if draft is not None:
-            known = max(known, int((works.end - draft.start).sum()))
+            known = max(known, int((plan.end - draft.start).sum()))
         rows = max(LEAST_ROWS, _power_of_two(known), requests * (depth + 1))
-        return GraphSizes(requests, nodes, depth, _power_of_two(works.num_rounds), rows, trees)
+        return GraphSizes(requests, nodes, depth, _power_of_two(plan.num_rounds), rows, trees)
 
     def _capture(self, draft: GraphDraft | None, depth: int, sizes: GraphSizes, call: Any) -> StepGraph:
         def describe(graph: RoundBuilder) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.core.batch import Drafts, Int32, Int64
+from paceline.core.batch import DraftTrees, Int32, Int64
 from paceline.core.seats import Seats
 from paceline.runner.executor import Pass
 from paceline.runner.model_runner import ModelRunner
@@ -121,7 +121,7 @@ class EagerBuilder:
                     context=np.array([until], dtype=np.int32),
                     sampled=one.sampled & (until == end),
                 )
-                placed = place(RowSpec(), part, Drafts.empty(1), self._seats, rows.runner.groups)
+                placed = place(RowSpec(), part, DraftTrees.empty(1), self._seats, rows.runner.groups)
                 found = rows.runner.forward(placed.batch, taps).logits
                 if len(found):
                     logits.append(found.clone())  # the next pass takes their memory
@@ -172,16 +172,16 @@ class EagerBuilder:
         self._counts[:] = self._trees.counts
         self._limit[:] = np.where(self._growing, self._counts, 0)
 
-    def drafts(self) -> Drafts:
+    def drafts(self) -> DraftTrees:
         """What has been drafted. The count is -1 where not even the first token is good.
 
         Then the logits were NaN, and so may be what is cached: the drafter must start over.
         """
         if self._trees is not None:
-            return Drafts(self._trees.tokens, self._trees.parents, self._counts)
+            return DraftTrees(self._trees.tokens, self._trees.parents, self._counts)
         used = int(self._counts.max(initial=0))
         probs = None if self._probs is None else self._probs[:, :used]
-        return Drafts.chains(np.ascontiguousarray(self._tokens[:, :used]), self._counts, probs)
+        return DraftTrees.chains(np.ascontiguousarray(self._tokens[:, :used]), self._counts, probs)
 
     def _ends(self, numbers: Int64, tokens: Int64) -> Bool:
         """Whether each sampled token would end its request: what is drafted behind it can never stand."""
@@ -213,12 +213,12 @@ class EagerBuilder:
         start = self._start
         return RowState(start.seats, start.context, start.start, start.output_index, self._growing, self._limit)
 
-    def _drafts(self) -> Drafts:
+    def _drafts(self) -> DraftTrees:
         if self._trees is not None:
-            return Drafts(self._trees.tokens, self._trees.parents, np.maximum(self._counts, 0))
+            return DraftTrees(self._trees.tokens, self._trees.parents, np.maximum(self._counts, 0))
         if not self._level:
-            return Drafts.empty(len(self._start.seats))
-        return Drafts.chains(self._tokens[:, : self._level], self._counts)
+            return DraftTrees.empty(len(self._start.seats))
+        return DraftTrees.chains(self._tokens[:, : self._level], self._counts)
 
 
 def _select(state: RowState, numbers: Int64) -> RowState:
@@ -234,9 +234,9 @@ def _select(state: RowState, numbers: Int64) -> RowState:
     )
 
 
-def _select_drafts(drafts: Drafts, numbers: Int64) -> Drafts:
+def _select_drafts(drafts: DraftTrees, numbers: Int64) -> DraftTrees:
     if len(numbers) == len(drafts.counts):
         return drafts
     if drafts.is_chain:
-        return Drafts.chains(drafts.tokens[numbers], drafts.counts[numbers])
-    return Drafts(drafts.tokens[numbers], drafts.parents[numbers], drafts.counts[numbers])
+        return DraftTrees.chains(drafts.tokens[numbers], drafts.counts[numbers])
+    return DraftTrees(drafts.tokens[numbers], drafts.parents[numbers], drafts.counts[numbers])

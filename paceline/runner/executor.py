@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from paceline.attention import LayerMap, attention_backends
-from paceline.core.batch import Batch, Drafts, Int32, Int64
+from paceline.core.batch import Batch, DraftTrees, Int32, Int64
 from paceline.core.request import Request
 from paceline.models import CausalLM
 from paceline.runner.rows import RowSpec
@@ -111,7 +111,7 @@ class GraphStart:
     sampled: npt.NDArray[np.bool_]
     """Whether the last known token is sampled."""
     requests: Sequence[Request]
-    drafts: Drafts | None = None
+    drafts: DraftTrees | None = None
     """Those of the first and only round, if the graph drafts none itself."""
     edits: Any = None
     """What the controls make of single logits of its samples."""

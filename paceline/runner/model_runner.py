@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from paceline.attention import LayerMap
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.core.batch import Batch, Int64, Output
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
@@ -30,7 +30,7 @@ def layers_by_lifetime(specs: Sequence[LayerSpec]) -> dict[int | None, list[int]
 class ModelRunner:
     """A model, the groups its layers cache in (all of them, in ``layers_by_lifetime`` order), and an executor."""
 
-    def __init__(self, model: CausalLM, groups: Sequence[LayerGroup], *, choice: Choice, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, groups: Sequence[KVGroup], *, choice: Choice, device: torch.device) -> None:
         self.model, self.groups, self.device = model, list(groups), device
         lifetimes = list(layers_by_lifetime(model.layer_specs).values())
         home = {layer: (group, index) for group, layers in enumerate(lifetimes) for index, layer in enumerate(layers)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from paceline.attention import LayerMap
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.models import CausalLM
 from paceline.runner.executor import Executor
 
@@ -15,5 +15,5 @@ class GraphModel(Protocol):
 
     model: CausalLM
     layers: LayerMap
-    groups: list[LayerGroup]
+    groups: list[KVGroup]
     executor: Executor

@@ -22,7 +22,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
-class Stretches:
+class Segments:
     """B stretches of items one after another."""
 
     start: Int32  # [B + 1] where each begins, and where the last one ends
@@ -30,7 +30,7 @@ class Stretches:
     place: Int32  # [n] its place in that
     one_each: bool
 
-    def spread(self, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    def expand(self, values: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """[B, ...] by stretch -> [n, ...] by item; not a copy where every stretch has one item."""
         return values if self.one_each else values[self.owner]
 
@@ -39,7 +39,7 @@ class Stretches:
 class Layout:
     """The rows of a step: each request's known tokens, then its draft's nodes."""
 
-    rows: Stretches
+    rows: Segments
     node_rows: Int64  # [n] rows that are draft nodes
     node_owner: Int32  # [n] the request of each of them
     node: Int32  # [n] its number in that one's draft
@@ -47,19 +47,19 @@ class Layout:
     sample_start: Int32  # [B + 1] a request's span in logit_rows
 
 
-def stretches(counts: Int32) -> Stretches:
+def segments(counts: Int32) -> Segments:
     """``counts`` int32[B]: the items of each stretch."""
-    return _stretches(counts.tobytes())
+    return _segments(counts.tobytes())
 
 
 @lru_cache(MOST_KEPT)
-def _stretches(key: bytes) -> Stretches:
+def _segments(key: bytes) -> Segments:
     counts = np.frombuffer(key, dtype=np.int32)
     start = np.zeros(len(counts) + 1, dtype=np.int32)
     np.cumsum(counts, out=start[1:])
     owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     place = np.arange(start[-1], dtype=np.int32) - start[owner]
-    return Stretches(_fixed(start), _fixed(owner), _fixed(place), bool((counts == 1).all()))
+    return Segments(_fixed(start), _fixed(owner), _fixed(place), bool((counts == 1).all()))
 
 
 def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_]) -> Layout:
@@ -73,10 +73,10 @@ def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_]) -
 @lru_cache(MOST_KEPT)
 def _layout(num_known: bytes, num_nodes: bytes, sampled: bytes) -> Layout:
     known, nodes = np.frombuffer(num_known, dtype=np.int32), np.frombuffer(num_nodes, dtype=np.int32)
-    rows = stretches(known + nodes)
+    rows = segments(known + nodes)
     node = rows.place - known[rows.owner]
     node_rows = np.flatnonzero(node >= 0)
-    spans = stretches(np.where(np.frombuffer(sampled, dtype=bool), nodes + (known > 0), 0).astype(np.int32))
+    spans = segments(np.where(np.frombuffer(sampled, dtype=bool), nodes + (known > 0), 0).astype(np.int32))
     logit_rows = (rows.start[:-1] + np.maximum(known - 1, 0))[spans.owner].astype(np.int64) + spans.place
     return Layout(
         rows, _fixed(node_rows), _fixed(rows.owner[node_rows]), _fixed(node[node_rows]), _fixed(logit_rows), spans.start

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from paceline.cache.group import LayerGroup
-from paceline.core.batch import Batch, Drafts, Int32, Int64, SampleRows, Works
+from paceline.cache.group import KVGroup
+from paceline.core.batch import Batch, DraftTrees, Int32, Int64, SampleRows, StepPlan
 from paceline.core.seats import Seats
-from paceline.runner.ragged import layout, stretches
+from paceline.runner.ragged import layout, segments
 
 Bool = npt.NDArray[np.bool_]
 
@@ -72,14 +72,14 @@ class Rows:
         return len(self.batch.token_ids)
 
 
-def place(spec: RowSpec, state: RowState, drafts: Drafts, seats: Seats, groups: Sequence[LayerGroup]) -> Rows:
+def place(spec: RowSpec, state: RowState, drafts: DraftTrees, seats: Seats, groups: Sequence[KVGroup]) -> Rows:
     """Lays out the rows of a stage, request by request, known tokens before nodes."""
     nodes = np.clip(np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node, 0, None)
     known = state.context - state.start if spec.known else np.zeros_like(state.context)
     first = state.start if spec.known else state.context + np.int32(spec.first_node)
     made = layout(known.astype(np.int32), nodes.astype(np.int32), state.sampled)
     rows = made.rows
-    seat, slot = rows.spread(state.seats), rows.spread(first) + rows.place
+    seat, slot = rows.expand(state.seats), rows.expand(first) + rows.place
     positions, visible = slot.astype(np.int64), slot + np.int32(1)
     token_ids = seats.tokens[seat, np.minimum(slot, seats.max_len - 1)].astype(np.int64)
     words = 0 if drafts.is_chain else -(-drafts.width // 64)
@@ -111,7 +111,7 @@ def place(spec: RowSpec, state: RowState, drafts: Drafts, seats: Seats, groups: 
     return Rows(batch, _samples(spec, state, drafts, made.sample_start, known))
 
 
-def _samples(spec: RowSpec, state: RowState, drafts: Drafts, sample_start: Int32, known: Int32) -> SampleRows:
+def _samples(spec: RowSpec, state: RowState, drafts: DraftTrees, sample_start: Int32, known: Int32) -> SampleRows:
     """Whose each sampled row is, which output token it decides, and the draft tokens before it."""
     counts = sample_start[1:] - sample_start[:-1]
     owner = np.repeat(np.arange(len(counts)), counts)
@@ -128,28 +128,28 @@ def _samples(spec: RowSpec, state: RowState, drafts: Drafts, sample_start: Int32
     return SampleRows(state.seats[owner], index, path)
 
 
-def sample_rows(works: Works, drafts: Drafts | None, seats: Seats) -> SampleRows:
+def sample_rows(plan: StepPlan, drafts: DraftTrees | None, seats: Seats) -> SampleRows:
     """The target's rows that are sampled in a step: the last known tokens, and the nodes of drafts that are there."""
-    known = seats.num_tokens[works.seats]
-    index = (known - seats.prompt_len[works.seats]).astype(np.int64)
-    sampled = works.end == known
+    known = seats.num_tokens[plan.seats]
+    index = (known - seats.prompt_len[plan.seats]).astype(np.int64)
+    sampled = plan.end == known
     if drafts is None or not drafts.width:
-        some = works.seats if sampled.all() else works.seats[sampled]
+        some = plan.seats if sampled.all() else plan.seats[sampled]
         index = index if len(some) == len(index) else index[sampled]
         return SampleRows(some, index, np.zeros((len(some), 0), dtype=np.int32))
-    ones = np.ones(len(works), dtype=np.int32)
-    state = RowState(works.seats, works.end, works.end - ones, index, sampled, drafts.counts)
-    starts = stretches(np.where(sampled, drafts.counts + 1, 0).astype(np.int32)).start
+    ones = np.ones(len(plan), dtype=np.int32)
+    state = RowState(plan.seats, plan.end, plan.end - ones, index, sampled, drafts.counts)
+    starts = segments(np.where(sampled, drafts.counts + 1, 0).astype(np.int32)).start
     return _samples(RowSpec(num_nodes=drafts.width), state, drafts, starts, ones)
 
 
-def cells(groups: Sequence[LayerGroup], seats: Int32, slots: Int32) -> Int64:
+def cells(groups: Sequence[KVGroup], seats: Int32, slots: Int32) -> Int64:
     """[G, T] physical cells."""
     if len(groups) == 1:
         return groups[0].cells(seats, slots)[None]
     return np.stack([group.cells(seats, slots) for group in groups])
 
 
-def first_visible(group: LayerGroup, positions: Int64) -> Int32 | None:
+def first_visible(group: KVGroup, positions: Int64) -> Int32 | None:
     """The first slot that rows see of a group with a window; None where they see the whole prefix."""
     return None if group.window is None else np.maximum(0, positions - group.window + 1).astype(np.int32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from paceline.core.batch import Verdict, Works
+from paceline.core.batch import StepPlan, Verdict
 from paceline.core.registry import Registry
 from paceline.core.request import FinishReason, Group, Request
 
@@ -12,11 +12,11 @@ from paceline.core.request import FinishReason, Group, Request
 class Selector(Protocol):
     """Sits between the verifier and the accepting of tokens, and at the end chooses what a call returns."""
 
-    def select(self, works: Works, verdict: Verdict) -> Verdict:
+    def select(self, plan: StepPlan, verdict: Verdict) -> Verdict:
         """The verdict to accept: as it was given, or with other tokens.
 
         Members of a group that compete, as beams do, are a matter of this method: it sees the whole step, and a
-        request of ``works`` names its group.
+        request of ``plan`` names its group.
         """
         ...
 
@@ -35,7 +35,7 @@ class SampleSelector:
     ended in an error coming last. Where every member is handed back they keep their order.
     """
 
-    def select(self, works: Works, verdict: Verdict) -> Verdict:  # noqa: ARG002
+    def select(self, plan: StepPlan, verdict: Verdict) -> Verdict:  # noqa: ARG002
         return verdict
 
     def finish(self, group: Group) -> list[Request]:

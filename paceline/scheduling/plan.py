@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.core.request import Request
 
 
@@ -44,7 +44,7 @@ class Plan:
             self.budget += share.num_rows
             self.chunk += share.num_known
 
-    def works(self) -> Works:
+    def step_plan(self) -> StepPlan:
         rows = [(request.seat, share.start, share.num_known, share.depth) for request, share in self._shares.items()]
         columns = np.array(rows, dtype=np.int32).reshape(-1, 4)
-        return Works(list(self._shares), *np.ascontiguousarray(columns.T))
+        return StepPlan(list(self._shares), *np.ascontiguousarray(columns.T))

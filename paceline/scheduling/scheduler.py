@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Int32, Works
+from paceline.core.batch import Int32, StepPlan
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
@@ -64,7 +64,7 @@ class Scheduler:
         # A cache that forgets must see whole sequences, so only the number of seats bounds its steps.
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
         self.pacer = ChunkPacer(config.prefill_chunk_seconds)
-        self.can_repeat: Callable[[Works], bool] = lambda _: False
+        self.can_repeat: Callable[[StepPlan], bool] = lambda _: False
         """Whether the rounds of a plan can follow one another in one call; whoever computes steps says so."""
         self._plain_rounds = self._draft_rounds = 1
         self._num_shares = 0
@@ -133,7 +133,7 @@ class Scheduler:
         """Offers a seated request's full pages to the prefix index."""
         self.seating.publish(request)
 
-    def plan(self, plain_rounds: int = 1, draft_rounds: int = 1) -> Works:
+    def plan(self, plain_rounds: int = 1, draft_rounds: int = 1) -> StepPlan:
         """The plan of the next step; pages for all its slots, drafts included, are reserved.
 
         ``plain_rounds`` and ``draft_rounds`` are the most rounds that a step without and with drafts may have.
@@ -143,14 +143,14 @@ class Scheduler:
         if self.policy.accounts:
             for request in self.running:
                 self.policy.serve(request)
-        works = self._plan_steady()
-        if works is None:
-            works = self._plan_each()
-        self._last_served[works.seats] = np.arange(self._num_shares, self._num_shares + len(works))
-        self._num_shares += len(works)
-        return works
+        plan = self._plan_steady()
+        if plan is None:
+            plan = self._plan_each()
+        self._last_served[plan.seats] = np.arange(self._num_shares, self._num_shares + len(plan))
+        self._num_shares += len(plan)
+        return plan
 
-    def _plan_steady(self) -> Works | None:
+    def _plan_steady(self) -> StepPlan | None:
         """The plan when everybody decodes, nobody may enter and no page is missing, without looking at requests."""
         if not self.running or self._somebody_may_enter():
             return None
@@ -164,32 +164,32 @@ class Scheduler:
         ends = known + num_nodes
         if len(seats) + int(num_nodes.sum()) > self.max_tokens:
             return None
-        works = Works(list(self.running), seats, start, num_known, depth)
-        repeated = self._repeated(works, ends, drafting)
+        plan = StepPlan(list(self.running), seats, start, num_known, depth)
+        repeated = self._repeated(plan, ends, drafting)
         if repeated is not None:
             return repeated
         held = self.cache.holds(seats, ends, self.target_groups)
         if not (held and self._drafter_holds(seats, ends, drafting)):
             return None
-        return works
+        return plan
 
-    def _repeated(self, works: Works, ends: Int32, drafting: list[int]) -> Works | None:
+    def _repeated(self, plan: StepPlan, ends: Int32, drafting: list[int]) -> StepPlan | None:
         """The plan with as many rounds as every request has room for, whose slots are reserved.
 
         None, and nothing has changed, if it can have but one.
         """
-        depth, most = works.draft_budget, self._draft_rounds if drafting else self._plain_rounds
+        depth, most = plan.draft_depth, self._draft_rounds if drafting else self._plain_rounds
         if most <= 1:
             return None
-        room = self.seating.last_slot[works.seats] - works.end + np.int32(1)
+        room = self.seating.last_slot[plan.seats] - plan.end + np.int32(1)
         rounds = min(most, int((room // (depth + 1)).min()))
         if rounds <= 1:
             return None
-        repeated = replace(works, num_rounds=rounds)
+        repeated = replace(plan, num_rounds=rounds)
         if not self.can_repeat(repeated):
             return None
         ends = ends + np.int32(rounds - 1) * (depth + np.int32(1))
-        return repeated if self._reserves_rounds(works.seats, ends, drafting) else None
+        return repeated if self._reserves_rounds(plan.seats, ends, drafting) else None
 
     def _reserves_rounds(self, seats: Int32, ends: Int32, drafting: list[int]) -> bool:
         """Whether the slots [0, ends) are writable now: the drafter's too, of those that are drafted for."""
@@ -229,7 +229,7 @@ class Scheduler:
             return False
         return bool(self.seats.num_free) or bool(self.precedence.displaceable(next(iter(self.waiting)), self.running))
 
-    def _plan_each(self) -> Works:
+    def _plan_each(self) -> StepPlan:
         plan, preempted = Plan(self.max_tokens), self.num_preemptions
         decoding, prefilling = self._running_order()
         others = len(decoding) + len(prefilling)
@@ -245,7 +245,7 @@ class Scheduler:
                 self._serve(request, plan, others)
         if self.num_preemptions == preempted:  # else whoever gave way would come straight back
             self._admit(plan)
-        return plan.works()
+        return plan.step_plan()
 
     def _running_order(self) -> tuple[list[Request], list[Request]]:
         """Decoding requests and prefilling ones: those go first, so that a long prompt never stalls them.

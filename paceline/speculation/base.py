@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.batch import DraftTrees, StepPlan, Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
@@ -57,7 +57,7 @@ class Proposer(Protocol):
         """Most nodes, hence slots and rows, that a draft of this depth takes."""
         ...
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         """Learns which nodes were accepted, after the requests took them and before seats are given back."""
         ...
 
@@ -83,14 +83,14 @@ class DraftsInGraph(Protocol):
 class DraftsOnHost(Protocol):
     """What a proposer that looks at tokens offers."""
 
-    def propose(self, works: Works) -> Drafts:
+    def propose(self, plan: StepPlan) -> DraftTrees:
         """One draft per request, no deeper than its budget; budget 0 gets an empty draft.
 
         Requests whose group does not speculate must be left alone.
 
         Where ``needs_probs``, whether a draft has a token at some depth may hang on the tokens before it, never on that
         token itself or on a later one: leaving out a token because it came out unlikely changes the distribution.
-        Tokens that are certain (``Drafts.probs`` is None) may be left out for any reason.
+        Tokens that are certain (``DraftTrees.probs`` is None) may be left out for any reason.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from paceline.core.batch import Int32, Verdict, Works
+from paceline.core.batch import Int32, StepPlan, Verdict
 from paceline.models import CausalLM
 from paceline.speculation.base import ProposerTools
 
@@ -26,30 +26,30 @@ class DraftCache:
         self.written: Int32 = np.zeros(tools.seats.capacity, dtype=np.int32)
         """[S] slots that hold K/V of known tokens, or of drafted ones that may yet be accepted."""
 
-    def active(self, works: Works) -> Bool:
+    def active(self, plan: StepPlan) -> Bool:
         """[B] whether a request speculates, and its drafts stay within the model's own context."""
-        speculate = np.array([request.group.speculate for request in works.requests], dtype=np.bool_)
-        further = (works.num_rounds - 1) * (works.draft_budget + 1)
-        fits: Bool = works.end + works.draft_budget + further <= self.max_positions
+        speculate = np.array([request.group.speculate for request in plan.requests], dtype=np.bool_)
+        further = (plan.num_rounds - 1) * (plan.draft_depth + 1)
+        fits: Bool = plan.end + plan.draft_depth + further <= self.max_positions
         return speculate & fits
 
-    def start(self, works: Works, active: Bool) -> Int32:
+    def start(self, plan: StepPlan, active: Bool) -> Int32:
         """[B] the first known token that is fed; the slot behind the last one for a request that is left alone."""
-        cached = self.groups[0].num_cached[works.seats]
-        found: Int32 = np.where(active, np.minimum(cached, works.end), works.end).astype(np.int32)
+        cached = self.groups[0].num_cached[plan.seats]
+        found: Int32 = np.where(active, np.minimum(cached, plan.end), plan.end).astype(np.int32)
         return found
 
-    def note(self, works: Works, active: Bool, ends: Int32) -> None:
+    def note(self, plan: StepPlan, active: Bool, ends: Int32) -> None:
         """``ends`` int32[B]: slots that hold K/V now, of drafted tokens too. Those of a tree are computed again."""
-        seats = works.seats[active]
-        self.written[seats] = np.minimum(ends, works.end)[active] if self._trees else ends[active]
+        seats = plan.seats[active]
+        self.written[seats] = np.minimum(ends, plan.end)[active] if self._trees else ends[active]
 
-    def commit(self, works: Works, verdict: Verdict) -> None:
+    def commit(self, plan: StepPlan, verdict: Verdict) -> None:
         """Keeps what was accepted."""
-        active = self.active(works)
-        seats = works.seats[active]
+        active = self.active(plan)
+        seats = plan.seats[active]
         accepted = np.array([len(path) for path in verdict.path], dtype=np.int32)[active]
-        valid = np.minimum(self.written[seats], works.end[active] + accepted)
+        valid = np.minimum(self.written[seats], plan.end[active] + accepted)
         self._cache.commit(seats, valid, self._numbers)
 
     def forget(self, seat: int) -> None:

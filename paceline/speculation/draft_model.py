@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paceline.core.batch import Verdict, Works
+from paceline.core.batch import StepPlan, Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import CausalLM
@@ -39,7 +39,7 @@ class DraftModelProposer:
                 found = graph.forward(rows)
             graph.extend(graph.sample(found.logits, rows))
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         pass
 
     def forget(self, seat: int) -> None:

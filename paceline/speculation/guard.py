@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.core.batch import Drafts, Int32, Verdict, Works
+from paceline.core.batch import DraftTrees, Int32, StepPlan, Verdict
 from paceline.core.errors import ConfigError
 from paceline.runner import DraftStart, EagerBuilder, GraphDraft, GraphResult
 from paceline.speculation.base import DraftsInGraph, DraftsOnHost, Proposer, ProposerTools
@@ -62,7 +62,7 @@ class GuardedProposer:
     def num_nodes(self, depth: int) -> int:
         return 0 if self.counters.disabled else self._nodes[depth]
 
-    def graph_draft(self, works: Works) -> GraphDraft | None:
+    def graph_draft(self, plan: StepPlan) -> GraphDraft | None:
         """What the proposer does in the rounds of a step, if it does it there."""
         inner = self.inner
         if (
@@ -72,65 +72,65 @@ class GuardedProposer:
             or not isinstance(inner, DraftsInGraph)
         ):
             return None
-        active = self.cache.active(works)
-        if not active.any() or (works.num_rounds > 1 and (works.draft_budget[~active] > 0).any()):
+        active = self.cache.active(plan)
+        if not active.any() or (plan.num_rounds > 1 and (plan.draft_depth[~active] > 0).any()):
             return None
         assert self.tools.runner is not None
-        depth: Int32 = np.where(active, works.draft_budget, 0).astype(np.int32)
+        depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
         nodes = self._nodes[int(depth.max(initial=0))]
-        start = self.cache.start(works, active)
+        start = self.cache.start(plan, active)
         return GraphDraft(self.name, inner.draft, self.tools.runner, self.makes_trees, start, depth, nodes)
 
-    def replayed(self, works: Works, result: GraphResult) -> None:
+    def replayed(self, plan: StepPlan, result: GraphResult) -> None:
         """Takes note of drafts that were made in the rounds of a step."""
         assert self.cache is not None
         self._in_a_row["graph"] = 0
-        active = self.cache.active(works)
-        drafted = active & (works.draft_budget > 0)
-        self.cache.note(works, active, np.where(drafted, result.draft_end, works.end).astype(np.int32))
-        counts = np.where(drafted, works.draft_budget, 0).astype(np.int32)
-        self._struck(works, counts, np.where(result.broken, 0, counts).astype(np.int32))
+        active = self.cache.active(plan)
+        drafted = active & (plan.draft_depth > 0)
+        self.cache.note(plan, active, np.where(drafted, result.draft_end, plan.end).astype(np.int32))
+        counts = np.where(drafted, plan.draft_depth, 0).astype(np.int32)
+        self._struck(plan, counts, np.where(result.broken, 0, counts).astype(np.int32))
 
-    def failed_in_graph(self, works: Works, error: Exception) -> None:
+    def failed_in_graph(self, plan: StepPlan, error: Exception) -> None:
         """The rounds of a step raised: the drafter starts over, without pages, so that this step has no drafts."""
-        self._failed("graph", error, works.seats)
+        self._failed("graph", error, plan.seats)
 
-    def propose(self, works: Works) -> Drafts:
+    def propose(self, plan: StepPlan) -> DraftTrees:
         if self.counters.disabled:
-            return Drafts.empty(len(works))
+            return DraftTrees.empty(len(plan))
         try:
-            drafts = self._checked(works, self._proposed(self._copied(works)))
+            drafts = self._checked(plan, self._proposed(self._copied(plan)))
         except Exception as error:  # whatever a drafter raises, its requests go on without it
-            self._failed("propose", error, works.seats)
-            return Drafts.empty(len(works))
+            self._failed("propose", error, plan.seats)
+            return DraftTrees.empty(len(plan))
         self._in_a_row["propose"] = 0
         return drafts
 
-    def _proposed(self, works: Works) -> Drafts:
+    def _proposed(self, plan: StepPlan) -> DraftTrees:
         inner = self.inner
         if isinstance(inner, DraftsOnHost):
-            return inner.propose(works)
+            return inner.propose(plan)
         assert isinstance(inner, DraftsInGraph)
         assert self.cache is not None
-        active = self.cache.active(works)
-        builder, depth = self._eager_builder(works, active)
+        active = self.cache.active(plan)
+        builder, depth = self._eager_builder(plan, active)
         inner.draft(builder, depth)
-        self.cache.note(works, active, builder.fed_end)
+        self.cache.note(plan, active, builder.fed_end)
         return builder.drafts()
 
-    def _eager_builder(self, works: Works, active: Bool) -> tuple[EagerBuilder, int]:
+    def _eager_builder(self, plan: StepPlan, active: Bool) -> tuple[EagerBuilder, int]:
         assert self.cache is not None
         tools = self.tools
-        depth: Int32 = np.where(active, works.draft_budget, 0).astype(np.int32)
+        depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
         deepest = int(depth.max(initial=0))
-        known = tools.seats.num_tokens[works.seats] - tools.seats.prompt_len[works.seats]
+        known = tools.seats.num_tokens[plan.seats] - tools.seats.prompt_len[plan.seats]
         start = DraftStart(
-            seats=works.seats,
-            context=works.end,
-            start=self.cache.start(works, active),
+            seats=plan.seats,
+            context=plan.end,
+            start=self.cache.start(plan, active),
             output_index=known.astype(np.int64),
             depth=depth,
-            stop_ids=[request.stop_ids for request in works.requests],
+            stop_ids=[request.stop_ids for request in plan.requests],
         )
         builder = EagerBuilder(
             start,
@@ -142,15 +142,15 @@ class GuardedProposer:
         )
         return builder, deepest
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         if self.counters.disabled:
             return
         try:
             if self.cache is not None:
-                self.cache.commit(works, verdict)
-            self.inner.observe(works, verdict)
+                self.cache.commit(plan, verdict)
+            self.inner.observe(plan, verdict)
         except Exception as error:
-            self._failed("observe", error, works.seats)
+            self._failed("observe", error, plan.seats)
         else:
             self._in_a_row["observe"] = 0
 
@@ -185,28 +185,28 @@ class GuardedProposer:
             self._drop(seat)
             self.tools.cache.discard(seat, self.tools.groups)
 
-    def _copied(self, works: Works) -> Works:
+    def _copied(self, plan: StepPlan) -> StepPlan:
         """Copies: what a drafter writes into its arguments must not reach the step."""
-        return Works(
-            requests=list(works.requests),
-            seats=works.seats.copy(),
-            start=works.start.copy(),
-            num_known=works.num_known.copy(),
-            draft_budget=works.draft_budget.copy(),
-            num_rounds=works.num_rounds,
+        return StepPlan(
+            requests=list(plan.requests),
+            seats=plan.seats.copy(),
+            start=plan.start.copy(),
+            num_known=plan.num_known.copy(),
+            draft_depth=plan.draft_depth.copy(),
+            num_rounds=plan.num_rounds,
         )
 
-    def _checked(self, works: Works, drafts: Drafts) -> Drafts:
-        _check_arrays(drafts, len(works), self.vocab_size, self.tools.pipeline.state.device)
-        fresh = Drafts(drafts.tokens, drafts.parents, drafts.counts, drafts.probs)  # of which nothing is cached yet
-        safe, bad = (fresh, self._malformed(works, fresh)) if fresh.is_chain else self._checked_trees(works, fresh)
+    def _checked(self, plan: StepPlan, drafts: DraftTrees) -> DraftTrees:
+        _check_arrays(drafts, len(plan), self.vocab_size, self.tools.pipeline.state.device)
+        fresh = DraftTrees(drafts.tokens, drafts.parents, drafts.counts, drafts.probs)  # of which nothing is cached yet
+        safe, bad = (fresh, self._malformed(plan, fresh)) if fresh.is_chain else self._checked_trees(plan, fresh)
         counts = np.where(bad, 0, drafts.counts).astype(np.int32) if bad.any() else drafts.counts
         if drafts.probs is not None:
             counts = _drawn(replace(safe, counts=counts), drafts.probs)
-        counts = self._struck(works, drafts.counts, counts)
+        counts = self._struck(plan, drafts.counts, counts)
         return safe if counts is safe.counts and counts.dtype == np.int32 else replace(safe, counts=counts)
 
-    def _checked_trees(self, works: Works, drafts: Drafts) -> tuple[Drafts, Bool]:
+    def _checked_trees(self, plan: StepPlan, drafts: DraftTrees) -> tuple[DraftTrees, Bool]:
         """Drafts of which every node has a parent before it, and which of them were malformed [B]."""
         node = np.arange(drafts.width, dtype=np.int32)
         wild = (drafts.parents < -1) | (drafts.parents >= node)
@@ -214,34 +214,34 @@ class GuardedProposer:
             wild |= drafts.parents != node - 1
         # A chain in their place: what is dropped or padding may hold anything, and depths are read of every node.
         safe = replace(drafts, parents=np.where(wild, node - 1, drafts.parents))
-        return safe, self._malformed(works, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
+        return safe, self._malformed(plan, safe) | (wild & (node < drafts.counts[:, None])).any(axis=1)
 
-    def _struck(self, works: Works, claimed: Int32, counts: Int32) -> Int32:
+    def _struck(self, plan: StepPlan, claimed: Int32, counts: Int32) -> Int32:
         """Takes note of the drafts of which less than was claimed is left; returns ``counts`` [B]."""
         bad = counts != claimed
-        strikes = self._strikes[works.seats]
+        strikes = self._strikes[plan.seats]
         if not (bad.any() or strikes.any()):
             return counts
-        self._strikes[works.seats] = np.where(bad, strikes + 1, np.where(claimed > 0, 0, strikes))
-        for number in np.flatnonzero(self._strikes[works.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
+        self._strikes[plan.seats] = np.where(bad, strikes + 1, np.where(claimed > 0, 0, strikes))
+        for number in np.flatnonzero(self._strikes[plan.seats] >= MAX_FAILURES_IN_A_ROW).tolist():
             # No more drafts are asked for, and the drafter stops feeding its cache, perhaps with NaN.
-            works.requests[number].group.speculate = False
+            plan.requests[number].group.speculate = False
         if bad.any():
             self.counters.num_rejected_drafts += int(bad.sum())
             log.warning("%d malformed drafts were dropped", int(bad.sum()))
-            self._reset(works.seats[bad].tolist())
+            self._reset(plan.seats[bad].tolist())
         return counts
 
-    def _malformed(self, works: Works, drafts: Drafts) -> Bool:
+    def _malformed(self, plan: StepPlan, drafts: DraftTrees) -> Bool:
         """[B] a token outside the vocabulary, or more nodes or depth than allowed."""
         used = np.arange(drafts.width) < drafts.counts[:, None]
-        limit = np.minimum(self._nodes_by_depth[works.draft_budget], drafts.width)
-        wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > works.draft_budget[:, None])
+        limit = np.minimum(self._nodes_by_depth[plan.draft_depth], drafts.width)
+        wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > plan.draft_depth[:, None])
         bad: Bool = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
 
 
-def _drawn(drafts: Drafts, probs: torch.Tensor) -> Int32:
+def _drawn(drafts: DraftTrees, probs: torch.Tensor) -> Int32:
     """[B] how much of each chain can be kept, its tokens being drawn from ``probs`` f[B, N, V].
 
     A chain ends before the first row that is no distribution. That row hangs on the tokens before it alone, so cutting
@@ -278,7 +278,7 @@ def _node_table(inner: Proposer, max_depth: int) -> list[int]:
     return nodes
 
 
-def _check_arrays(drafts: Drafts, num_requests: int, vocab_size: int, device: torch.device) -> None:
+def _check_arrays(drafts: DraftTrees, num_requests: int, vocab_size: int, device: torch.device) -> None:
     shape = (num_requests, drafts.width)
     wanted = ((drafts.tokens, shape), (drafts.parents, shape), (drafts.counts, shape[:1]))
     if any(array.shape != expected or array.dtype.kind != "i" for array, expected in wanted):

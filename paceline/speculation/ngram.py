@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.batch import DraftTrees, StepPlan, Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.models import CausalLM
 from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers
@@ -52,22 +52,22 @@ class NgramProposer:
     def num_nodes(self, depth: int) -> int:
         return depth
 
-    def propose(self, works: Works) -> Drafts:
-        width = int(works.draft_budget.max(initial=0))
-        tokens = np.zeros((len(works), width), dtype=np.int32)
-        counts = np.zeros(len(works), dtype=np.int32)
-        for number in np.flatnonzero(works.draft_budget > 0).tolist():
-            found = self._index(int(works.seats[number])).lookup(int(works.draft_budget[number]))
+    def propose(self, plan: StepPlan) -> DraftTrees:
+        width = int(plan.draft_depth.max(initial=0))
+        tokens = np.zeros((len(plan), width), dtype=np.int32)
+        counts = np.zeros(len(plan), dtype=np.int32)
+        for number in np.flatnonzero(plan.draft_depth > 0).tolist():
+            found = self._index(int(plan.seats[number])).lookup(int(plan.draft_depth[number]))
             tokens[number, : len(found)] = found
             counts[number] = len(found)
-        return Drafts.chains(tokens, counts)
+        return DraftTrees.chains(tokens, counts)
 
     def _index(self, seat: int) -> NgramIndex:
         index = self._indexes.setdefault(seat, NgramIndex(self.low, self.high))
         index.extend(self.seats.tokens[seat, len(index.tokens) : self.seats.num_tokens[seat]].tolist())
         return index
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         pass
 
     def forget(self, seat: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline.benchmark.statistics import PairedRatio, Spread, paired_ratio, spread
+from paceline.benchmark.statistics import PairedRatio, Spread, expand, paired_ratio
 from scripts.measure_peers.checkpoints import SHAPES
 from scripts.measure_peers.parts import DECODE
 from scripts.measure_peers.sides import BYTES
@@ -32,7 +32,7 @@ class Column:
             name: [block["sides"][name][metric] for block in point["blocks"] if name in block["sides"]]
             for name in point.get("about", {})
         }
-        found = {name: spread(numbers) for name, numbers in values.items() if numbers}
+        found = {name: expand(numbers) for name, numbers in values.items() if numbers}
         ranked = sorted(found.items(), key=lambda item: -item[1].median)
         return cls(title, point, seed, dict(ranked))
 
@@ -68,7 +68,7 @@ class Column:
             for block in self.point["blocks"]
             if name in block["sides"]
         ]
-        return spread(shares)
+        return expand(shares)
 
 
 def bandwidth(block: Record, kind: str) -> float:
@@ -135,6 +135,6 @@ def ratio_table(column: Column) -> str:
 def probe_line(column: Column) -> str:
     """What memory gave meanwhile."""
     blocks = column.point["blocks"]
-    found = {kind: spread([bandwidth(block, kind) / 1e9 for block in blocks]) for kind in blocks[0]["probes"][0]}
+    found = {kind: expand([bandwidth(block, kind) / 1e9 for block in blocks]) for kind in blocks[0]["probes"][0]}
     each = (f"{kind} {one.median:.0f} ({one.low:.0f}-{one.high:.0f})" for kind, one in found.items())
     return f"Probed bandwidth, GB/s, by the bytes of the weights: {', '.join(each)}. {len(blocks)} rounds."

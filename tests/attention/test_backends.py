@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from paceline.attention import LayerMap, attention_backends
-from paceline.cache import DenseStore, LayerGroup, PageAllocator
-from paceline.core.batch import Drafts, Works
+from paceline.cache import DenseStore, KVGroup, PageAllocator
+from paceline.core.batch import DraftTrees, StepPlan
 from paceline.core.errors import ConfigError
 from paceline.core.layer import LayerSpec
 from paceline.core.params import SamplingParams
@@ -33,7 +33,7 @@ WIDEST = {"native": torch.float32}
 """What a backend computes in, where that is not float64."""
 
 
-def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape: str):
+def batch_of(group: KVGroup, seats: Seats, random: np.random.Generator, shape: str):
     """Three requests in the shape asked for, their earlier slots already filled."""
     requests = []
     for length in (9, 21, 14):
@@ -47,13 +47,13 @@ def batch_of(group: LayerGroup, seats: Seats, random: np.random.Generator, shape
     nodes = {"decode": 0, "tree": 70, "chunks": 0, "mixed": 5}[shape]
     counts = np.array([nodes, 0 if shape == "mixed" else nodes, max(0, nodes - 2)], dtype=np.int32)
     parents = np.array([[random.integers(-1, node) if node else -1 for node in range(nodes)] for _ in own])
-    drafts = Drafts(
+    drafts = DraftTrees(
         random.integers(0, 50, (3, nodes)).astype(np.int32), parents.astype(np.int32).reshape(3, -1), counts
     )
-    works = Works(requests, own, seats.num_tokens[own] - known, known, counts)
-    for seat, end in zip(own.tolist(), (works.end + counts).tolist(), strict=True):
+    plan = StepPlan(requests, own, seats.num_tokens[own] - known, known, counts)
+    for seat, end in zip(own.tolist(), (plan.end + counts).tolist(), strict=True):
         assert group.reserve(seat, 0, end)
-    return verify_rows(works, drafts, seats, [group]).batch
+    return verify_rows(plan, drafts, seats, [group]).batch
 
 
 @pytest.mark.parametrize("shape", ["decode", "tree", "chunks", "mixed"])
@@ -65,7 +65,7 @@ def test_backend_equals_the_reference(backend: str, spec: LayerSpec, shape: str)
         random = np.random.default_rng(0)
         torch.manual_seed(0)
         store = DenseStore([spec], num_pages=80, page_size=4, dtype=dtype, device="cpu")
-        group = LayerGroup("g", store, PageAllocator(79), num_seats=4, max_slots=128, window=spec.window)
+        group = KVGroup("g", store, PageAllocator(79), num_seats=4, max_slots=128, window=spec.window)
         store.write(0, *torch.randn(2, 79 * 4, spec.num_kv_heads, 8).to(dtype), *_all_cells(79, 4))
         batch = batch_of(group, Seats(4, 128), random, shape)
         attention = attention_backends[name](layers_of(spec, store), torch.device("cpu"))

@@ -10,7 +10,7 @@ import pytest
 
 from paceline.benchmark.measure import measure
 from paceline.benchmark.schedule import Plan
-from paceline.benchmark.statistics import paired_ratio, percentiles, spread
+from paceline.benchmark.statistics import expand, paired_ratio, percentiles
 from paceline.benchmark.trial import CONTROL, SUBJECT, Sample, Side, TrialError, command_side
 from paceline.core.errors import ConfigError
 from tests.benchmark.fakes import FakeClock, FakeProbes, NoisyTrials, experiment, raw_file
@@ -67,7 +67,7 @@ def test_known_figures(tmp_path):
 
 
 def test_statistics_by_hand():
-    found = spread([1.0, 2.0, 3.0, 4.0, 100.0])
+    found = expand([1.0, 2.0, 3.0, 4.0, 100.0])
     assert (found.median, found.mad, found.iqr) == (3.0, 1.0, 2.0)
     assert percentiles([1.0, 2.0, 3.0], (50,)) == {"p50": 2.0}
     assert percentiles([], (50,)) == {"p50": None}

@@ -8,24 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.cache import DenseStore, LayerGroup, PageAllocator
+from paceline.cache import DenseStore, KVGroup, PageAllocator
 from paceline.core.layer import LayerSpec
 
 SPEC = LayerSpec(num_heads=2, num_kv_heads=1, head_dim=4, scale=0.5)
 
 
-def group_of(num_pages: int, *, page_size: int = 4, window: int | None = None) -> LayerGroup:
+def group_of(num_pages: int, *, page_size: int = 4, window: int | None = None) -> KVGroup:
     store = DenseStore([SPEC], num_pages=num_pages + 1, page_size=page_size, dtype=torch.float32, device="cpu")
-    return LayerGroup("test", store, PageAllocator(num_pages), num_seats=4, max_slots=64, window=window)
+    return KVGroup("test", store, PageAllocator(num_pages), num_seats=4, max_slots=64, window=window)
 
 
-def write(group: LayerGroup, seat: int, slots: list[int], value: float) -> None:
+def write(group: KVGroup, seat: int, slots: list[int], value: float) -> None:
     cells = torch.from_numpy(group.cells(np.full(len(slots), seat, dtype=np.int32), np.array(slots, dtype=np.int32)))
     kv = torch.full((len(slots), 1, 4), value)
     group.store.write(0, kv, kv, cells // group.page_size, cells % group.page_size)
 
 
-def read(group: LayerGroup, seat: int, slot: int) -> float:
+def read(group: KVGroup, seat: int, slot: int) -> float:
     cell = int(group.cells(np.array([seat]), np.array([slot], dtype=np.int32))[0])
     k, _ = group.store.read(0, torch.tensor([cell // group.page_size]))
     return float(k[0, 0, cell % group.page_size, 0])

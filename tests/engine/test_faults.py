@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.cache import LayerGroup
-from paceline.core.batch import Drafts
+from paceline.cache import KVGroup
+from paceline.core.batch import DraftTrees
 from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
@@ -108,12 +108,12 @@ def test_raising_now_and_then_does_not_end_speculation(models: Models, expected)
     assert engine.counters.num_accepted > 0
 
 
-def chain(tokens: Any, counts: Any = None) -> Drafts:
+def chain(tokens: Any, counts: Any = None) -> DraftTrees:
     counts = np.full(len(tokens), tokens.shape[1], dtype=np.int32) if counts is None else counts
-    return Drafts.chains(np.asarray(tokens), counts)
+    return DraftTrees.chains(np.asarray(tokens), counts)
 
 
-MALFORMED: dict[str, Callable[[Drafts], Any]] = {
+MALFORMED: dict[str, Callable[[DraftTrees], Any]] = {
     "token beyond the vocabulary": lambda d: replace(d, tokens=d.tokens + VOCAB_SIZE),
     "negative token": lambda d: replace(d, tokens=d.tokens - VOCAB_SIZE),
     "parents point forward": lambda d: replace(d, parents=d.parents + 2),
@@ -128,12 +128,12 @@ MALFORMED: dict[str, Callable[[Drafts], Any]] = {
     ),
 }
 
-RUBBISH: dict[str, Callable[[Drafts], Any]] = {
+RUBBISH: dict[str, Callable[[DraftTrees], Any]] = {
     "nothing": lambda d: None,
     "a list": lambda d: d.tokens.tolist(),
     "a request too many": lambda d: chain(np.zeros((len(d.counts) + 1, 2), dtype=np.int32)),
     "a request too few": lambda d: chain(np.zeros((len(d.counts) - 1, 2), dtype=np.int32)),
-    "flat": lambda d: Drafts(d.tokens.ravel(), d.parents.ravel(), d.counts),
+    "flat": lambda d: DraftTrees(d.tokens.ravel(), d.parents.ravel(), d.counts),
     "parents of another width": lambda d: replace(d, parents=d.parents[:, :-1]),
     "counts as a column": lambda d: replace(d, counts=d.counts[:, None]),
     "float tokens": lambda d: replace(d, tokens=d.tokens.astype(np.float32)),
@@ -166,10 +166,10 @@ def test_senseless_drafts(name, times, models: Models, expected, warnings) -> No
 def test_padding_may_hold_anything(models: Models, expected) -> None:
     """What lies past a draft's count is nobody's business."""
 
-    def litter(drafts: Drafts) -> Drafts:
+    def litter(drafts: DraftTrees) -> DraftTrees:
         used = np.arange(drafts.width) < drafts.counts[:, None] - 1
         tokens, parents = np.where(used, drafts.tokens, -7), np.where(used, drafts.parents, 1000)
-        return Drafts(tokens, parents, np.maximum(drafts.counts - 1, 0))
+        return DraftTrees(tokens, parents, np.maximum(drafts.counts - 1, 0))
 
     engine = models.engine(NEAR)
     misbehave(engine, "propose", litter)
@@ -179,7 +179,7 @@ def test_padding_may_hold_anything(models: Models, expected) -> None:
 
 
 def test_one_bad_draft_leaves_the_others(models: Models, expected) -> None:
-    def spoil_first(drafts: Drafts) -> Drafts:
+    def spoil_first(drafts: DraftTrees) -> DraftTrees:
         return replace(drafts, tokens=np.where(np.arange(len(drafts.counts))[:, None] == 0, -5, drafts.tokens))
 
     engine = models.engine(NEAR)
@@ -345,10 +345,10 @@ def test_a_drafter_that_cannot_count_is_refused_at_the_start(nodes, models: Mode
 
 
 def test_what_a_drafter_writes_into_its_arguments_stays_there(models: Models, expected, monkeypatch) -> None:
-    def vandal(self, works):
-        for array in (works.seats, works.start, works.num_known, works.draft_budget):
+    def vandal(self, plan):
+        for array in (plan.seats, plan.start, plan.num_known, plan.draft_depth):
             array[:] = 99
-        works.requests.clear()
+        plan.requests.clear()
         raise RuntimeError("half-way")
 
     monkeypatch.setattr(NgramProposer, "propose", vandal)
@@ -371,7 +371,7 @@ def test_a_perfect_drafter_is_always_right(models: Models) -> None:
 def test_pages_of_a_drafter_of_nan_come_back_clean(resets, models: Models, monkeypatch) -> None:
     """What the guard takes from a failed drafter is zeroed: a masked NaN would spoil its next owner's drafts."""
     if not resets:
-        monkeypatch.setattr(LayerGroup, "clear", LayerGroup.release)
+        monkeypatch.setattr(KVGroup, "clear", KVGroup.release)
     engine = models.engine({**NEAR, "model": "nan"})
     ask(engine)
     group = engine.cache.groups[1]

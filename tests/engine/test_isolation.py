@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.cache import LayerGroup
-from paceline.core.batch import Works
+from paceline.cache import KVGroup
+from paceline.core.batch import StepPlan
 from paceline.core.request import Group, Request
 from paceline.engine import engine as engine_module
 from paceline.engine.engine import Engine
@@ -71,7 +71,7 @@ class Poison:
         return output
 
     @staticmethod
-    def _spoil(group: LayerGroup, seat: int, num_pages: int) -> None:
+    def _spoil(group: KVGroup, seat: int, num_pages: int) -> None:
         """NaN in every cell of the request's pages that holds nothing of worth."""
         slots = np.arange(group.num_cached[seat], num_pages * group.page_size, dtype=np.int32)
         cells = torch.from_numpy(group.cells(np.full(len(slots), seat), slots))
@@ -121,28 +121,28 @@ def test_a_poison_request_fails_alone(speculation, error, after, models: Models,
 
 
 def fail_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    def everybody(works: Any, attempt: Any, fail: Callable[[Request], None]) -> None:
-        for request in works.requests:
+    def everybody(plan: Any, attempt: Any, fail: Callable[[Request], None]) -> None:
+        for request in plan.requests:
             fail(request)
 
     monkeypatch.setattr(engine_module, "isolate", everybody)
 
 
 def fail_the_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
-    def blame(works: Any, attempt: Any, fail: Callable[[Request], None]) -> None:
-        isolate(works, attempt, lambda one: fail(next((r for r in works.requests if r is not one), one)))
+    def blame(plan: Any, attempt: Any, fail: Callable[[Request], None]) -> None:
+        isolate(plan, attempt, lambda one: fail(next((r for r in plan.requests if r is not one), one)))
 
     monkeypatch.setattr(engine_module, "isolate", blame)
 
 
 def cut_seats_apart_from_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = Works.select
+    true = StepPlan.select
 
-    def wrong(works: Works, chosen: Any) -> Any:
-        part = true(works, chosen)
-        return replace(part, seats=works.seats[-len(part) :] if chosen.start is None else works.seats[: len(part)])
+    def wrong(plan: StepPlan, chosen: Any) -> Any:
+        part = true(plan, chosen)
+        return replace(part, seats=plan.seats[-len(part) :] if chosen.start is None else plan.seats[: len(part)])
 
-    monkeypatch.setattr(Works, "select", wrong)
+    monkeypatch.setattr(StepPlan, "select", wrong)
 
 
 @pytest.mark.parametrize("plant", [fail_everybody, fail_the_neighbour, cut_seats_apart_from_requests])
@@ -156,7 +156,7 @@ def test_planted_bug_is_caught(plant, models: Models, expected, monkeypatch) -> 
 @pytest.mark.parametrize("clears", [True, False], ids=["as it is", "planted bug"])
 def test_what_a_failed_step_wrote_reaches_nobody(clears, models: Models, monkeypatch) -> None:
     if not clears:
-        monkeypatch.setattr(LayerGroup, "clear", LayerGroup.release)
+        monkeypatch.setattr(KVGroup, "clear", KVGroup.release)
     engine = models.engine(SPECULATION["near"], **SMALL)
     bad = begin(engine, BAD, greedy(ignore_eos=True))
     Poison(engine, bad.members[0], ERRORS[0], after=3)
@@ -345,10 +345,10 @@ def test_isolating_finds_every_culprit_and_attempts_everybody_else_once(num_requ
     engine = models.engine(max_num_seqs=16)
     for number in range(num_requests):
         begin(engine, random_prompt(number, 5), greedy())
-    works = engine.scheduler.plan()
-    assert len(works) == num_requests
+    plan = engine.scheduler.plan()
+    assert len(plan) == num_requests
     for bad in range(2**num_requests if num_requests < 4 else 40):
-        culprits = {r for place, r in enumerate(works.requests) if (bad * 37 >> place) & 1}
+        culprits = {r for place, r in enumerate(plan.requests) if (bad * 37 >> place) & 1}
         done: list[Request] = []
         failed: list[Request] = []
         attempts: list[int] = []
@@ -361,7 +361,7 @@ def test_isolating_finds_every_culprit_and_attempts_everybody_else_once(num_requ
             done.extend(part.requests)
             return True
 
-        isolate(works, attempt, failed.append)
+        isolate(plan, attempt, failed.append)
         assert set(failed) == culprits
         assert len(done) == len(set(done)) == num_requests - len(culprits)
         assert len(attempts) <= 1 + 2 * max(1, len(culprits)) * math.ceil(math.log2(num_requests) or 1)

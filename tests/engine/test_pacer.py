@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paceline import SamplingParams
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.core.request import Group, Request
 from paceline.engine.pacer import FEWEST, StepPacer, estimated_speedup
 from tests.engine.helpers import greedy, make, random_prompt
@@ -21,10 +21,10 @@ def member() -> Request:
 
 def step(times: StepPacer, requests: list[Request], kept: list[int], seconds: float, *, drafted=0, known=1) -> None:
     zeros = np.zeros(len(requests), dtype=np.int32)
-    works = Works(requests, zeros, zeros, np.full(len(requests), known, dtype=np.int32), zeros)
+    plan = StepPlan(requests, zeros, zeros, np.full(len(requests), known, dtype=np.int32), zeros)
     for request in requests:
         request.num_drafted += drafted
-    times.record(works, list(zip(requests, kept, strict=True)), seconds, drafted=drafted > 0)
+    times.record(plan, list(zip(requests, kept, strict=True)), seconds, drafted=drafted > 0)
 
 
 def test_a_step_of_several_tokens_stands_for_as_many_plain_ones():

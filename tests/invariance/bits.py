@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.core.batch import Works
+from paceline.core.batch import StepPlan
 from paceline.engine.compute import StepResult
 from paceline.engine.engine import Engine
 from tests.invariance.engines import Hook, Job, Tokens, one_by_one, run
@@ -21,9 +21,9 @@ def run_for_logits(engine: Engine, jobs: Sequence[Job], *, hook: Hook | None = N
     kept: Logits = {}
     compute = one_by_one(engine).computation.run
 
-    def recorded(works: Works) -> StepResult:
-        outcome = compute(works)
-        for number, request in enumerate(works.requests):
+    def recorded(plan: StepPlan) -> StepResult:
+        outcome = compute(plan)
+        for number, request in enumerate(plan.requests):
             for place, row in enumerate(outcome.verdict.rows[number]):
                 output_index = len(request.output_token_ids) + place
                 key = tuple(request.group.prompt_token_ids), request.sample_index, output_index

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.core.batch import Drafts, Verdict, Works
+from paceline.core.batch import DraftTrees, StepPlan, Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, RowSpec
@@ -34,18 +34,18 @@ class RandomTreeProposer:
     def num_nodes(self, depth: int) -> int:
         return self.nodes
 
-    def propose(self, works: Works) -> Drafts:
-        shape = (len(works), self.nodes)
+    def propose(self, plan: StepPlan) -> DraftTrees:
+        shape = (len(plan), self.nodes)
         tokens, parents = np.zeros(shape, dtype=np.int32), np.full(shape, -1, dtype=np.int32)
-        counts = np.zeros(len(works), dtype=np.int32)
-        for number, request in enumerate(works.requests):
-            budget = int(works.draft_budget[number])
+        counts = np.zeros(len(plan), dtype=np.int32)
+        for number, request in enumerate(plan.requests):
+            budget = int(plan.draft_depth[number])
             if not budget:
                 continue
             truth = TRUTH.get((tuple(request.prompt_token_ids), request.sample_index), [])
             counts[number] = count = int(self.random.integers(1, self.nodes + 1))
             self._grow(tokens[number], parents[number], count, budget, truth[len(request.output_token_ids) :])
-        return Drafts(tokens, parents, counts)
+        return DraftTrees(tokens, parents, counts)
 
     def _grow(self, tokens: Any, parents: Any, count: int, budget: int, truth: list[int]) -> None:
         depths: list[int] = []
@@ -59,7 +59,7 @@ class RandomTreeProposer:
             parents[node] = parent
             depths.append(depth)
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         pass
 
     def forget(self, seat: int) -> None:
@@ -76,14 +76,14 @@ class LateTruthProposer(RandomTreeProposer):
         tokens[63 : 63 + len(right)] = right
         parents[63 : 63 + len(right)] = [-1, *range(63, 62 + len(right))][: len(right)]
 
-    def propose(self, works: Works) -> Drafts:
-        drafts = super().propose(works)
-        truths = [TRUTH[tuple(r.prompt_token_ids), r.sample_index][len(r.output_token_ids) :] for r in works.requests]
+    def propose(self, plan: StepPlan) -> DraftTrees:
+        drafts = super().propose(plan)
+        truths = [TRUTH[tuple(r.prompt_token_ids), r.sample_index][len(r.output_token_ids) :] for r in plan.requests]
         deep = [
             min(int(budget), self.nodes - 63, len(truth))
-            for budget, truth in zip(works.draft_budget, truths, strict=True)
+            for budget, truth in zip(plan.draft_depth, truths, strict=True)
         ]
-        return Drafts(drafts.tokens, drafts.parents, np.array([63 + n if n else 0 for n in deep], dtype=np.int32))
+        return DraftTrees(drafts.tokens, drafts.parents, np.array([63 + n if n else 0 for n in deep], dtype=np.int32))
 
 
 class ModelTreeProposer:
@@ -108,7 +108,7 @@ class ModelTreeProposer:
                 logits = graph.forward(rows).logits
             graph.extend_tree(logits, rows, self.width)
 
-    def observe(self, works: Works, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         pass
 
     def forget(self, seat: int) -> None:
@@ -118,10 +118,10 @@ class ModelTreeProposer:
 class FaultyProposer(RandomTreeProposer):
     """Answers with whatever ``fault`` makes of a good tree."""
 
-    fault: Callable[[Drafts], Drafts]
+    fault: Callable[[DraftTrees], DraftTrees]
 
-    def propose(self, works: Works) -> Drafts:
-        return type(self).fault(super().propose(works))
+    def propose(self, plan: StepPlan) -> DraftTrees:
+        return type(self).fault(super().propose(plan))
 
 
 @proposers.add("random_tree")

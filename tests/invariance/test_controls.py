@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.cache import CacheManager, LayerGroup
-from paceline.core.batch import Batch, Drafts, SampleRows
+from paceline.cache import CacheManager, KVGroup
+from paceline.core.batch import Batch, DraftTrees, SampleRows
 from paceline.core.params import SamplingParams
 from paceline.engine import compute
 from paceline.runner import Rows, batching, eager, rows
@@ -30,8 +30,8 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def _assemble_with(monkeypatch: pytest.MonkeyPatch, change: Callable[..., Batch]) -> None:
     true = compute.verify_rows
 
-    def changed(works: Any, drafts: Drafts, *rest: Any) -> Rows:
-        rows = true(works, drafts, *rest)
+    def changed(plan: Any, drafts: DraftTrees, *rest: Any) -> Rows:
+        rows = true(plan, drafts, *rest)
         return Rows(change(rows.batch, drafts), rows.samples)
 
     monkeypatch.setattr(compute, "verify_rows", changed)
@@ -41,20 +41,20 @@ def _sample_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[SampleRows, 
     """``change(samples, seats)``"""
     true = compute.verify_rows
 
-    def changed(works: Any, drafts: Drafts, seats: Any, groups: Any) -> Rows:
-        rows = true(works, drafts, seats, groups)
+    def changed(plan: Any, drafts: DraftTrees, seats: Any, groups: Any) -> Rows:
+        rows = true(plan, drafts, seats, groups)
         return Rows(rows.batch, change(rows.samples, seats))
 
     monkeypatch.setattr(compute, "verify_rows", changed)
 
 
 def rejected_nodes_stay_where_accepted_ones_belong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LayerGroup, "move", lambda *_: None)
+    monkeypatch.setattr(KVGroup, "move", lambda *_: None)
 
 
 def accepted_nodes_are_moved_one_slot_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = LayerGroup.move
-    monkeypatch.setattr(LayerGroup, "move", lambda self, seats, source, target: true(self, seats, source, target + 1))
+    true = KVGroup.move
+    monkeypatch.setattr(KVGroup, "move", lambda self, seats, source, target: true(self, seats, source, target + 1))
 
 
 def penalties_miss_the_tokens_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def noise_does_not_advance_within_the_step(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def nodes_see_their_neighbours_ancestors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(batch: Batch, drafts: Drafts) -> Batch:
+    def shifted(batch: Batch, drafts: DraftTrees) -> Batch:
         rows = np.flatnonzero(batch.tree_bits.any(axis=1))
         bits = batch.tree_bits.copy()
         own = bits[rows]
@@ -81,7 +81,7 @@ def nodes_see_their_neighbours_ancestors(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def nodes_stand_one_position_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(batch: Batch, drafts: Drafts) -> Batch:
+    def shifted(batch: Batch, drafts: DraftTrees) -> Batch:
         nodes = batch.positions >= batch.context[batch.row_request]
         return replace(batch, positions=batch.positions + nodes)
 
@@ -89,21 +89,21 @@ def nodes_stand_one_position_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_sixty_fourth_node_is_lost_to_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    def masked(batch: Batch, drafts: Drafts) -> Batch:
+    def masked(batch: Batch, drafts: DraftTrees) -> Batch:
         return replace(batch, tree_bits=batch.tree_bits & np.int64(2**63 - 1))
 
     _assemble_with(monkeypatch, masked)
 
 
 def requests_read_their_neighbours_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rolled(batch: Batch, drafts: Drafts) -> Batch:
+    def rolled(batch: Batch, drafts: DraftTrees) -> Batch:
         return replace(batch, page_table=tuple(np.roll(table, 1, axis=0) for table in batch.page_table))
 
     _assemble_with(monkeypatch, rolled)
 
 
 def forks_write_to_shared_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LayerGroup, "_shared_pages", lambda *_: [])
+    monkeypatch.setattr(KVGroup, "_shared_pages", lambda *_: [])
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def drafter_forgets_the_token_after_its_last_draft(monkeypatch: pytest.MonkeyPat
     """Claims the whole draft is cached although its last token was never forwarded."""
     true = DraftCache.note
 
-    def note(self: DraftCache, works: Any, active: Any, ends: Any) -> None:
-        true(self, works, active, ends + 1)
+    def note(self: DraftCache, plan: Any, active: Any, ends: Any) -> None:
+        true(self, plan, active, ends + 1)
 
     monkeypatch.setattr(DraftCache, "note", note)
 

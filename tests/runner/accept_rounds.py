@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from paceline.core.batch import Drafts, Verdict
+from paceline.core.batch import DraftTrees, Verdict
 from paceline.kernels.native.structures import Accept
 from paceline.runner.rows import RowSpec
 from paceline.speculation.verify.match import MatchVerifier
@@ -114,7 +114,7 @@ class World:
         )
         builder.state.stops.fill(rounds.stop_ids)
 
-    def draw(self) -> tuple[Drafts, np.ndarray]:
+    def draw(self) -> tuple[DraftTrees, np.ndarray]:
         """A round's drafts and samples, which follow a path of them as far as chance has it."""
         rounds, random = self.rounds, self.random
         room = [rounds.width] * self.size if rounds.count == 1 else self._room().tolist()
@@ -142,17 +142,17 @@ class World:
         left = self.rounds.count - int(self.builder.results.round[0])
         return np.maximum((MAX_LEN - self.context) // left - 1, 0)
 
-    def load(self, drafts: Drafts, samples: np.ndarray) -> None:
+    def load(self, drafts: DraftTrees, samples: np.ndarray) -> None:
         load_drafts(self.builder, drafts)
         self.builder.samples[: samples.size] = samples.ravel()
 
-    def judge(self, drafts: Drafts, samples: np.ndarray) -> Verdict:
+    def judge(self, drafts: DraftTrees, samples: np.ndarray) -> Verdict:
         """What the verifier makes of the rows of those who take part."""
         counts = np.where(self.live, drafts.counts + 1, 0)
         rows = [int(token) for some, count in zip(samples, counts.tolist(), strict=True) for token in some[:count]]
         return MatchVerifier().judge(rows, drafts, np.cumsum([0, *counts]).astype(np.int32))
 
-    def follow(self, drafts: Drafts, samples: np.ndarray) -> Verdict:
+    def follow(self, drafts: DraftTrees, samples: np.ndarray) -> Verdict:
         """Moves everybody on by hand."""
         verdict = self.judge(drafts, samples)
         for number in np.flatnonzero(self.live).tolist():
@@ -184,7 +184,7 @@ class World:
                 group.move(np.full(len(moves), seat), first + source, first + target)
 
 
-def next_of(drafts: Drafts, number: int, path: list[int], token: int) -> int:
+def next_of(drafts: DraftTrees, number: int, path: list[int], token: int) -> int:
     """The node that a walk came to behind ``path``, whose row may not have been sampled; -1 if there is none."""
     node = path[-1] if path else -1
     for child in range(int(drafts.counts[number])):

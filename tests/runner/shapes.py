@@ -85,10 +85,10 @@ def draw(seed: int, number: int) -> Shape:
     config = common | FAMILIES[family](one, unit)
     widest = max(32, config["hidden_size"], config["num_attention_heads"] * config.get("head_dim", 1))
     # Scores and sums of all sizes stay small, else rounding alone makes other logits.
-    spread = dict.fromkeys(("init_std",) if family == "opt" else ("initializer_range",), 2.0 * widest**-0.5)
+    expand = dict.fromkeys(("init_std",) if family == "opt" else ("initializer_range",), 2.0 * widest**-0.5)
     return Shape(
         family,
-        config | spread | {"tie_word_embeddings": one.of(True, False)},
+        config | expand | {"tie_word_embeddings": one.of(True, False)},
         one.of(torch.float32, torch.float32, torch.bfloat16, torch.float16),
         None if scheme is None else Quantization(scheme, group),
         {

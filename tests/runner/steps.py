@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from paceline.attention import LayerMap
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.cache.pages import PageAllocator
 from paceline.cache.stores import DenseStore
-from paceline.core.batch import Batch, Drafts, Output
+from paceline.core.batch import Batch, DraftTrees, Output
 from paceline.core.layer import LayerSpec
 from paceline.core.seats import Seats
 from paceline.runner.executor import GraphSizes
@@ -29,7 +29,7 @@ class Part:
     """What step ops need of a model: where its K/V lie. A pass over rows gives the next of ``logits``."""
 
     layers: LayerMap
-    groups: list[LayerGroup]
+    groups: list[KVGroup]
     logits: Sequence[torch.Tensor] = ()
     model: None = None
     executor: None = None
@@ -56,7 +56,7 @@ def make_part(
         for layer in range(layers):
             for pool in store.pools(layer):
                 pool.copy_(torch.from_numpy(random.standard_normal(tuple(pool.shape))))
-        group = LayerGroup(
+        group = KVGroup(
             "group", store, PageAllocator(count), num_seats=CAPACITY, max_slots=MAX_LEN + MOST_NODES, window=window
         )
         group.page_table[:] = 1 + random.permutation(count).reshape(CAPACITY, pages)
@@ -77,14 +77,14 @@ def some_seats(random: np.random.Generator, count: int) -> np.ndarray:
     return random.permutation(CAPACITY)[:count].astype(np.int32)
 
 
-def draw_drafts(random: np.random.Generator, counts: Sequence[int], width: int, *, chain: bool) -> Drafts:
+def draw_drafts(random: np.random.Generator, counts: Sequence[int], width: int, *, chain: bool) -> DraftTrees:
     """``width`` nodes of each request, of which ``counts`` are in use. A tree's node has any parent before it."""
     tokens = random.integers(VOCAB, size=(len(counts), width)).astype(np.int32)
     used = np.array(counts, dtype=np.int32)
     if chain:
-        return Drafts.chains(tokens, used)
+        return DraftTrees.chains(tokens, used)
     parents = np.array([[int(random.integers(max(-1, node - 4), node)) for node in range(width)] for _ in counts])
-    return Drafts(tokens, parents.reshape(tokens.shape).astype(np.int32), used)
+    return DraftTrees(tokens, parents.reshape(tokens.shape).astype(np.int32), used)
 
 
 def record(part: Part, seats: Seats, *, nodes: int, trees: bool, length: int = 0, rounds: int = 1) -> NativeBuilder:
@@ -101,12 +101,12 @@ def load(builder: NativeBuilder, seats: np.ndarray, **state: np.ndarray | Sequen
         side.pages.load(seats)
 
 
-def load_drafts(builder: NativeBuilder, drafts: Drafts) -> None:
+def load_drafts(builder: NativeBuilder, drafts: DraftTrees) -> None:
     count, width, kept = len(drafts.counts), drafts.width, builder.draft
     kept.counts[:count] = drafts.counts
     kept.tokens[:count, :width] = drafts.tokens
     if kept.words and width:
         kept.parents[:count, :width], kept.depths[:count, :width] = drafts.parents, drafts.depths
-        own = Drafts(drafts.tokens, drafts.parents.copy(), drafts.counts).ancestor_bits
+        own = DraftTrees(drafts.tokens, drafts.parents.copy(), drafts.counts).ancestor_bits
         kept.bits[:count, :width] = 0
         kept.bits[:count, :width, : own.shape[2]] = own

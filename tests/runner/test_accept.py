@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from paceline.core.batch import Drafts
+from paceline.core.batch import DraftTrees
 from paceline.kernels.native.region import run
 from paceline.kernels.native.structures import Cells, Code, MoveCells, address
 from paceline.runner.native.buffers import pools_of
@@ -47,7 +47,7 @@ def check(rounds: Rounds, plant: Plant | None = None, *, at_once: bool = False) 
     check_state(world)
 
 
-def check_round(world: World, number: int, drafts: Drafts, samples: np.ndarray) -> None:
+def check_round(world: World, number: int, drafts: DraftTrees, samples: np.ndarray) -> None:
     results, size, length = world.builder.results, world.size, world.rounds.width
     took_part = world.live.copy()
     verdict = world.follow(drafts, samples)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from paceline.core.batch import Batch, Drafts
+from paceline.core.batch import Batch, DraftTrees
 from paceline.kernels.native.structures import PrepareRows
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import RowSpec
@@ -60,7 +60,7 @@ def check_placed(world: World) -> None:
         assert np.array_equal(table, group.page_table[world.numbers])
 
 
-def path_to(drafts: Drafts, number: int, node: int) -> list[int]:
+def path_to(drafts: DraftTrees, number: int, node: int) -> list[int]:
     path: list[int] = []
     while node >= 0:
         path, node = [node, *path], int(drafts.parents[number, node])

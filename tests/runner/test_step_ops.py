@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from paceline.core.batch import Drafts
+from paceline.core.batch import DraftTrees
 from paceline.kernels.native.structures import GrowChain, GrowTree
 from paceline.runner.rows import RowSpec
 from paceline.sampling import NAN
@@ -111,9 +111,9 @@ def check_trees(growth: Growth, plant: Callable[[GrowTree], None] | None = None)
 
 def check_grown(both: Growing, nodes: np.ndarray) -> None:
     trees, draft = both.eager._trees, both.native.draft
-    found = Drafts(trees.tokens, trees.parents.copy(), nodes)
+    found = DraftTrees(trees.tokens, trees.parents.copy(), nodes)
     wanted = {"tokens": found.tokens, "parents": found.parents, "depths": found.depths, "scores": trees._scores}
-    bits = Drafts(found.tokens, found.parents, nodes).ancestor_bits
+    bits = DraftTrees(found.tokens, found.parents, nodes).ancestor_bits
     for number, count in enumerate(nodes.tolist()):
         for name, values in wanted.items():
             assert np.array_equal(getattr(draft, name)[number, :count], values[number, :count]), name

@@ -217,13 +217,13 @@ def test_one_call_without_speculation_leaves_the_others_a_steady_plan(llama: Mod
     groups = [call(engine, intake, n, length=4, speculate=n != 1) for n in range(3)]
     for _ in range(2):
         engine.step()
-    works = engine.scheduler._plan_steady()
-    assert works is not None
-    assert works.draft_budget.tolist() == [4, 0, 4]
+    plan = engine.scheduler._plan_steady()
+    assert plan is not None
+    assert plan.draft_depth.tolist() == [4, 0, 4]
     groups[2].speculate = False  # as the guard does: the next plan follows
-    works = engine.scheduler._plan_steady()
-    assert works is not None
-    assert works.draft_budget.tolist() == [4, 0, 0]
+    plan = engine.scheduler._plan_steady()
+    assert plan is not None
+    assert plan.draft_depth.tolist() == [4, 0, 0]
     finish(engine, groups)
 
 

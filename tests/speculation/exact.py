@@ -57,11 +57,11 @@ def random_world(seed: int, *, vocab: int = 3, depth: int = 2, zeros: float = 0.
 def target_joint(world: World) -> np.ndarray:
     """[V + 1] * (K + 1): the distribution of the first K + 1 tokens."""
     joint = np.zeros([world.vocab + 1] * (world.depth + 1))
-    spread(joint, world, (), 1.0)
+    expand(joint, world, (), 1.0)
     return joint
 
 
-def spread(joint: np.ndarray, world: World, path: Path, mass: float) -> None:
+def expand(joint: np.ndarray, world: World, path: Path, mass: float) -> None:
     """Adds to ``joint`` what the target makes of ``path``, which has probability ``mass``."""
     missing = world.depth + 1 - len(path)
     if not missing:
@@ -70,7 +70,7 @@ def spread(joint: np.ndarray, world: World, path: Path, mass: float) -> None:
         joint[path + (world.vocab,) * missing] += mass
     else:
         for token in np.flatnonzero(world.p[path]).tolist():
-            spread(joint, world, (*path, token), mass * world.p[path][token])
+            expand(joint, world, (*path, token), mass * world.p[path][token])
 
 
 def chains_of(world: World, drafts: list[Path], dtype: torch.dtype) -> Chains:
@@ -119,10 +119,10 @@ def _file(found: Outcome, world: World, kept: Path, mass: float, last: np.ndarra
     """``last`` [V] is what the token behind ``kept`` is drawn from; None is the target itself."""
     found.accepted += mass * len(kept)
     if last is None:
-        spread(found.joint, world, kept, mass)
+        expand(found.joint, world, kept, mass)
         return
     for token in np.flatnonzero(last).tolist():
-        spread(found.joint, world, (*kept, token), mass * last[token] / last.sum())
+        expand(found.joint, world, (*kept, token), mass * last[token] / last.sum())
 
 
 def bias(rule: RatioVerifier, world: World, dtype: torch.dtype = torch.float64) -> float:

@@ -85,8 +85,8 @@ class Distance:
     @property
     def deviations(self) -> float:
         """Standard deviations from the mean, by Wilson and Hilferty's cube root."""
-        spread = 2 / (9 * self.freedom)
-        return float(((self.statistic / self.freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread))
+        expand = 2 / (9 * self.freedom)
+        return float(((self.statistic / self.freedom) ** (1 / 3) - (1 - expand)) / math.sqrt(expand))
 
 
 def distance(tokens: np.ndarray, joint: np.ndarray, places: tuple[int, ...] | None = None) -> Distance:

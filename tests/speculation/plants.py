@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import Drafts, SampleRows
+from paceline.core.batch import DraftTrees, SampleRows
 from paceline.engine import compute
 from paceline.kernels import philox
 from paceline.kernels.philox import Domain
@@ -94,8 +94,8 @@ def a_draft_reuses_the_noise_of_the_one_before(monkeypatch: pytest.MonkeyPatch) 
 def unlikely_drafts_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     true = GuardedProposer._proposed
 
-    def propose(self: GuardedProposer, works: Any) -> Drafts:
-        drafts = true(self, works)
+    def propose(self: GuardedProposer, plan: Any) -> DraftTrees:
+        drafts = true(self, plan)
         if drafts.probs is None:
             return drafts
         likely = drafts.probs.gather(-1, torch.from_numpy(drafts.tokens.astype(np.int64))[..., None])[..., 0] > 0.4
@@ -176,10 +176,10 @@ def rejected_tokens_stay_in_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -
     """What a round's first row writes goes astray, so that its slot keeps what an earlier draft left there."""
     true = compute.verify_rows
 
-    def astray(works: Any, drafts: Drafts, *rest: Any) -> Any:
-        rows = true(works, drafts, *rest)
+    def astray(plan: Any, drafts: DraftTrees, *rest: Any) -> Any:
+        rows = true(plan, drafts, *rest)
         slots = rows.batch.slots.copy()
-        slots[:, rows.batch.row_start[:-1][(works.num_known == 1) & (works.start > 0)]] = 0
+        slots[:, rows.batch.row_start[:-1][(plan.num_known == 1) & (plan.start > 0)]] = 0
         return replace(rows, batch=replace(rows.batch, slots=slots))
 
     monkeypatch.setattr(compute, "verify_rows", astray)

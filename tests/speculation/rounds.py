@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paceline.core.batch import Drafts, SampleRows
+from paceline.core.batch import DraftTrees, SampleRows
 from paceline.speculation import Verifier
 from tests.sampling.seating import Room, make_request
 
@@ -32,7 +32,7 @@ def texts(rule: Verifier, p: list[float], q: list[float], *, count: int, depth: 
     return found[:, :length]
 
 
-def _drafted(room: Room, draft: torch.Tensor, first: np.ndarray, depth: int) -> Drafts:
+def _drafted(room: Room, draft: torch.Tensor, first: np.ndarray, depth: int) -> DraftTrees:
     """A chain for each request, whose next token has output index ``first`` [B]."""
     logits = draft.expand(len(first), -1)
     path, probs = np.zeros((len(first), 0), dtype=np.int32), []
@@ -40,10 +40,12 @@ def _drafted(room: Room, draft: torch.Tensor, first: np.ndarray, depth: int) -> 
         tokens, drawn = room.pipeline.draft(logits, _rows(first + place, path))
         path = np.concatenate([path, tokens[:, None].astype(np.int32)], axis=1)
         probs.append(drawn)
-    return Drafts.chains(path, np.full(len(first), depth, dtype=np.int32), torch.stack(probs, dim=1))
+    return DraftTrees.chains(path, np.full(len(first), depth, dtype=np.int32), torch.stack(probs, dim=1))
 
 
-def _verified(rule: Verifier, room: Room, target: torch.Tensor, first: np.ndarray, drafts: Drafts) -> list[list[int]]:
+def _verified(
+    rule: Verifier, room: Room, target: torch.Tensor, first: np.ndarray, drafts: DraftTrees
+) -> list[list[int]]:
     ahead = np.arange(drafts.width + 1)
     path = np.where(ahead[:-1] < ahead[:, None], drafts.tokens[:, None, :], -1).reshape(-1, drafts.width)
     rows = _rows((first[:, None] + ahead).ravel(), path)

@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import Drafts
+from paceline.core.batch import DraftTrees
 from paceline.core.params import SamplingParams
 from tests.invariance.engines import Job, Models, run
 from tests.speculation.joint import DEVIATIONS, PROMPT, VOCAB, Oracle, deviations, sampled
 
-Fault = Callable[[Drafts], Any]
+Fault = Callable[[DraftTrees], Any]
 
 
 def engine_with(models: Models, fault: Fault, **options: Any) -> Any:
     speculation = {"method": "draft_model", "model": "near", "num_speculative_tokens": 3, "verifier": "block"}
     engine = models.engine(speculation, **options)
     good = engine.proposer._proposed
-    engine.proposer._proposed = lambda works: fault(good(works))
+    engine.proposer._proposed = lambda plan: fault(good(plan))
     return engine
 
 
-def changed(drafts: Drafts, change: Callable[[torch.Tensor], Any]) -> Drafts:
+def changed(drafts: DraftTrees, change: Callable[[torch.Tensor], Any]) -> DraftTrees:
     return drafts if drafts.probs is None else replace(drafts, probs=change(drafts.probs))
 
 
-def with_row(drafts: Drafts, depth: int, value: float) -> Drafts:
+def with_row(drafts: DraftTrees, depth: int, value: float) -> DraftTrees:
     def change(probs: torch.Tensor) -> torch.Tensor:
         probs = probs.clone()
         probs[:, depth:] = value
@@ -74,7 +74,7 @@ def test_a_draft_keeps_what_lies_before_a_row_that_is_no_distribution(narrow: Mo
     assert engine.proposer.counters.num_rejected_drafts > 0
 
 
-def breaks_after_token_five(drafts: Drafts) -> Drafts:
+def breaks_after_token_five(drafts: DraftTrees) -> DraftTrees:
     """A drafter that breaks down behind one of its tokens, as half precision may."""
     if drafts.probs is None or not drafts.width:
         return drafts
@@ -96,7 +96,7 @@ def test_a_drafter_that_breaks_down_behind_some_tokens_biases_nothing(
     found = sampled(engine_with(narrow, breaks_after_token_five, **options), SETTINGS, 600)
     assert deviations(found, joints) < DEVIATIONS
 
-    def whole(drafts: Drafts, probs: torch.Tensor) -> np.ndarray:
+    def whole(drafts: DraftTrees, probs: torch.Tensor) -> np.ndarray:
         sound = (probs.sum(-1) - 1).abs() < 1e-3
         padding = torch.arange(drafts.width) >= torch.from_numpy(drafts.counts)[:, None]
         return np.where((sound | padding).all(-1).numpy(), drafts.counts, 0).astype(np.int32)

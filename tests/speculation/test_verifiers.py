@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import Drafts, SampleRows, Verdict
+from paceline.core.batch import DraftTrees, SampleRows, Verdict
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Request
 from paceline.sampling import Pipeline
@@ -40,7 +40,7 @@ class Table:
         for number, draft in enumerate(drafts):
             tokens[number, : counts[number]] = draft or ()
         q = random_logits(tokens.size, VOCAB, seed=5).softmax(-1).float().view(*tokens.shape, VOCAB)
-        self.drafts = Drafts.chains(tokens, counts, None if certain else q.to(device))
+        self.drafts = DraftTrees.chains(tokens, counts, None if certain else q.to(device))
         parts = [
             chain_rows(request, list(draft))
             for request, draft in zip(self.requests, drafts, strict=True)
@@ -88,7 +88,7 @@ def _only(table: Table, number: int) -> Table:
     one.room, one.logits = table.room, table.logits[chosen]
     one.rows = SampleRows(table.rows.seats[chosen], table.rows.output_index[chosen], table.rows.path[chosen])
     one.start = np.array([0, chosen.stop - chosen.start], dtype=np.int32)
-    one.drafts = Drafts.chains(
+    one.drafts = DraftTrees.chains(
         table.drafts.tokens[number : number + 1, :count],
         table.drafts.counts[number : number + 1],
         table.drafts.probs[number : number + 1, :count],
@@ -181,7 +181,7 @@ class Rejecting(Pipeline):
 def nothing_left_gives_a_token_of_the_target(rule: Any) -> None:
     table = Table([[1, 2], [3]])
     grid = torch.tensor([[0, 1], [3, 3]])
-    table.drafts = Drafts.chains(
+    table.drafts = DraftTrees.chains(
         table.drafts.tokens[:, :2], table.drafts.counts, table.logits.softmax(-1).float()[grid].contiguous()
     )
     table.logits = table.drafts.probs.double().log()[[0, 0, 1], [0, 1, 0]][[0, 1, 1, 2, 2]]

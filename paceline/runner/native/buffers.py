@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paceline.attention import LayerMap
-from paceline.cache.group import LayerGroup
+from paceline.cache.group import KVGroup
 from paceline.core.batch import Int32, Int64
 from paceline.kernels.native.structures import Cells, Draft, RowGroup, Stops, address
 from paceline.runner.executor import GraphSizes
@@ -94,7 +94,7 @@ class ResultBuffers:
 class GroupBuffers:
     """One model's pages of the requests, and per stage the cells of its rows, by layer group."""
 
-    def __init__(self, layers: LayerMap, groups: Sequence[LayerGroup], sizes: GraphSizes) -> None:
+    def __init__(self, layers: LayerMap, groups: Sequence[KVGroup], sizes: GraphSizes) -> None:
         self.groups, self.windows = list(groups), [group.window for group in groups]
         self.tables: list[Int32] = [
             np.zeros((sizes.requests, group.page_table.shape[1]), dtype=np.int32) for group in groups

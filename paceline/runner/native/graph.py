@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import Drafts, Int32
+from paceline.core.batch import DraftTrees, Int32
 from paceline.core.seats import Seats
 from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.structures import Accept, GrowChain, GrowTree, Sample
@@ -84,7 +84,7 @@ class NativeGraph:
         if start.drafts is not None:
             self._load_drafts(start.drafts, number)
 
-    def _load_drafts(self, drafts: Drafts, number: int) -> None:
+    def _load_drafts(self, drafts: DraftTrees, number: int) -> None:
         """Trees that the host has made."""
         draft, width = self._builder.draft, drafts.width
         draft.counts[:number] = drafts.counts

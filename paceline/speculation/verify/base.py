@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from paceline.core.batch import Drafts, Int32, SampleRows, Verdict
+from paceline.core.batch import DraftTrees, Int32, SampleRows, Verdict
 from paceline.core.registry import Registry
 from paceline.sampling import BANNED, Pipeline
 
@@ -22,7 +22,7 @@ class Verifier(Protocol):
     keeps_text: ClassVar[bool]
     """A seed's text is that of plain decoding; else only its distribution is, and the text of greedy requests."""
 
-    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
         """The verdict that ``sampled`` [R] alone gives, which is what ``Pipeline.sample`` says of the rows.
 
         Only of a verifier that ``keeps_text``, or without drafts.
@@ -30,7 +30,7 @@ class Verifier(Protocol):
         ...
 
     def verify(
-        self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
+        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
         """logits f[R, V]; request b owns rows sample_start[b]..sample_start[b + 1]: root first, then its nodes.
 

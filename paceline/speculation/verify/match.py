@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from paceline.core.batch import Drafts, Int32, SampleRows, Verdict
+from paceline.core.batch import DraftTrees, Int32, SampleRows, Verdict
 from paceline.sampling import Pipeline
 from paceline.speculation.verify.base import append, undrafted, verifiers
 
@@ -25,11 +25,11 @@ class MatchVerifier:
     keeps_text: ClassVar[bool] = True
 
     def verify(
-        self, logits: torch.Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
+        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
         return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
 
-    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
         starts = sample_start.tolist()
         if not drafts.width:
             return undrafted(sampled, starts)
@@ -37,7 +37,7 @@ class MatchVerifier:
         return decide(sampled, starts, drafts)
 
 
-def _walk_chains(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdict:
+def _walk_chains(sampled: list[int], starts: list[int], drafts: DraftTrees) -> Verdict:
     verdict = Verdict([], [], [])
     tokens, counts = drafts.tokens.tolist(), drafts.counts.tolist()
     for (first, last), drafted, count in zip(pairwise(starts), tokens, counts, strict=True):
@@ -49,7 +49,7 @@ def _walk_chains(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdi
     return verdict
 
 
-def _walk_trees(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdict:
+def _walk_trees(sampled: list[int], starts: list[int], drafts: DraftTrees) -> Verdict:
     verdict = Verdict([], [], [])
     for number, (first, last) in enumerate(pairwise(starts)):
         path = _walk_tree(sampled[first:last], drafts, number) if last > first else []
@@ -58,7 +58,7 @@ def _walk_trees(sampled: list[int], starts: list[int], drafts: Drafts) -> Verdic
     return verdict
 
 
-def _walk_tree(sampled: list[int], drafts: Drafts, number: int) -> list[int]:
+def _walk_tree(sampled: list[int], drafts: DraftTrees, number: int) -> list[int]:
     count = int(drafts.counts[number])
     tokens, parents = drafts.tokens[number, :count].tolist(), drafts.parents[number, :count].tolist()
     children = {

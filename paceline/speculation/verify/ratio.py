@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.core.batch import Drafts, Int32, Int64, SampleRows, Verdict
+from paceline.core.batch import DraftTrees, Int32, Int64, SampleRows, Verdict
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, probabilities
 from paceline.speculation.verify.base import append, undrafted
@@ -23,7 +23,7 @@ from paceline.speculation.verify.chains import Chains
 class RatioVerifier(ABC):
     """The text follows the target's distribution exactly, but it is not the text of plain decoding for a seed.
 
-    That holds for drafts drawn from ``Drafts.probs`` with noise independent of everything that is drawn here.
+    That holds for drafts drawn from ``DraftTrees.probs`` with noise independent of everything that is drawn here.
     """
 
     needs_probs: ClassVar[bool] = True
@@ -39,12 +39,12 @@ class RatioVerifier(ABC):
     def accepted(self, passed: Tensor) -> Tensor:
         """int64[B] how many draft tokens stand, given bool[B, K] which of them passed."""
 
-    def judge(self, sampled: list[int], drafts: Drafts, sample_start: Int32) -> Verdict:
+    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
         assert not drafts.counts.any()
         return undrafted(sampled, sample_start.tolist())
 
     def verify(
-        self, logits: Tensor, rows: SampleRows, drafts: Drafts, sample_start: Int32, pipeline: Pipeline
+        self, logits: Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
         if not drafts.counts.any():
             return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
@@ -83,7 +83,7 @@ def _grid(sample_start: Int32, verified: Int64, depth: int) -> Tensor:
     return torch.from_numpy(np.minimum(sample_start[verified, None] + np.arange(depth + 1), last).astype(np.int64))
 
 
-def _chains(p: Tensor, grid: Tensor, drafts: Drafts, verified: Int64) -> Chains:
+def _chains(p: Tensor, grid: Tensor, drafts: DraftTrees, verified: Int64) -> Chains:
     """The drafts of the requests ``verified`` [B] beside the target's distributions f[R, V]."""
     depth, probs = grid.shape[1] - 1, drafts.probs
     if probs is not None:
