@@ -19,9 +19,10 @@ import torch
 from paceline import LLM, SamplingParams
 from paceline.benchmark.environment import environment
 from paceline.benchmark.statistics import paired_ratio
-from paceline.core.batch import DraftTrees, StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.outputs import RequestOutput
 from paceline.core.request import Request
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.speculation import ProposerNeeds, ProposerTools, proposers
 
 METHOD = "replay"

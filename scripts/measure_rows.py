@@ -17,7 +17,7 @@ from paceline import LLM, SamplingParams
 from paceline.benchmark.environment import environment
 from paceline.benchmark.probes import MachineProbes, Reading
 from paceline.benchmark.weights import main_kind, main_pages, weights
-from paceline.core.batch import DraftTrees
+from paceline.core.step import DraftTrees
 from paceline.engine.engine import Engine
 from paceline.runner import verify_rows
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Int32, StepPlan, Verdict
+from paceline.core.batch import Int32, Verdict
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
+from paceline.core.step import StepPlan
 from paceline.engine.compute import RoundStats, StepResult
 from paceline.engine.pooling import pool_hidden
 from paceline.engine.stats import Counters

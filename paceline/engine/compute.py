@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.core.batch import Batch, DraftTrees, Int32, Output, SampleRows, StepPlan, Verdict
+from paceline.core.batch import Batch, Int32, Output, SampleRows, Verdict
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.engine.logprobs import prompt_logprobs, token_logprobs
 from paceline.runner import (
     CapturedStep,

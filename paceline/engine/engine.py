@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import StepPlan
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
+from paceline.core.step import StepPlan
 from paceline.engine.commit import Progress, StepCommit, failure_of
 from paceline.engine.compute import StepComputation, StepResult
 from paceline.engine.isolation import isolate

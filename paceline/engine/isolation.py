@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paceline.core.batch import StepPlan
 from paceline.core.request import Request
+from paceline.core.step import StepPlan
 
 
 def isolate(plan: StepPlan, attempt: Callable[[StepPlan], bool], fail: Callable[[Request], None]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paceline.core.batch import Batch, Output, StepPlan, Verdict
+from paceline.core.batch import Batch, Output, Verdict
 from paceline.core.outputs import TokenLogprobs
 from paceline.core.request import Request
+from paceline.core.step import StepPlan
 from paceline.sampling import Pipeline
 
 

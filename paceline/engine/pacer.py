@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from paceline.core.batch import StepPlan
 from paceline.core.request import Request
+from paceline.core.step import StepPlan
 
 SECONDS = 0.008
 """What a step of several rounds may take: so long may a newcomer wait, and so long may tokens be held back.

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import Batch, Output, StepPlan
+from paceline.core.batch import Batch, Output
 from paceline.core.registry import Registry
 from paceline.core.request import FinishReason, Pooled, Request
+from paceline.core.step import StepPlan
 
 Pooling = Callable[[int], int]
 """(number of prompt tokens) -> the first token whose hidden state counts, all after it counting too."""

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.cache.group import KVGroup
-from paceline.core.batch import DraftTrees, Int32, Int64, StepPlan
+from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.runner.rows import NO_ROWS, Rows, RowSpec, RowState, place
 
 Bool = npt.NDArray[np.bool_]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from paceline.core.batch import DraftTrees, Int32, SampleRows, StepPlan
+from paceline.core.batch import Int32, SampleRows
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.runner.executor import GraphBuilder, GraphResult, GraphSizes, GraphStart, RoundBuilder, StepGraph
 from paceline.runner.part import GraphModel
 from paceline.runner.rows import RowSpec, sample_rows

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.core.batch import DraftTrees, Int32, Int64
+from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees
 from paceline.runner.executor import Pass
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.rows import Rows, RowSpec, RowState, place

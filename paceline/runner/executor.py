@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from paceline.attention import LayerMap, attention_backends
-from paceline.core.batch import Batch, DraftTrees, Int32, Int64
+from paceline.core.batch import Batch, Int32, Int64
 from paceline.core.request import Request
+from paceline.core.step import DraftTrees
 from paceline.models import CausalLM
 from paceline.runner.rows import RowSpec
 

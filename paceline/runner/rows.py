@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.cache.group import KVGroup
-from paceline.core.batch import Batch, DraftTrees, Int32, Int64, SampleRows, StepPlan
+from paceline.core.batch import Batch, Int32, Int64, SampleRows
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.runner.ragged import layout, segments
 
 Bool = npt.NDArray[np.bool_]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from paceline.core.batch import StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.registry import Registry
 from paceline.core.request import FinishReason, Group, Request
+from paceline.core.step import StepPlan
 
 
 class Selector(Protocol):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.core.batch import StepPlan
 from paceline.core.request import Request
+from paceline.core.step import StepPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.cache import CacheManager
-from paceline.core.batch import Int32, StepPlan
+from paceline.core.batch import Int32
 from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Request
 from paceline.core.seats import Seats
+from paceline.core.step import StepPlan
 from paceline.sampling import SamplingState
 from paceline.scheduling.pacer import ChunkPacer
 from paceline.scheduling.plan import Plan, Share

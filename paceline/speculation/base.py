@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from paceline.cache import CacheManager
-from paceline.core.batch import DraftTrees, StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, ModelRunner
 from paceline.sampling import Pipeline

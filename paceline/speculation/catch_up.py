@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from paceline.core.batch import Int32, StepPlan, Verdict
+from paceline.core.batch import Int32, Verdict
+from paceline.core.step import StepPlan
 from paceline.models import CausalLM
 from paceline.speculation.base import ProposerTools
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from paceline.core.batch import StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
+from paceline.core.step import StepPlan
 from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, RowSpec
 from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers

@@ -5,26 +5,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
-from operator import index as whole_number
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from paceline.core.batch import DraftTrees, Int32, StepPlan, Verdict
-from paceline.core.errors import ConfigError
+from paceline.core.batch import Int32, Verdict
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.runner import DraftStart, EagerBuilder, GraphDraft, GraphResult
 from paceline.speculation.base import DraftsInGraph, DraftsOnHost, Proposer, ProposerTools
 from paceline.speculation.catch_up import DraftCache
+from paceline.speculation.checks import check_arrays, drawn, node_table
 
 Bool = npt.NDArray[np.bool_]
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
-MAX_NODES = 1024
-TOLERANCE = 1e-3
-"""How far from 1 the sum of what a token was drawn from may be."""
 
 
 @dataclass(slots=True)
@@ -48,7 +44,7 @@ class GuardedProposer:
         self.cache: DraftCache | None = None
         """Of a proposer with a model."""
         self._in_a_row = Counter[str]()
-        self._nodes = _node_table(inner, max_depth)
+        self._nodes = node_table(inner, max_depth)
         self._nodes_by_depth = np.array(self._nodes)
         self.max_nodes = max(self._nodes)
 
@@ -197,12 +193,12 @@ class GuardedProposer:
         )
 
     def _checked(self, plan: StepPlan, drafts: DraftTrees) -> DraftTrees:
-        _check_arrays(drafts, len(plan), self.vocab_size, self.tools.pipeline.state.device)
+        check_arrays(drafts, len(plan), self.vocab_size, self.tools.pipeline.state.device)
         fresh = DraftTrees(drafts.tokens, drafts.parents, drafts.counts, drafts.probs)  # of which nothing is cached yet
         safe, bad = (fresh, self._malformed(plan, fresh)) if fresh.is_chain else self._checked_trees(plan, fresh)
         counts = np.where(bad, 0, drafts.counts).astype(np.int32) if bad.any() else drafts.counts
         if drafts.probs is not None:
-            counts = _drawn(replace(safe, counts=counts), drafts.probs)
+            counts = drawn(replace(safe, counts=counts), drafts.probs)
         counts = self._struck(plan, drafts.counts, counts)
         return safe if counts is safe.counts and counts.dtype == np.int32 else replace(safe, counts=counts)
 
@@ -239,53 +235,3 @@ class GuardedProposer:
         wild = (drafts.tokens < 0) | (drafts.tokens >= self.vocab_size) | (drafts.depths > plan.draft_depth[:, None])
         bad: Bool = np.any(used & wild, axis=1) | (drafts.counts > limit) | (drafts.counts < 0)
         return bad
-
-
-def _drawn(drafts: DraftTrees, probs: torch.Tensor) -> Int32:
-    """[B] how much of each chain can be kept, its tokens being drawn from ``probs`` f[B, N, V].
-
-    A chain ends before the first row that is no distribution. That row hangs on the tokens before it alone, so cutting
-    there is as good as never having drafted further, whereas dropping the whole chain would make the tokens before it
-    count the less the oftener they lead to such a row. A token that its row gives no probability was not drawn from it:
-    nothing true is known of such a chain, and it goes as a whole. That never befalls a token that was.
-    """
-    tokens = torch.from_numpy(drafts.tokens.astype(np.int64)).clamp(0, probs.shape[-1] - 1).to(probs.device)
-    least, total = probs.amin(-1), probs.sum(-1)
-    sound = (least >= 0) & ((total - 1.0).abs() < TOLERANCE)
-    drawn = probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) > 0
-    sound, drawn = torch.stack([sound, drawn]).cpu().numpy()
-    kept = np.minimum(drafts.counts, np.cumprod(sound, axis=1).sum(axis=1))
-    lying = ((np.arange(drafts.width) < kept[:, None]) & ~drawn).any(axis=1)
-    return np.where(lying, 0, kept).astype(np.int32)
-
-
-def _node_table(inner: Proposer, max_depth: int) -> list[int]:
-    """Nodes by depth, asked for once: a step relies on them, so they must be there and make sense.
-
-    Raises:
-        ConfigError: if the proposer raises or answers nonsense; the engine then does not start.
-    """
-    try:
-        nodes = [0, *(whole_number(inner.num_nodes(depth)) for depth in range(1, max_depth + 1))]
-    except Exception as error:
-        raise ConfigError(
-            f"the drafter cannot say how many nodes it drafts ({type(error).__name__}: {error})"
-        ) from error
-    if nodes != sorted(nodes) or nodes[-1] > MAX_NODES or (max_depth and nodes[1] < 1):
-        raise ConfigError(
-            f"the drafter drafts {nodes[1:]} nodes by depth\nThey must rise from 1 to at most {MAX_NODES}."
-        )
-    return nodes
-
-
-def _check_arrays(drafts: DraftTrees, num_requests: int, vocab_size: int, device: torch.device) -> None:
-    shape = (num_requests, drafts.width)
-    wanted = ((drafts.tokens, shape), (drafts.parents, shape), (drafts.counts, shape[:1]))
-    if any(array.shape != expected or array.dtype.kind != "i" for array, expected in wanted):
-        raise TypeError(f"drafts must be integer arrays of shape {shape}, with {num_requests} counts")
-    probs = drafts.probs
-    if probs is not None and (
-        not isinstance(probs, torch.Tensor)
-        or (probs.shape, probs.dtype, probs.device.type) != ((*shape, vocab_size), torch.float32, device.type)
-    ):
-        raise TypeError(f"what drafts were drawn from must be a float32 tensor of shape {(*shape, vocab_size)}")

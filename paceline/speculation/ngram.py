@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import DraftTrees, StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
 from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers
 

@@ -10,12 +10,12 @@ import torch
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.cache import DenseStore, KVGroup, PageAllocator
-from paceline.core.batch import DraftTrees, StepPlan
 from paceline.core.errors import ConfigError
 from paceline.core.layer import LayerSpec
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.kernels.native import library
 from paceline.runner import verify_rows
 from tests.kernels.native import needs_library

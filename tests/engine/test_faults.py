@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from paceline.cache import KVGroup
-from paceline.core.batch import DraftTrees
 from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
+from paceline.core.step import DraftTrees
 from paceline.engine.engine import Engine
 from paceline.speculation import DraftModelProposer, NgramProposer
 from tests.engine.helpers import VOCAB_SIZE, assert_idle, begin, finish, greedy, random_prompt, seeded

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from paceline.cache import KVGroup
-from paceline.core.batch import StepPlan
 from paceline.core.request import Group, Request
+from paceline.core.step import StepPlan
 from paceline.engine import engine as engine_module
 from paceline.engine.engine import Engine
 from paceline.engine.isolation import isolate

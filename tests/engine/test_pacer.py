@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from paceline import SamplingParams
-from paceline.core.batch import StepPlan
 from paceline.core.request import Group, Request
+from paceline.core.step import StepPlan
 from paceline.engine.pacer import FEWEST, StepPacer, estimated_speedup
 from tests.engine.helpers import greedy, make, random_prompt
 

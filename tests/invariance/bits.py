@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from paceline.core.batch import StepPlan
+from paceline.core.step import StepPlan
 from paceline.engine.compute import StepResult
 from paceline.engine.engine import Engine
 from tests.invariance.engines import Hook, Job, Tokens, one_by_one, run

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from paceline.core.batch import DraftTrees, StepPlan, Verdict
+from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
+from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, RowSpec
 from paceline.speculation import ProposerNeeds, ProposerTools, proposers

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from paceline.cache import CacheManager, KVGroup
-from paceline.core.batch import Batch, DraftTrees, SampleRows
+from paceline.core.batch import Batch, SampleRows
 from paceline.core.params import SamplingParams
+from paceline.core.step import DraftTrees
 from paceline.engine import compute
 from paceline.runner import Rows, batching, eager, rows
 from paceline.sampling import SamplingState

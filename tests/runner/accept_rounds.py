@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from paceline.core.batch import DraftTrees, Verdict
+from paceline.core.batch import Verdict
+from paceline.core.step import DraftTrees
 from paceline.kernels.native.structures import Accept
 from paceline.runner.rows import RowSpec
 from paceline.speculation.verify.match import MatchVerifier

@@ -12,9 +12,10 @@ from paceline.attention import LayerMap
 from paceline.cache.group import KVGroup
 from paceline.cache.pages import PageAllocator
 from paceline.cache.stores import DenseStore
-from paceline.core.batch import Batch, DraftTrees, Output
+from paceline.core.batch import Batch, Output
 from paceline.core.layer import LayerSpec
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees
 from paceline.runner.executor import GraphSizes
 from paceline.runner.native.graph_builder import NativeBuilder
 

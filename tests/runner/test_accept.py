@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from paceline.core.batch import DraftTrees
+from paceline.core.step import DraftTrees
 from paceline.kernels.native.region import run
 from paceline.kernels.native.structures import Cells, Code, MoveCells, address
 from paceline.runner.native.buffers import pools_of

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from paceline.core.batch import Batch, DraftTrees
+from paceline.core.batch import Batch
+from paceline.core.step import DraftTrees
 from paceline.kernels.native.structures import PrepareRows
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import RowSpec

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from paceline.core.batch import DraftTrees
+from paceline.core.step import DraftTrees
 from paceline.kernels.native.structures import GrowChain, GrowTree
 from paceline.runner.rows import RowSpec
 from paceline.sampling import NAN

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import DraftTrees, SampleRows
+from paceline.core.batch import SampleRows
+from paceline.core.step import DraftTrees
 from paceline.engine import compute
 from paceline.kernels import philox
 from paceline.kernels.philox import Domain

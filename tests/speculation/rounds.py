@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paceline.core.batch import DraftTrees, SampleRows
+from paceline.core.batch import SampleRows
+from paceline.core.step import DraftTrees
 from paceline.speculation import Verifier
 from tests.sampling.seating import Room, make_request
 

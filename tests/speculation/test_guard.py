@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import DraftTrees
 from paceline.core.params import SamplingParams
+from paceline.core.step import DraftTrees
 from tests.invariance.engines import Job, Models, run
 from tests.speculation.joint import DEVIATIONS, PROMPT, VOCAB, Oracle, deviations, sampled
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import DraftTrees, SampleRows, Verdict
+from paceline.core.batch import SampleRows, Verdict
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Request
+from paceline.core.step import DraftTrees
 from paceline.sampling import Pipeline
 from paceline.speculation import verifiers
 from paceline.speculation.verify import BlockVerifier, TokenVerifier

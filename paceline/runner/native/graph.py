@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paceline.core.batch import DraftTrees, Int32
+from paceline.core.batch import Int32
 from paceline.core.seats import Seats
+from paceline.core.step import DraftTrees
 from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.structures import Accept, GrowChain, GrowTree, Sample
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder

@@ -7,8 +7,9 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from paceline.core.batch import DraftTrees, Int32, SampleRows, Verdict
+from paceline.core.batch import Int32, SampleRows, Verdict
 from paceline.core.registry import Registry
+from paceline.core.step import DraftTrees
 from paceline.sampling import BANNED, Pipeline
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from paceline.core.batch import DraftTrees, Int32, SampleRows, Verdict
+from paceline.core.batch import Int32, SampleRows, Verdict
+from paceline.core.step import DraftTrees
 from paceline.sampling import Pipeline
 from paceline.speculation.verify.base import append, undrafted, verifiers
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.core.batch import DraftTrees, Int32, Int64, SampleRows, Verdict
+from paceline.core.batch import Int32, Int64, SampleRows, Verdict
+from paceline.core.step import DraftTrees
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, probabilities
 from paceline.speculation.verify.base import append, undrafted
