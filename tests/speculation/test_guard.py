@@ -101,6 +101,6 @@ def test_a_drafter_that_breaks_down_behind_some_tokens_biases_nothing(
         padding = torch.arange(drafts.width) >= torch.from_numpy(drafts.counts)[:, None]
         return np.where((sound | padding).all(-1).numpy(), drafts.counts, 0).astype(np.int32)
 
-    monkeypatch.setattr("paceline.speculation.guard._drawn", whole)
+    monkeypatch.setattr("paceline.speculation.guard.drawn", whole)
     found = sampled(engine_with(narrow, breaks_after_token_five, **options), SETTINGS, 600)
     assert deviations(found, joints) > DEVIATIONS
