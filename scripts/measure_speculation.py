@@ -1,9 +1,9 @@
 """Measures what drafting gains the embedded pair beside the most that a cost model says it could; writes raw JSON.
 
-The model: costs of a plain pass, of a draft of K tokens and of verifying it are timed alone, as native calls with the
-sampling in them, and acceptance by depth is counted on drafts of the greatest depth. A round of depth K then gives
-1 + P(1) + ... + P(K) tokens, and drafting at its best is as many times as fast as the best K's quotient says, with no
-cost outside native calls. What is measured is decoding time after the first token, drafting on and off in turn.
+The model: costs of a plain pass, and of a round that drafts K tokens and verifies them, are timed alone, as native
+calls with the sampling in them, and acceptance by depth is counted on drafts of the greatest depth. A round of depth K
+then gives 1 + P(1) + ... + P(K) tokens, and drafting at its best is as many times as fast as the best K's quotient says,
+with no cost outside native calls. What is measured is decoding time after the first token, drafting on and off in turn.
 """
 
 from __future__ import annotations
@@ -72,21 +72,18 @@ def answer(llm: LLM, messages: Messages, asked: argparse.Namespace, *, speculate
 
 
 def costs(llms: dict[int, LLM], asked: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the calls of a plain token, and of drafts of each depth and their verification."""
+    """Seconds of the calls of a plain token, and of rounds of drafts of each depth and their verification."""
     plain: list[float] = []
-    draft: dict[int, list[float]] = {depth: [] for depth in llms}
-    verify: dict[int, list[float]] = {depth: [] for depth in llms}
+    rounds: dict[int, list[float]] = {depth: [] for depth in llms}
     for messages in dialogues()[: asked.dialogues]:
         for depth, llm in llms.items():
             with timed_calls() as calls:
                 answer(llm, messages, asked, speculate=True)
-            # A step that drafts is two calls; the first step reads the prompt, and the last ones draft less.
-            draft[depth] += calls.seconds[4:-4:2]
-            verify[depth] += calls.seconds[5:-4:2]
+            rounds[depth] += calls.seconds[2:-2]  # the first step reads the prompt, and the last ones draft less
         with timed_calls() as calls:
             answer(next(iter(llms.values())), messages, asked, speculate=False)
         plain += calls.seconds[2:]
-    return {"plain": plain, "draft": draft, "verify": verify}
+    return {"plain": plain, "rounds": rounds}
 
 
 def acceptance(llm: LLM, asked: argparse.Namespace) -> list[float]:
@@ -101,8 +98,8 @@ def best(found: dict[str, Any], accepted: list[float]) -> dict[int, float]:
     """Depth -> how many times as fast as plain decoding, at no cost outside native calls."""
     plain = statistics.median(found["plain"])
     ratios = {}
-    for depth in found["draft"]:
-        cost = statistics.median(found["draft"][depth]) + statistics.median(found["verify"][depth])
+    for depth, seconds in found["rounds"].items():
+        cost = statistics.median(seconds)
         ratios[depth] = (1 + sum(accepted[:depth])) * plain / cost
     return ratios
 
