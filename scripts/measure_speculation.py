@@ -2,8 +2,9 @@
 
 The model: costs of a plain pass, and of a round that drafts K tokens and verifies them, are timed alone, as native
 calls with the sampling in them, and acceptance by depth is counted on drafts of the greatest depth. A round of depth K
-then gives 1 + P(1) + ... + P(K) tokens, and drafting at its best is as many times as fast as the best K's quotient says,
-with no cost outside native calls. What is measured is decoding time after the first token, drafting on and off in turn.
+then gives 1 + P(1) + ... + P(K) tokens, and drafting at its best is as many times as fast as the best K's quotient
+says, with no cost outside native calls. What is measured is decoding time after the first token, drafting on and off
+in turn.
 """
 
 from __future__ import annotations
