@@ -120,11 +120,13 @@ def test_engine_options():
         "model_impl",
         "numerics",
         "seed",
+        "revision",
         "speculative",
     ]
     assert names(SpeculativeConfig) == [
         "method",
         "model",
+        "revision",
         "draft_quantization",
         "num_speculative_tokens",
         "verifier",
