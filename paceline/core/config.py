@@ -98,7 +98,7 @@ class EngineConfig:
     num_scheduler_steps: Annotated[
         int | None,
         About(
-            "Tokens a step may decode in one go for requests that are not drafted for; by default what takes 8 ms.",
+            "Rounds that a step may have, each a token or a draft and its verification; by default what takes 8 ms.",
             low=1,
             high=64,
         ),

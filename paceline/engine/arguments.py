@@ -23,7 +23,7 @@ ELSEWHERE = {
 
 NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), (1,)),
-    **dict.fromkeys(("enforce_eager", "disable_log_stats", "disable_custom_all_reduce"), (False, True)),
+    **dict.fromkeys(("disable_log_stats", "disable_custom_all_reduce"), (False, True)),
     **dict.fromkeys(("use_tqdm_on_load", "async_scheduling", "disable_cascade_attn"), (False, True)),
     **dict.fromkeys(("trust_remote_code", "skip_tokenizer_init", "disable_sliding_window"), (False,)),
     **dict.fromkeys(("enable_lora", "enable_expert_parallel", "enable_sleep_mode"), (False,)),

@@ -58,7 +58,7 @@ def test_integers_in_anything_are_one_prompt(kind, plain: LLM) -> None:
     same(plain.generate(kind(ONE), greedy()), tokens_of(plain.generate(ONE, greedy())))
 
 
-VLLM = {"tensor_parallel_size": 1, "trust_remote_code": False, "enforce_eager": True, "swap_space": 4}
+VLLM = {"tensor_parallel_size": 1, "trust_remote_code": False, "disable_log_stats": True, "swap_space": 4}
 VLLM |= {"load_format": "auto", "enable_chunked_prefill": True, "disable_log_stats": True, "task": "generate"}
 VLLM |= {"quantization_param_path": None, "block_size": None, "seed": None, "num_blocks": None, "hf_overrides": {}}
 

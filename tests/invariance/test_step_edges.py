@@ -217,3 +217,13 @@ def test_a_call_that_is_not_drafted_for_runs_beside_others_in_rounds(tmp_path: A
     assert [[member.output_token_ids for member in group.members] for group in groups] == expected
     assert groups[1].members[0].num_drafted == 0 < groups[0].members[0].num_accepted
     assert made
+
+
+def test_an_engine_told_to_computes_every_step_pass_by_pass(tmp_path: Any) -> None:
+    both = models(tmp_path)
+    engine, other = ahead(both, 3, "near", 3, enforce_eager=True), ahead(both, 3, "near", 3)
+    assert run(engine, JOBS) == run(other, JOBS)
+    assert set(engine.computation.eager_steps) == {"enforce_eager"}
+    assert engine.computation.eager_steps["enforce_eager"] == engine.counters.num_steps
+    assert not engine.computation.graphs.num_captured
+    assert other.computation.graphs.num_captured
