@@ -28,6 +28,8 @@ class Plan:
         self.budget = self.chunk = budget
         """Rows that are left, and how many of them may be known tokens: drafts are not bounded by the latter."""
         self._shares: dict[Request, Share] = {}
+        self.gave_way: set[Request] = set()
+        """Running requests that were sent back to wait while the plan was made."""
 
     @property
     def has_room(self) -> bool:
@@ -38,7 +40,9 @@ class Plan:
         self.budget -= share.num_rows
         self.chunk -= share.num_known
 
-    def take_back(self, request: Request) -> None:
+    def give_way(self, request: Request) -> None:
+        """Takes back what a request got, if anything, and knows it as one that gave way."""
+        self.gave_way.add(request)
         share = self._shares.pop(request, None)
         if share is not None:
             self.budget += share.num_rows
