@@ -13,8 +13,6 @@ from paceline.scheduling.depths import DraftDepths
 from paceline.scheduling.entrance import Entrance
 from paceline.scheduling.pacer import ChunkPacer
 from paceline.scheduling.plan import Plan, Share
-from paceline.scheduling.precedence import Precedence
-from paceline.scheduling.queue import WaitingQueue
 from paceline.scheduling.seating import ControlsError, Seating
 
 
@@ -24,18 +22,20 @@ class RequestPlanner:
     def __init__(
         self,
         seating: Seating,
-        precedence: Precedence,
         depths: DraftDepths,
         entrance: Entrance,
-        waiting: WaitingQueue,
         *,
         preempt: Callable[[Request], None],
         refuse: Callable[[Request, Exception], None],
     ) -> None:
         """``preempt`` sends a running request back to wait; ``refuse`` ends one whose controls cannot be taken in."""
-        self._seating, self._precedence, self._depths = seating, precedence, depths
-        self._entrance, self._waiting = entrance, waiting
-        self._policy, self._preempt, self._refuse = precedence.policy, preempt, refuse
+        self._seating, self._depths, self._entrance = seating, depths, entrance
+        self._waiting, self._precedence, self._policy = (
+            entrance.waiting,
+            entrance.precedence,
+            entrance.precedence.policy,
+        )
+        self._preempt, self._refuse = preempt, refuse
         self._num_shares = 0
         self._last_served: npt.NDArray[np.int64] = np.zeros(seating.seats.capacity, dtype=np.int64)
         """[S] the number of the last share that this seat was given."""

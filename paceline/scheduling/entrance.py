@@ -16,16 +16,16 @@ class Entrance:
     """Seats and pages, free or taken, as a waiting request sees them."""
 
     def __init__(self, seating: Seating, waiting: WaitingQueue, precedence: Precedence) -> None:
-        self._seating, self._waiting, self._precedence = seating, waiting, precedence
-        self._seats, self._cache = seating.seats, seating.cache
+        self.waiting, self.precedence = waiting, precedence
+        self._seating, self._seats, self._cache = seating, seating.seats, seating.cache
 
     def somebody_may_enter(self) -> bool:
         """Whether the first who waits might find a seat; pages are another question."""
-        if not self._waiting:
+        if not self.waiting:
             return False
         if self._seats.num_free:
             return True
-        return bool(self._precedence.displaceable(next(iter(self._waiting)), self._seating.running))
+        return bool(self.precedence.displaceable(next(iter(self.waiting)), self._seating.running))
 
     def must_wait_for_sibling(self, request: Request) -> bool:
         """Whether a running member of its group still computes the prompt, whose pages it can share after that."""
@@ -34,7 +34,7 @@ class Entrance:
 
     def victims(self, request: Request) -> list[Request] | None:
         """Whose places a waiting request needs, often nobody's; None if there is no seat and memory for it anyway."""
-        displaceable = self._precedence.displaceable(request, self._seating.running)
+        displaceable = self.precedence.displaceable(request, self._seating.running)
         victims: list[Request] = []
         while not (self._seats.num_free + len(victims) and self._fits(request, victims)):
             if len(victims) == len(displaceable):

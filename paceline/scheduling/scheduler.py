@@ -41,14 +41,10 @@ class Scheduler:
         self.seats, self.cache, self.proposer = seats, cache, proposer
         self.policy: SchedulingPolicy = policies[config.scheduling_policy]()
         self.precedence = Precedence(self.policy)
-        self.waiting = WaitingQueue(self.policy, self.precedence.calls)
+        calls = self.precedence.calls
+        self.waiting = WaitingQueue(self.policy, calls)
         self.seating = Seating(
-            seats=seats,
-            cache=cache,
-            sampling=sampling,
-            proposer=proposer,
-            target_groups=target_groups,
-            calls=self.precedence.calls,
+            seats=seats, cache=cache, sampling=sampling, proposer=proposer, target_groups=target_groups, calls=calls
         )
         self.target_groups = self.seating.target_groups
         self.unfinished: dict[Request, None] = {}
@@ -67,13 +63,7 @@ class Scheduler:
         self.entrance = Entrance(self.seating, self.waiting, self.precedence)
         self._steady = SteadyPlanner(self.seating, self.depths)
         self._by_request = RequestPlanner(
-            self.seating,
-            self.precedence,
-            self.depths,
-            self.entrance,
-            self.waiting,
-            preempt=self.preempt,
-            refuse=self._refuse,
+            self.seating, self.depths, self.entrance, preempt=self.preempt, refuse=self._refuse
         )
 
     @property
