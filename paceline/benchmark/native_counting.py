@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from paceline.benchmark.traffic import ATTENTION, LINEAR, OTHER, UNCOUNTED, Traffic
-from paceline.kernels.native import structures
+from paceline.kernels.native import step_structures, structures
 from paceline.kernels.native.packing import WIDTH, kinds, weight_shape
 from paceline.kernels.native.structures import Code, Matrix
 
@@ -107,11 +107,11 @@ counts(Code.SAMPLE, OTHER, structures.Sample)(lambda a: (moved(a.logits, a.rows,
 
 counts(Code.LOGPROBS, OTHER, structures.Logprobs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 # A few numbers a row, which are in the nearest cache.
-counts(Code.PREPARE_ROWS, OTHER, structures.PrepareRows)(lambda a: (8 * WORD * a.requests * (1 + a.num_nodes), 0))
-counts(Code.GROW_CHAIN, OTHER, structures.GrowChain)(lambda a: (6 * WORD * a.requests, 0))
-counts(Code.GROW_TREE, OTHER, structures.GrowTree)(lambda a: (6 * WORD * a.requests * a.width * a.most, 0))
-counts(Code.ACCEPT, OTHER, structures.Accept)(lambda a: (8 * WORD * a.requests * (a.length + 1), 0))
-counts(Code.MOVE_CELLS, OTHER, structures.MoveCells)(lambda a: (WORD * a.num_pools, 0))
+counts(Code.PREPARE_ROWS, OTHER, step_structures.PrepareRows)(lambda a: (8 * WORD * a.requests * (1 + a.num_nodes), 0))
+counts(Code.GROW_CHAIN, OTHER, step_structures.GrowChain)(lambda a: (6 * WORD * a.requests, 0))
+counts(Code.GROW_TREE, OTHER, step_structures.GrowTree)(lambda a: (6 * WORD * a.requests * a.width * a.most, 0))
+counts(Code.ACCEPT, OTHER, step_structures.Accept)(lambda a: (8 * WORD * a.requests * (a.length + 1), 0))
+counts(Code.MOVE_CELLS, OTHER, step_structures.MoveCells)(lambda a: (WORD * a.num_pools, 0))
 
 
 @counts(Code.HEADS, OTHER, structures.Heads)

@@ -13,7 +13,7 @@ from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
-from paceline.kernels.native.structures import Cells
+from paceline.kernels.native.step_structures import Cells
 from paceline.models import load_model
 from paceline.runner.executor import GraphResult, GraphStart
 from paceline.runner.native import graph_builder

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.core.batch import Verdict
 from paceline.core.step import DraftTrees
-from paceline.kernels.native.structures import Accept
+from paceline.kernels.native.step_structures import Accept
 from paceline.runner.rows import RowSpec
 from paceline.speculation.verify.match import MatchVerifier
 from tests.runner.steps import (

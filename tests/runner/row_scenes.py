@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from paceline.kernels.native.program import Program
-from paceline.kernels.native.structures import Gather, PrepareRows
+from paceline.kernels.native.step_structures import PrepareRows
+from paceline.kernels.native.structures import Gather
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import Rows, RowSpec, RowState, place

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from paceline.core.step import DraftTrees
 from paceline.kernels.native.region import run
-from paceline.kernels.native.structures import Cells, Code, MoveCells, address
+from paceline.kernels.native.step_structures import Cells, MoveCells
+from paceline.kernels.native.structures import Code, address
 from paceline.runner.native.buffers import pools_of
 from paceline.sampling import BANNED
 from tests.kernels.native import needs_library, on_threads

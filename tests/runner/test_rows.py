@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from paceline.core.batch import Batch
 from paceline.core.step import DraftTrees
-from paceline.kernels.native.structures import PrepareRows
+from paceline.kernels.native.step_structures import PrepareRows
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import RowSpec
 from tests.kernels.native import needs_library

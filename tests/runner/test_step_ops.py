@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from paceline.core.step import DraftTrees
-from paceline.kernels.native.structures import GrowChain, GrowTree
+from paceline.kernels.native.step_structures import GrowChain, GrowTree
 from paceline.runner.rows import RowSpec
 from paceline.sampling import NAN
 from tests.kernels.native import needs_library

@@ -13,7 +13,8 @@ import numpy as np
 from paceline.attention import LayerMap
 from paceline.cache.group import KVGroup
 from paceline.core.batch import Int32, Int64
-from paceline.kernels.native.structures import Cells, Draft, RowGroup, Stops, address
+from paceline.kernels.native.step_structures import Cells, Draft, RowGroup, Stops
+from paceline.kernels.native.structures import address
 from paceline.runner.executor import GraphSizes
 
 

@@ -10,7 +10,8 @@ from paceline.core.batch import Int32
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.kernels.native.sampling import Edits, SampleCall
-from paceline.kernels.native.structures import Accept, GrowChain, GrowTree, Sample
+from paceline.kernels.native.step_structures import Accept, GrowChain, GrowTree
+from paceline.kernels.native.structures import Sample
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import check_pages

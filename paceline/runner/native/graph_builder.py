@@ -11,7 +11,8 @@ from paceline.core.batch import Int64
 from paceline.core.seats import Seats
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.sampling import SampleCall
-from paceline.kernels.native.structures import Accept, Code, GrowChain, MoveCells, address
+from paceline.kernels.native.step_structures import Accept, GrowChain, MoveCells
+from paceline.kernels.native.structures import Code, address
 from paceline.runner.executor import GraphSizes
 from paceline.runner.native.buffers import DraftBuffers, GroupBuffers, ResultBuffers, StateBuffers, pools_of
 from paceline.runner.native.prepared_rows import PreparedRows

@@ -9,7 +9,8 @@ import numpy as np
 from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
 from paceline.kernels.native.program import Program
-from paceline.kernels.native.structures import Code, PrepareRows, Visibility, address
+from paceline.kernels.native.step_structures import PrepareRows
+from paceline.kernels.native.structures import Code, Visibility, address
 from paceline.runner.executor import GraphSizes
 from paceline.runner.native.attention import check_below
 from paceline.runner.native.buffers import DraftBuffers, GroupBuffers, StateBuffers

@@ -7,7 +7,8 @@ import ctypes
 import numpy as np
 import torch
 
-from paceline.kernels.native.structures import GrowTree, Logprobs, Matrix, address
+from paceline.kernels.native.step_structures import GrowTree
+from paceline.kernels.native.structures import Logprobs, Matrix, address
 from paceline.runner.native.buffers import DraftBuffers, StateBuffers
 from paceline.runner.native.prepared_rows import PreparedRows
 
