@@ -24,6 +24,7 @@ from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
 from paceline.models import CausalLM, Quantization, configs_of, outline_model
 from paceline.runner import model_impls, resolve_impl
+from paceline.speculation import GuardedProposer
 
 GIB = 2**30
 
@@ -56,18 +57,7 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
         CheckpointError: a config that is missing or broken.
     """
     device = resolve_device(config.device)
-
-    def outline(path: Path, wanted: Quantization | None) -> CausalLM:
-        dtype = resolve_dtype(config, path, device)
-        return outline_model(path, dtype=dtype, device=device, quantization=wanted, look_at_head=True)
-
-    def outline_draft(name: str | Path) -> CausalLM:
-        path = configs_of(name, config.speculative.revision if config.speculative else None)
-        return outline(path, draft_quantization(config, path))
-
-    path = EMBEDDED_TARGET if model is None else configs_of(model, config.revision)
-    target = outline(path, target_quantization(config))
-    proposer = make_proposer(config, target, outline_draft)
+    target, proposer = _outlines(model, config, device)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     weights = {name: _weight_bytes(one) + _growth(one, config, device) for name, one in models}
     free = free_bytes(device)
@@ -93,6 +83,24 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
         page_size=kind.page_size,
         num_full_sequences=min(plan.num_pages // plan.pages_per_sequence, config.max_num_seqs),
     )
+
+
+def _outlines(
+    model: str | Path | None, config: EngineConfig, device: torch.device
+) -> tuple[CausalLM, GuardedProposer | None]:
+    """The target and the drafter, without the memory of their weights."""
+
+    def outline(path: Path, wanted: Quantization | None) -> CausalLM:
+        dtype = resolve_dtype(config, path, device)
+        return outline_model(path, dtype=dtype, device=device, quantization=wanted, look_at_head=True)
+
+    def outline_draft(name: str | Path) -> CausalLM:
+        path = configs_of(name, config.speculative.revision if config.speculative else None)
+        return outline(path, draft_quantization(config, path))
+
+    path = EMBEDDED_TARGET if model is None else configs_of(model, config.revision)
+    target = outline(path, target_quantization(config))
+    return target, make_proposer(config, target, outline_draft)
 
 
 def _weight_bytes(model: CausalLM) -> int:

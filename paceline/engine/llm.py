@@ -155,19 +155,8 @@ class LLM:
         check_unknown(others)
         many = prompt_list(prompts, prompt_token_ids)
         each = params_of_each(params, sampling_params, len(many))
-        options = CallOptions(
-            speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow, part_of=self._part_of(many)
-        )
-        numbers, names = one_each("priority", priority, len(many)), one_each("client", client, len(many))
-        groups = []
-        for index, (given, wanted, number, name) in enumerate(zip(many, each, numbers, names, strict=True)):
-            with named("prompts", index, len(many)):
-                prompt = as_prompt(given)
-                salt = cache_salt if prompt.cache_salt is None else prompt.cache_salt
-                mine = replace(options, priority=number, client=name, cache_salt=salt)
-                groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
-            groups[-1].prompt = prompt.text
-        return self._run(groups, use_tqdm)
+        options = CallOptions(speculate=speculate, cache_salt=cache_salt, context_overflow=context_overflow)
+        return self._run(self._groups(many, each, options, priority, client), use_tqdm)
 
     def chat(
         self,
@@ -219,6 +208,27 @@ class LLM:
         engine = self.engine
         self._turns.between_steps(lambda: found.append(engine_stats(engine)))
         return found[0]
+
+    def _groups(
+        self,
+        many: Sequence[Any],
+        each: Sequence[SamplingParams],
+        options: CallOptions,
+        priority: int | Sequence[int],
+        client: str | Sequence[str],
+    ) -> list[Group]:
+        """The requests of a call, one per prompt; none has begun."""
+        options = replace(options, part_of=self._part_of(many))
+        numbers, names = one_each("priority", priority, len(many)), one_each("client", client, len(many))
+        groups = []
+        for index, (given, wanted, number, name) in enumerate(zip(many, each, numbers, names, strict=True)):
+            with named("prompts", index, len(many)):
+                prompt = as_prompt(given)
+                salt = options.cache_salt if prompt.cache_salt is None else prompt.cache_salt
+                mine = replace(options, priority=number, client=name, cache_salt=salt)
+                groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
+            groups[-1].prompt = prompt.text
+        return groups
 
     def _part_of(self, prompts: Sequence[Any]) -> str:
         """A name of their own for the prompts of a call: beside other threads' they give way as one."""
