@@ -137,6 +137,10 @@ class Kind(Protocol):
 class QuantisedKind(Kind, Protocol):
     """A kind whose weights are small integers times scales."""
 
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
+        steps, scale = self.quantise(weight, group_size)
+        return self.pack_quantised(steps, scale, bias, group_size)
+
     def quantise(self, weight: torch.Tensor, group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         """float32[out, in] -> integers, int8[out, in], and scales, float32[out, groups]."""
         ...

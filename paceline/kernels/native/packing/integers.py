@@ -36,7 +36,7 @@ def check_inputs(weight: torch.Tensor) -> None:
         )
 
 
-class Int8Kind:
+class Int8Kind(QuantisedKind):
     """One scale per output, symmetric; rows of x are quantised when they come."""
 
     code = 3
@@ -45,10 +45,6 @@ class Int8Kind:
     grouped = False
     has_sums = True
     activation_dtype = torch.float32
-
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
-        steps, scale = self.quantise(weight, group_size)
-        return self.pack_quantised(steps, scale, bias, group_size)
 
     def quantise(self, weight: torch.Tensor, _group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         check_quantisable(weight)
@@ -71,7 +67,7 @@ class Int8Kind:
         return steps * packed.scale[: packed.out_features, None]
 
 
-class Int4Kind:
+class Int4Kind(QuantisedKind):
     """One scale per output and group of inputs, whose number farthest from zero becomes -8; rows of x as for int8."""
 
     code = 4
@@ -80,10 +76,6 @@ class Int4Kind:
     grouped = True
     has_sums = False
     activation_dtype = torch.float32
-
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int, /) -> PackedLinear:
-        steps, scale = self.quantise(weight, group_size)
-        return self.pack_quantised(steps, scale, bias, group_size)
 
     def quantise(self, weight: torch.Tensor, group_size: int, /) -> tuple[torch.Tensor, torch.Tensor]:
         check_quantisable(weight)
