@@ -105,6 +105,10 @@ class StepCommit:
 
     def _record_rounds(self, request: Request, rounds: list[RoundStats], kept: int, now: float) -> None:
         """Counts the rounds of a request up to its end."""
+        if len(rounds) == 1:
+            num_nodes, num_accepted, num_tokens = rounds[0]
+            self.counters.record(request, num_nodes, num_accepted, min(kept, num_tokens), now)
+            return
         for stats in rounds:
             self.counters.record(request, stats.num_nodes, stats.num_accepted, min(kept, stats.num_tokens), now)
             kept -= stats.num_tokens

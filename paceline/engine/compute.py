@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ from paceline.sampling import BANNED, Pipeline, Selector
 from paceline.speculation import GuardedProposer, Verifier
 
 
-@dataclass(frozen=True, slots=True)
-class RoundStats:
+class RoundStats(NamedTuple):
     """One round of one request."""
 
     num_nodes: int
@@ -195,16 +195,29 @@ class StepComputation:
 
 def verdict_of(result: GraphResult) -> Verdict:
     """All rounds' tokens one behind another."""
-    verdict = Verdict([], [], [])
-    counts = result.counts.T.tolist()
-    for number, rounds in enumerate(result.tokens.swapaxes(0, 1).tolist()):
-        tokens = [token for count, found in zip(counts[number], rounds, strict=True) for token in found[:count]]
-        if not tokens and rounds[0][0] == BANNED:
-            verdict.dead_ends.add(number)
-        verdict.tokens.append(tokens)
-        verdict.path.append(list(range(len(tokens) - 1)))
-        verdict.rows.append([0] * len(tokens))
-    return verdict
+    found, dead_ends = _plain_tokens(result) if result.tokens.shape[2] == 1 else _tokens(result), set[int]()
+    if not result.counts[0].all():
+        first = result.tokens[0, :, 0].tolist()
+        dead_ends = {number for number, tokens in enumerate(found) if not tokens and first[number] == BANNED}
+    path = [list(range(len(tokens) - 1)) for tokens in found]
+    return Verdict(found, path, [[0] * len(tokens) for tokens in found], dead_ends)
+
+
+def _plain_tokens(result: GraphResult) -> list[list[int]]:
+    """By request; a round without drafts gives one token, and none once the request has ended."""
+    found: list[list[int]] = result.tokens[:, :, 0].T.tolist()
+    if result.counts.all():
+        return found
+    return [tokens[:count] for tokens, count in zip(found, result.counts.sum(axis=0).tolist(), strict=True)]
+
+
+def _tokens(result: GraphResult) -> list[list[int]]:
+    """By request."""
+    rounds = zip(result.counts.T.tolist(), result.tokens.swapaxes(0, 1).tolist(), strict=True)
+    return [
+        [token for count, found in zip(counts, tokens, strict=True) for token in found[:count]]
+        for counts, tokens in rounds
+    ]
 
 
 def rounds_of(result: GraphResult) -> list[list[RoundStats]]:

@@ -22,8 +22,9 @@ from paceline.runner.part import GraphModel
 from paceline.runner.rows import RowSpec, sample_rows
 from paceline.sampling import Pipeline
 
-MOST_ROWS = 256
-"""Of a pass. The buffers of a graph are its own, and a longer pass gains nothing by being part of one."""
+MOST_KNOWN, MOST_ROWS = 256, 1024
+"""Known tokens, and rows with draft nodes, of a pass. The buffers of a graph are its own, and a longer pass over a
+prompt gains nothing by being part of one."""
 MOST_GRAPHS = 24
 LEAST_REQUESTS, LEAST_ROWS = 4, 16
 
@@ -92,9 +93,9 @@ class StepGraphs:
         if blocked:
             return blocked
         nodes = drafts.width if drafts is not None else draft.num_nodes if draft is not None else 0
-        known = int(plan.num_known.sum()) + len(plan) * nodes
+        known = int(plan.num_known.sum())
         lacking = 0 if draft is None else int((plan.end - draft.start).sum())
-        if max(known, lacking) > MOST_ROWS:
+        if max(known, lacking) > MOST_KNOWN or known + len(plan) * nodes > MOST_ROWS:
             return "a pass of many rows"
         return self._admit_requests(plan, draft, drafts)
 
