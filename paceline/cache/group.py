@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paceline.cache.pages import PageAllocator
 from paceline.cache.stores import KVStore
 from paceline.core.batch import Int32, Int64
+
+Bool = npt.NDArray[np.bool_]
 
 
 class KVGroup:
@@ -42,21 +45,20 @@ class KVGroup:
 
     def holds(self, seats: Int32, ends: Int32) -> bool:
         """Whether slots [0, ends) of each seat have pages, and none that it writes next must be copied first."""
-        if (ends > self.num_pages[seats] * self.page_size).any():
-            return False
-        return not self._shares_next(seats)
+        return not self.lacks(seats, ends).any()
+
+    def lacks(self, seats: Int32, ends: Int32) -> Bool:
+        """[B] whether slots [0, ends) of a seat lack a page, or the one that it writes next must be copied first."""
+        lacking: Bool = ends > self.num_pages[seats] * self.page_size
+        if self.pages.num_shared:
+            number = np.minimum(self.num_cached[seats] // self.page_size, self.page_table.shape[1] - 1)
+            lacking |= self.pages.references[self.page_table[seats, number]] > 1
+        return lacking
 
     def could_hold(self, seats: Int32, ends: Int32) -> bool:
         """Whether there are pages for slots [0, ends) of all seats, if the prefix index gives up its own."""
         missing = np.maximum(0, -(-ends // self.page_size) - self.num_pages[seats])
         return int(missing.sum()) <= self.pages.num_free + self.pages.num_cached
-
-    def _shares_next(self, seats: Int32) -> bool:
-        """Whether the page that any of these seats writes next is shared, so that it must be copied first."""
-        if not self.pages.num_shared:
-            return False
-        number = np.minimum(self.num_cached[seats] // self.page_size, self.page_table.shape[1] - 1)
-        return bool((self.pages.references[self.page_table[seats, number]] > 1).any())
 
     def reserve(self, seat: int, start: int, end: int) -> bool:
         """Makes slots [start, end) of a seat writable; False, and nothing changed, if pages are short."""

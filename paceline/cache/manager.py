@@ -60,6 +60,8 @@ class CacheManager:
         chosen = [self.groups[index] for index in groups]
         if not all(group.could_hold(seats, ends) for group in chosen):
             return False
+        lacking = np.logical_or.reduce([group.lacks(seats, ends) for group in chosen])
+        seats, ends = seats[lacking], ends[lacking]
         numbers, before = seats.tolist(), [group.num_pages[seats].tolist() for group in chosen]
         if all(self.reserve(seat, end, groups) for seat, end in zip(numbers, ends.tolist(), strict=True)):
             return True

@@ -24,7 +24,7 @@ class RoundLimits:
 
 
 class SteadyPlanner:
-    """Plans steps that only go on: nobody comes, nobody gives way, and no page is missing."""
+    """Plans steps that only go on: nobody comes, nobody gives way, and there are pages for all."""
 
     def __init__(self, seating: Seating, depths: DraftDepths) -> None:
         self._seating, self._depths, self._cache = seating, depths, seating.cache
@@ -45,10 +45,7 @@ class SteadyPlanner:
         repeated = self._repeated(plan, ends, drafting, limits)
         if repeated is not None:
             return repeated
-        held = self._cache.holds(seats, ends, self._seating.target_groups)
-        if not (held and self._drafter_holds(seats, ends, drafting)):
-            return None
-        return plan
+        return plan if self._reserves_rounds(seats, ends, drafting) else None
 
     def _repeated(self, plan: StepPlan, ends: Int32, drafting: list[int], limits: RoundLimits) -> StepPlan | None:
         """The plan with as many rounds as every request has room for, whose slots are reserved.
@@ -81,10 +78,3 @@ class SteadyPlanner:
     def _reserves(self, seats: Int32, ends: Int32, groups: Sequence[int]) -> bool:
         """Whether the slots [0, ends) of all seats are writable now."""
         return self._cache.holds(seats, ends, groups) or self._cache.reserve_all(seats, ends, groups)
-
-    def _drafter_holds(self, seats: Int32, ends: Int32, drafting: list[int]) -> bool:
-        if not drafting or not self._seating.draft_groups:
-            return True
-        if len(drafting) < len(seats):
-            seats, ends = seats[drafting], ends[drafting]
-        return self._cache.holds(seats, ends, self._seating.draft_groups)
