@@ -16,7 +16,7 @@ from paceline.engine.engine import Engine
 from paceline.kernels.native import region
 from paceline.sampling import Pipeline
 
-LOOK_UP = (Pipeline.native.__name__, Pipeline.can_plan.__name__)
+LOOK_UP = tuple(call.__name__ for call in (Pipeline.native, Pipeline.can_plan, Pipeline.edits))
 """Those of the pipeline's methods that sample nothing: the native call that they name is timed where it is made."""
 
 

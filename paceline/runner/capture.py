@@ -107,7 +107,8 @@ class StepGraphs:
             return "logprobs"
         if (seats.needs_prompt_rows[chosen] & (plan.start < seats.prompt_len[chosen])).any():
             return "prompt_logprobs or embeddings"
-        rows = sample_rows(plan, drafts, seats)
+        # What the draft put before a row is only read by controls that edit logits.
+        rows = sample_rows(plan, drafts if self._pipeline.edits(chosen) else None, seats)
         if not len(rows):
             return "nothing is sampled"
         at_once = draft is None and plan.num_rounds == 1

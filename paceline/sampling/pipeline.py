@@ -59,6 +59,10 @@ class Pipeline:
         """
         return self._sampler_of(torch.float32).native(rows, at_once=at_once)
 
+    def edits(self, seats: Int32) -> bool:
+        """Whether a call that ``native`` gives for rows of these seats has edits, which are each row's own."""
+        return self._sampler_of(torch.float32).edits(seats)
+
     def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
         """Whether ``native`` would give a call; histories are not read."""
         return self._sampler_of(torch.float32).can_plan(rows, at_once=at_once)

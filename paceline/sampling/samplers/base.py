@@ -33,6 +33,10 @@ class Sampler(Protocol):
         the order of the tokens' numbers; NaN in a row with a NaN."""
         ...
 
+    def edits(self, seats: Int32) -> bool:
+        """Whether a call that ``native`` gives for rows of these seats has edits, which are each row's own."""
+        ...
+
     def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
         """Whether ``native`` would give a call."""
         ...

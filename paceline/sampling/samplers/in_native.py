@@ -50,6 +50,9 @@ class NativeSampler:
     def best(self, logits: Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
         return logprobs.best_in_native(logits, count)
 
+    def edits(self, seats: Int32) -> bool:
+        return bool(self._state.active[seats, : len(self._editors)].any())
+
     def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:
         acting = self._acting(rows)
         return not acting.any() or (at_once and not acting[:, self._needs_copy].any())

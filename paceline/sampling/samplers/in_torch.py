@@ -42,6 +42,9 @@ class TorchSampler:
     def best(self, logits: Tensor, count: int) -> tuple[Int32, npt.NDArray[np.float64]]:
         return logprobs.best_in_torch(logits, count)
 
+    def edits(self, seats: Int32) -> bool:  # noqa: ARG002
+        return False
+
     def can_plan(self, rows: SampleRows, *, at_once: bool) -> bool:  # noqa: ARG002
         return False
 
