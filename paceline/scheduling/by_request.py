@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,18 @@ from paceline.scheduling.plan import Plan, Share
 from paceline.scheduling.seating import ControlsError, Seating
 
 
+class Orders(Protocol):
+    """What a plan may do to requests. Whoever carries it out is not kept: it has the planner."""
+
+    def preempt(self, request: Request) -> None:
+        """Sends a running request back to wait."""
+        ...
+
+    def refuse(self, request: Request, error: Exception) -> None:
+        """Ends a request whose controls cannot be taken in."""
+        ...
+
+
 class RequestPlanner:
     """Gives out the rows of a step: to those that decode, then to running prompts, then to who comes in."""
 
@@ -24,18 +36,13 @@ class RequestPlanner:
         seating: Seating,
         depths: DraftDepths,
         entrance: Entrance,
-        *,
-        preempt: Callable[[Request], None],
-        refuse: Callable[[Request, Exception], None],
     ) -> None:
-        """``preempt`` sends a running request back to wait; ``refuse`` ends one whose controls cannot be taken in."""
         self._seating, self._depths, self._entrance = seating, depths, entrance
         self._waiting, self._precedence, self._policy = (
             entrance.waiting,
             entrance.precedence,
             entrance.precedence.policy,
         )
-        self._preempt, self._refuse = preempt, refuse
         self._num_shares = 0
         self._last_served: npt.NDArray[np.int64] = np.zeros(seating.seats.capacity, dtype=np.int64)
         """[S] the number of the last share that this seat was given."""
@@ -45,7 +52,7 @@ class RequestPlanner:
         self._last_served[plan.seats] = np.arange(self._num_shares, self._num_shares + len(plan))
         self._num_shares += len(plan)
 
-    def plan(self, budget: int, pacer: ChunkPacer) -> StepPlan:
+    def plan(self, budget: int, pacer: ChunkPacer, orders: Orders) -> StepPlan:
         """The plan of at most ``budget`` rows, whose prompts are cut as the pacer says."""
         plan = Plan(budget)
         decoding, prefilling = self._running_order()
@@ -53,15 +60,15 @@ class RequestPlanner:
         for request in decoding:
             others -= 1
             if request.seat >= 0:  # else it had to give way to one before it
-                self._serve(request, plan, others)
+                self._serve(request, plan, others, orders)
         if (prefilling or self._waiting) and self._seating.cache.kind.retains:
             plan.chunk = min(plan.chunk, pacer.most_rows(decoding=bool(decoding)))
         for request in prefilling:
             others -= 1
             if request.seat >= 0:
-                self._serve(request, plan, others)
+                self._serve(request, plan, others, orders)
         if not plan.gave_way:  # else whoever gave way would come straight back
-            self._admit(plan)
+            self._admit(plan, orders)
         return plan.step_plan()
 
     def _running_order(self) -> tuple[list[Request], list[Request]]:
@@ -74,20 +81,20 @@ class RequestPlanner:
         decoding.sort(key=lambda request: (self._policy.standing(request)[0], self._last_served[request.seat]))
         return decoding, sorted(prefilling, key=self._precedence.standing)
 
-    def _serve(self, request: Request, plan: Plan, others: int) -> None:
+    def _serve(self, request: Request, plan: Plan, others: int, orders: Orders) -> None:
         """Gives a running request its share of the step, if need be at the cost of those that give way first.
 
         No draft takes the row that each of the ``others`` still to be served needs to go on.
         """
         while plan.has_room and not self._share(request, plan, others):
             victim = max(self._seating.running, key=self._precedence.standing)
-            self._give_way(victim, plan)
+            self._give_way(victim, plan, orders)
             if victim is request:
                 return
 
-    def _give_way(self, victim: Request, plan: Plan) -> None:
+    def _give_way(self, victim: Request, plan: Plan, orders: Orders) -> None:
         plan.give_way(victim)
-        self._preempt(victim)
+        orders.preempt(victim)
 
     def _share(self, request: Request, plan: Plan, others: int = 0) -> bool:
         """Reserves the pages of a share, with a draft or else without; False, and nothing changed, if short."""
@@ -102,7 +109,7 @@ class RequestPlanner:
                 return True
         return False
 
-    def _admit(self, plan: Plan) -> None:
+    def _admit(self, plan: Plan, orders: Orders) -> None:
         """Seats those who wait, in order, until one does not fit: nobody overtakes it."""
         for request in self._waiting:
             if not plan.has_room:
@@ -113,17 +120,17 @@ class RequestPlanner:
             if victims is None:
                 return
             for victim in victims:
-                self._give_way(victim, plan)
-            if not self._enter(request, plan):
+                self._give_way(victim, plan, orders)
+            if not self._enter(request, plan, orders):
                 return
 
-    def _enter(self, request: Request, plan: Plan) -> bool:
+    def _enter(self, request: Request, plan: Plan, orders: Orders) -> bool:
         """Seats a waiting request, which takes nobody's pages; False if those it found do not do."""
         self._waiting.remove(request)
         try:
             self._seating.seat(request)
         except ControlsError as error:
-            self._refuse(request, error.cause)
+            orders.refuse(request, error.cause)
             return True
         if not self._share(request, plan):
             self._seating.leave(request)

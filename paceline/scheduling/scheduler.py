@@ -62,9 +62,7 @@ class Scheduler:
         self._plain_rounds = self._draft_rounds = 1
         self.entrance = Entrance(self.seating, self.waiting, self.precedence)
         self._steady = SteadyPlanner(self.seating, self.depths)
-        self._by_request = RequestPlanner(
-            self.seating, self.depths, self.entrance, preempt=self.preempt, refuse=self._refuse
-        )
+        self._by_request = RequestPlanner(self.seating, self.depths, self.entrance)
 
     @property
     def running(self) -> list[Request]:
@@ -145,7 +143,7 @@ class Scheduler:
                 self.policy.serve(request)
         plan = self._plan_steady()
         if plan is None:
-            plan = self._by_request.plan(self.max_tokens, self.pacer)
+            plan = self._by_request.plan(self.max_tokens, self.pacer, self)
         self._by_request.count(plan)
         return plan
 
@@ -156,7 +154,8 @@ class Scheduler:
         limits = RoundLimits(self._plain_rounds, self._draft_rounds, self.can_repeat)
         return self._steady.plan(self.max_tokens, limits)
 
-    def _refuse(self, request: Request, error: Exception) -> None:
+    def refuse(self, request: Request, error: Exception) -> None:
+        """Ends a waiting request whose controls cannot be taken in."""
         log.warning("request %s could not be seated", request.id, exc_info=error)
         request.finish_reason = FinishReason.ERROR
         request.error = f"the engine could not take this request ({type(error).__name__})"

@@ -12,6 +12,7 @@ from paceline.core.batch import Batch
 from paceline.kernels.native.linear import linear
 from paceline.models import CausalLM
 from paceline.runner.executor import Pass, RoundBuilder, StepGraph
+from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.graph import NativeGraph
 from paceline.runner.native.recorder import LOGITS, TOKENS
 from paceline.runner.native.recording import Recording
@@ -26,6 +27,8 @@ class NativeExecutor:
     def __init__(self, model: CausalLM, layers: LayerMap) -> None:
         pack_weights(model, release=False)
         self.model, self.layers = model, layers
+        self._pool = BufferPool()
+        """Of graphs."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
 
     def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
@@ -40,7 +43,7 @@ class NativeExecutor:
         return None if self.model.logit_softcap is None else "logits have a soft cap"  # which torch computes
 
     def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:
-        return NativeGraph(describe, **tools)
+        return NativeGraph(describe, **tools, pool=self._pool)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.model.narrow is not None:

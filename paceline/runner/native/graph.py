@@ -13,6 +13,7 @@ from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.step_structures import Accept, GrowChain, GrowTree
 from paceline.kernels.native.structures import Sample
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder
+from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import check_pages
 from paceline.runner.part import GraphModel
@@ -30,9 +31,11 @@ class NativeGraph:
         seats: Seats,
         call: SampleCall,
         sizes: GraphSizes,
+        *,
+        pool: BufferPool | None = None,
     ) -> None:
         self.sizes, self.call, self._seats = sizes, call, seats
-        self._builder = builder = NativeBuilder(target, seats, call, sizes)
+        self._builder = builder = NativeBuilder(target, seats, call, sizes, pool)
         describe(builder)
         self._program = builder.finish()
         self._ops = [

@@ -14,6 +14,7 @@ from paceline.kernels.native.sampling import SampleCall
 from paceline.kernels.native.step_structures import Accept, GrowChain, MoveCells
 from paceline.kernels.native.structures import Code, address
 from paceline.runner.executor import GraphSizes
+from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.buffers import DraftBuffers, GroupBuffers, ResultBuffers, StateBuffers, pools_of
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.native.recorded_pass import RecordedPass
@@ -27,7 +28,9 @@ from paceline.runner.rows import RowSpec
 class NativeBuilder:
     """Takes down the ops of one round; ``finish`` gives the program that repeats it."""
 
-    def __init__(self, target: GraphModel, seats: Seats, call: SampleCall, sizes: GraphSizes) -> None:
+    def __init__(
+        self, target: GraphModel, seats: Seats, call: SampleCall, sizes: GraphSizes, pool: BufferPool | None = None
+    ) -> None:
         self.target, self.seats, self.call, self.sizes = target, seats, call, sizes
         self.state, self.draft, self.results = StateBuffers(sizes), DraftBuffers(sizes), ResultBuffers(sizes)
         self.samples: Int64 = np.zeros(sizes.requests * (sizes.nodes + 1), dtype=np.int64)
@@ -37,7 +40,7 @@ class NativeBuilder:
         self.ops: dict[str, list[int]] = {}
         """The numbers of ops by the kind of their struct, all of which go by the number of requests."""
         self.first_sample = -1
-        self._recorder = Recorder({})
+        self._recorder = Recorder({}, pool)
         self._level = 0
 
     def side(self, runner: GraphModel) -> Side:

@@ -15,6 +15,7 @@ from paceline.kernels.native import gather, linear
 from paceline.kernels.native.packing import PackedLinear
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.structures import Code, Gate, Matrix, Norm, pointer
+from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.sizes import check_size
 
 TOKENS = "tokens"
@@ -26,9 +27,10 @@ LOGITS = "logits"
 class Recorder:
     """Records ops in the order in which they are to run."""
 
-    def __init__(self, capacity: dict[str, int]) -> None:
-        """``capacity``: rows per count that buffers have room for."""
-        self.capacity = capacity
+    def __init__(self, capacity: dict[str, int], pool: BufferPool | None = None) -> None:
+        """``capacity``: rows per count that buffers have room for; ``pool``: where their memory comes from."""
+        self.capacity, self._pool = capacity, pool or BufferPool()
+        self._acquired: list[torch.Tensor] = []
         self.count = TOKENS
         """The rows that ops are over unless they say otherwise."""
         self._steps: list[tuple[Code, ctypes.Structure, str]] = []
@@ -37,6 +39,7 @@ class Recorder:
         self._kind_of: dict[int, tuple[int, int]] = {}
 
     def finish(self) -> Program:
+        self._pool.release(self._acquired)
         return Program(self._steps, self._keep)
 
     def add(self, code: Code, structure: ctypes.Structure, *keep: object, count: str | None = None) -> int:
@@ -51,7 +54,8 @@ class Recorder:
         kind = size, rows
         if self._free[kind]:
             return self._free[kind].pop()
-        buffer = torch.empty(rows, size)
+        self._acquired.append(self._pool.acquire(rows * size))
+        buffer = self._acquired[-1][: rows * size].view(rows, size)
         self._kind_of[buffer.data_ptr()] = kind
         return buffer
 
