@@ -50,6 +50,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'paceline' has no attribute {name!r}")
+    if name == "LLM":
+        import_module("paceline.core.directory").check_directory()  # torch's libraries end the process else
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -23,9 +23,10 @@ from paceline.cli.quantize import quantize
 from paceline.cli.serve import serve
 from paceline.cli.settings import HELP as SETTINGS_HELP
 from paceline.cli.settings import takes_settings
-from paceline.cli.surroundings import check_directory, end_streams, open_streams, refusal_of
+from paceline.cli.surroundings import end_streams, open_streams, refusal_of
 from paceline.cli.terminal import print_error
 from paceline.cli.train import app as train
+from paceline.core.directory import check_directory
 from paceline.core.errors import PacelineError
 
 FAILED = 2

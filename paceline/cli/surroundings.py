@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
-from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.errors import PacelineError
 
 FIXES = {
     errno.ENOSPC: "Free some space, or write elsewhere.",
@@ -54,16 +54,6 @@ def open_streams() -> None:
     encoding = getattr(sys.stdin, "encoding", None)
     if encoding is not None and hasattr(sys.stdin, "reconfigure") and codecs.lookup(encoding).name in UNKNOWING:
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-
-
-def check_directory() -> None:
-    """Raises ConfigError: the working directory is gone, without which libraries do not even load."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise ConfigError(
-            f"the working directory cannot be used ({error.strerror})\nChange to one that exists: cd"
-        ) from None
 
 
 def as_typed(text: str) -> str:

@@ -119,6 +119,15 @@ def test_a_limit_on_memory(kilobytes) -> None:
     refused(shell(f"ulimit -v {kilobytes}; {COMMAND} generate --prompt x --max-tokens 2"), "memory")
 
 
+def test_the_library_in_a_directory_that_is_gone(tmp_path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = "from paceline import ConfigError, LLM"
+    found = shell(f'cd "{gone}"; rmdir "{gone}"; "{sys.executable}" -c "{program}"')
+    assert found.returncode == 1
+    assert b"ConfigError: the working directory cannot be used" in found.stderr
+
+
 def test_no_temporary_directory_and_no_compiler_are_needed(pair) -> None:
     code = (
         "import sys; from paceline import LLM, SamplingParams; llm = LLM(sys.argv[1], device='cpu');"
