@@ -123,7 +123,7 @@ def compared(sides: dict[str, Checkout], case: dict[str, Any], rounds: int) -> d
     outside = {name: statistics.median(one["outside"] for one in blocks) for name, blocks in found.items()}
     shares = ", ".join(f"{name} {statistics.median(speeds[name]):.0f}/s {outside[name]:.1%} outside" for name in sides)
     print(f"{text}({shares})", flush=True)
-    return {**case, "blocks": found}
+    return {**case, "model": case["label"], "blocks": found}  # no place of this machine
 
 
 def main() -> None:
