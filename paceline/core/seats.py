@@ -66,6 +66,11 @@ class Seats:
         self.keeps_logprobs[seat] = request.keeps_logprobs
         self.needs_prompt_rows[seat] = request.group.needs_prompt_rows
 
+    def num_output(self, seats: Int32) -> npt.NDArray[np.int64]:
+        """How many output tokens rows int32[B] know, which is the index of the next one."""
+        known: npt.NDArray[np.int64] = (self.num_tokens[seats] - self.prompt_len[seats]).astype(np.int64)
+        return known
+
     def append(self, seats: Int32, tokens: Sequence[list[int]]) -> None:
         """Adds known tokens: ``tokens[i]``, possibly none, to row ``seats[i]``; ``seats`` int32[B], no row twice."""
         if len(seats) <= FEW:

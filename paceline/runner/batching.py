@@ -28,7 +28,7 @@ def verify_rows(plan: StepPlan, drafts: DraftTrees, seats: Seats, groups: Sequen
         seats=plan.seats,
         context=plan.end,
         start=plan.start,
-        output_index=(known - seats.prompt_len[plan.seats]).astype(np.int64),
+        output_index=seats.num_output(plan.seats),
         sampled=_sampled(plan, known, reading),
         limit=drafts.counts,
     )

@@ -17,7 +17,15 @@ import torch
 from paceline.core.batch import Int32, SampleRows
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
-from paceline.runner.executor import GraphBuilder, GraphResult, GraphSizes, GraphStart, RoundBuilder, StepGraph
+from paceline.runner.executor import (
+    GraphBuilder,
+    GraphResult,
+    GraphSizes,
+    GraphStart,
+    RoundBuilder,
+    StepGraph,
+    power_of_two,
+)
 from paceline.runner.part import GraphModel
 from paceline.runner.rows import RowSpec, sample_rows
 from paceline.sampling import Pipeline
@@ -142,7 +150,7 @@ class StepGraphs:
         return GraphStart(
             seats=plan.seats,
             context=plan.end,
-            output_index=(known - seats.prompt_len[plan.seats]).astype(np.int64),
+            output_index=seats.num_output(plan.seats),
             target_start=plan.start,
             draft_start=plan.end if draft is None else draft.start,
             depth=depth if drafts is None else drafts.deepest,
@@ -176,11 +184,11 @@ class StepGraphs:
 
     @staticmethod
     def _sizes(plan: StepPlan, draft: GraphDraft | None, depth: int, nodes: int, *, trees: bool) -> GraphSizes:
-        known, requests = int(plan.num_known.sum()), _power_of_two(max(len(plan), LEAST_REQUESTS))
+        known, requests = int(plan.num_known.sum()), power_of_two(max(len(plan), LEAST_REQUESTS))
         if draft is not None:
             known = max(known, int((plan.end - draft.start).sum()))
-        rows = max(LEAST_ROWS, _power_of_two(known), requests * (depth + 1))
-        return GraphSizes(requests, nodes, depth, _power_of_two(plan.num_rounds), rows, trees)
+        rows = max(LEAST_ROWS, power_of_two(known), requests * (depth + 1))
+        return GraphSizes(requests, nodes, depth, power_of_two(plan.num_rounds), rows, trees)
 
     def _capture(self, draft: GraphDraft | None, depth: int, sizes: GraphSizes, call: Any) -> StepGraph:
         def describe(graph: RoundBuilder) -> None:
@@ -193,7 +201,3 @@ class StepGraphs:
             return self._target.executor.capture(
                 describe, target=self._target, seats=self._seats, call=call, sizes=sizes
             )
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()

@@ -123,11 +123,9 @@ class GraphResult:
     """What R rounds came to; there may be fewer than asked for, if every request ended before."""
 
     tokens: Int64  # [R, B, length + 1]; behind the last one, if a row could not be sampled, what it is instead
-    path: Int32  # [R, B, length] accepted nodes, one fewer than tokens
     counts: Int32  # [R, B] tokens
     nodes: Int32  # [R, B] drafted nodes
-    target_end: Int32  # [B] slots that each model has cached
-    draft_end: Int32
+    draft_end: Int32  # [B] slots that the drafter has cached
     broken: npt.NDArray[np.bool_]  # [B] the drafter had a row that could not be sampled
 
 
@@ -196,3 +194,8 @@ class TorchExecutor:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model.logits(hidden)
+
+
+def power_of_two(count: int) -> int:
+    """The least that is at least ``count``: buffers grow by doubling."""
+    return 1 << max(count - 1, 0).bit_length()

@@ -132,7 +132,7 @@ def _samples(spec: RowSpec, state: RowState, drafts: DraftTrees, sample_start: I
 def sample_rows(plan: StepPlan, drafts: DraftTrees | None, seats: Seats) -> SampleRows:
     """The target's rows that are sampled in a step: the last known tokens, and the nodes of drafts that are there."""
     known = seats.num_tokens[plan.seats]
-    index = (known - seats.prompt_len[plan.seats]).astype(np.int64)
+    index = seats.num_output(plan.seats)
     sampled = plan.end == known
     if drafts is None or not drafts.width:
         some = plan.seats if sampled.all() else plan.seats[sampled]

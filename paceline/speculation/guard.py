@@ -119,12 +119,11 @@ class GuardedProposer:
         tools = self.tools
         depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
         deepest = int(depth.max(initial=0))
-        known = tools.seats.num_tokens[plan.seats] - tools.seats.prompt_len[plan.seats]
         start = DraftStart(
             seats=plan.seats,
             context=plan.end,
             start=self.cache.start(plan, active),
-            output_index=known.astype(np.int64),
+            output_index=tools.seats.num_output(plan.seats),
             depth=depth,
             stop_ids=[request.stop_ids for request in plan.requests],
         )

@@ -66,16 +66,17 @@ class Program:
         return self._numbers.ctypes.data + places.astype(np.int64) * 8
 
     def replay(self, counts: Mapping[str, int], *, times: int = 1) -> None:
-        """As ``run``, of ops of which some write the numbers of rows themselves; ``counts`` are the most of them."""
+        """As ``run``, ``times`` in one native call, of ops of which some write the numbers of rows themselves.
+
+        ``counts``: the most rows.
+        """
         for name, count in counts.items():
             if name in self._rows:
                 self._numbers[self._rows[name]] = count
         submit(self._operations if times == 1 else self._list(None, times))
 
-    def run(self, counts: Mapping[str, int], *, stop: int | None = None, times: int = 1) -> None:
+    def run(self, counts: Mapping[str, int], *, stop: int | None = None) -> None:
         """Replays the ops, or those before number ``stop``, over so many rows, on as many threads as torch uses.
-
-        With ``times``, all over again so often, in the same native call.
 
         Raises:
             NativeUnavailableError: there are no native kernels.
@@ -85,7 +86,7 @@ class Program:
             if self._counts.get(name) != count and name in self._rows:
                 self._numbers[self._rows[name]] = count
                 self._counts[name] = count
-        submit(self._operations if stop is None and times == 1 else self._list(stop, times))
+        submit(self._operations if stop is None else self._list(stop, 1))
 
     def _list(self, stop: int | None, times: int) -> ctypes.Array[Operation]:
         found = self._lists.get((stop, times))

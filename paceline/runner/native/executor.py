@@ -11,7 +11,7 @@ from paceline.attention import LayerMap
 from paceline.core.batch import Batch
 from paceline.kernels.native.linear import linear
 from paceline.models import CausalLM
-from paceline.runner.executor import Pass, RoundBuilder, StepGraph
+from paceline.runner.executor import Pass, RoundBuilder, StepGraph, power_of_two
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.graph import NativeGraph
 from paceline.runner.native.recorder import LOGITS, TOKENS
@@ -63,8 +63,4 @@ def _fits(rows: Mapping[str, int], capacity: Mapping[str, int]) -> bool:
 
 
 def _capacity(rows: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:
-    return {count: max(LEAST_ROWS, had.get(count, 0), _power_of_two(rows[count])) for count in rows}
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()
+    return {count: max(LEAST_ROWS, had.get(count, 0), power_of_two(rows[count])) for count in rows}

@@ -132,10 +132,8 @@ class NativeGraph:
         count = rounds * number
         return GraphResult(
             tokens=results.tokens[: count * (length + 1)].reshape(rounds, number, length + 1).copy(),
-            path=results.path[: count * length].reshape(rounds, number, length).copy(),
             counts=results.counts[:count].reshape(rounds, number).copy(),
             nodes=results.nodes[:count].reshape(rounds, number).copy(),
-            target_end=state.target_start[:number].copy(),
             draft_end=state.draft_start[:number].copy(),
             broken=state.broken[:number].astype(bool),
         )
