@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from paceline.core.layer import Attend
+from paceline.core.layer import Attend, PassContext
 from paceline.models import CausalLM
 from paceline.training.data import ChatFormat
 from paceline.training.tokenizer import save_tokenizer, train_tokenizer
@@ -188,7 +188,7 @@ def full_pass(
     """Runs the model over a whole sequence, in the regime of its longest continuation."""
     regimes = model.regimes(np.array([longest or len(token_ids)], dtype=np.int32))
     of_rows = None if regimes is None else regimes.repeat(len(token_ids))
-    return model(torch.tensor(token_ids), torch.arange(len(token_ids)), attend, regimes=of_rows)
+    return model(torch.tensor(token_ids), torch.arange(len(token_ids)), PassContext(attend=attend, rope_length=of_rows))
 
 
 def greedy(model: CausalLM, prompt: list[int], num_tokens: int) -> list[int]:

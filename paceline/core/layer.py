@@ -1,10 +1,12 @@
-"""What one attention layer needs of the KV memory and of the attention backend."""
+"""What one attention layer needs of the KV memory and of the attention backend, and what a pass hands to all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -27,3 +29,16 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 Writes this pass's K/V to the pool, then attends through the pool.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassContext:
+    """What one pass over T rows hands to a model besides token ids and positions."""
+
+    attend: Attend
+    taps: tuple[int, ...] = ()
+    """Layers whose incoming residual stream is wanted; ``num_layers`` means what leaves the last one."""
+    rope_length: npt.NDArray[np.int64] | None = None
+    """i64[T] the length that the rotary embedding of each row's sequence goes by; None where none depends on it."""
+    inputs: torch.Tensor | None = None
+    """f[T, ``CausalLM.input_size``] what a draft module reads beside each token, such as the target's features."""

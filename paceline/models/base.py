@@ -9,12 +9,21 @@ import torch
 from torch import nn
 
 from paceline.core.batch import Int32, Int64
-from paceline.core.layer import Attend, LayerSpec
+from paceline.core.layer import LayerSpec, PassContext
 from paceline.layers.embedding import Embedding
 from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import Rotary
 from paceline.models.config import ModelConfig
+
+
+class Entry(nn.Module):
+    """Joins a draft module's token rows with what it reads beside them.
+
+    Subclasses map ``forward(x [T, D], inputs [T, input_size])`` to the first residual stream, [T, any width].
+    """
+
+    input_size: int
 
 
 class CausalLM(nn.Module):
@@ -33,6 +42,7 @@ class CausalLM(nn.Module):
         rotary_of: Sequence[int] | None = None,
         narrow: Linear | None = None,
         logit_softcap: float | None = None,
+        entry: Entry | None = None,
     ) -> None:
         """
         Args:
@@ -46,11 +56,13 @@ class CausalLM(nn.Module):
             rotary_of: each layer's index into ``rotaries``; None gives all layers the first.
             narrow: maps the normed stream to the width of the output matrix, where the two differ (OPT-350m).
             logit_softcap: logits become ``softcap * tanh(logit / softcap)``.
+            entry: joins token rows with what a draft module reads beside them.
         """
         super().__init__()
         self.config = config
         self.layer_specs = tuple(layer_specs)
         self.embedding = embedding
+        self.entry = entry
         self.rotaries = nn.ModuleList(rotaries)
         self.rotary_of = tuple(rotary_of or [0] * len(self.layer_specs))
         self.blocks = nn.ModuleList(blocks)
@@ -84,27 +96,31 @@ class CausalLM(nn.Module):
     def _rotaries(self) -> list[Rotary]:
         return [rotary for rotary in self.rotaries if isinstance(rotary, Rotary)]
 
+    @property
+    def input_size(self) -> int:
+        """Width of ``PassContext.inputs``; 0 if the model reads token ids alone."""
+        return 0 if self.entry is None else self.entry.input_size
+
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        attend: Attend,
-        taps: tuple[int, ...] = (),
-        regimes: Int64 | None = None,
+        self, token_ids: torch.Tensor, positions: torch.Tensor, context: PassContext
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Runs i64[T] token ids at i64[T] positions, in i64[T] regimes of their sequences, through all layers.
+        """Runs i64[T] token ids at i64[T] positions through all layers.
 
         Returns:
-            hidden [T, D] after the final norm; and, if ``taps`` names layers, features [T, len(taps) * D]: the
+            hidden [T, D] after the final norm; and, if ``context.taps`` names layers, features [T, len(taps) * D]: the
             residual stream that enters each of them, side by side. Tap ``num_layers`` is what leaves the last one.
         """
+        taps = context.taps
         x = self.embedding(token_ids, positions)
-        rotations = [rotary(positions, regimes) for rotary in self.rotaries] or [None]
+        if self.entry is not None:
+            assert context.inputs is not None
+            x = self.entry(x, context.inputs)
+        rotations = [rotary(positions, context.rope_length) for rotary in self.rotaries] or [None]
         entering: dict[int, torch.Tensor] = {}
         for layer, block in enumerate(self.blocks):
             if layer in taps:
                 entering[layer] = x
-            x = block(layer, x, rotations[self.rotary_of[layer]], attend)
+            x = block(layer, x, rotations[self.rotary_of[layer]], context.attend)
         entering[len(self.blocks)] = x
         features = torch.cat([entering[tap] for tap in taps], dim=-1) if taps else None
         return self.norm(x), features

@@ -12,6 +12,7 @@ import torch
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.core.batch import Batch, Int32, Int64
+from paceline.core.layer import PassContext
 from paceline.core.request import Request
 from paceline.core.step import DraftTrees
 from paceline.models import CausalLM
@@ -144,7 +145,9 @@ class StepGraph(Protocol):
 class Executor(Protocol):
     """Computes the passes of one model; all its layers write K/V to the pool and attend through it."""
 
-    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass: ...
+    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
+        """``inputs``: f[T, ``input_size``] what a draft module reads beside the tokens."""
+        ...
 
     @property
     def obstacle(self) -> str | None:
@@ -173,16 +176,17 @@ class TorchExecutor:
         self.model, self.device = model, device
         self.backend = attention_backends[attention_backend](layers, device)
 
-    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
+    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
         self.backend.plan(batch)
         regimes = self.model.regimes(batch.longest)
-        hidden, features = self.model(
-            torch.from_numpy(batch.token_ids).to(self.device),
-            torch.from_numpy(batch.positions).to(self.device),
-            self.backend.attend,
-            taps,
-            None if regimes is None else regimes[batch.row_request],
+        context = PassContext(
+            attend=self.backend.attend,
+            taps=taps,
+            rope_length=None if regimes is None else regimes[batch.row_request],
+            inputs=inputs,
         )
+        token_ids, positions = (torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions))
+        hidden, features = self.model(token_ids, positions, context)
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
 

@@ -32,9 +32,9 @@ class FastExecutor:
     def __init__(self, few: Executor, many: Executor) -> None:
         self._few, self._many = few, many
 
-    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
+    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
         executor = self._few if len(batch.token_ids) < MANY_ROWS else self._many
-        return executor.run(batch, taps)
+        return executor.run(batch, taps, inputs)
 
     def forget(self) -> None:
         self._few.forget()

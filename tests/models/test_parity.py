@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from paceline.core.layer import PassContext
 from paceline.layers.linear import Linear
 from paceline.models import load_config, load_model
 from tests.checkpoints import dense_attend, edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
@@ -171,9 +172,9 @@ def test_taps_are_the_residual_stream_entering_a_layer(tmp_path, make):
     with torch.inference_mode():
         states = reference(input_ids=torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
         ids, positions = torch.tensor(PROMPT), torch.arange(len(PROMPT))
-        _, features = model(ids, positions, dense_attend(model), taps=(2, 0, 1))
-        _, last = model(ids, positions, dense_attend(model), taps=(3,))
-        assert model(ids, positions, dense_attend(model))[1] is None
+        _, features = model(ids, positions, PassContext(attend=dense_attend(model), taps=(2, 0, 1)))
+        _, last = model(ids, positions, PassContext(attend=dense_attend(model), taps=(3,)))
+        assert model(ids, positions, PassContext(attend=dense_attend(model)))[1] is None
     assert torch.equal(features, torch.cat([entering[2], entering[0], entering[1]], dim=-1))
     torch.testing.assert_close(features[:, :32], states[2][0], atol=2e-4, rtol=0)
     assert last.shape == (len(PROMPT), 32)

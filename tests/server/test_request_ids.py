@@ -87,9 +87,10 @@ def log():
     before = logger.level
     logs.configure(logging.INFO)
     handler = logger.handlers[0]
-    kept = handler.setStream(stream)
+    kept = handler.stream
+    handler.stream = stream  # not setStream, which flushes the one before: another test may have closed it
     yield stream
-    handler.setStream(kept)
+    handler.stream = kept
     logger.removeHandler(handler)
     logger.setLevel(before)
     logging.getLogger("uvicorn").setLevel(logging.NOTSET)

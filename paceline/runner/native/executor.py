@@ -31,9 +31,9 @@ class NativeExecutor:
         """Of graphs."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
 
-    def run(self, batch: Batch, taps: tuple[int, ...]) -> Pass:
+    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
         recording = self._recording(taps, {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)})
-        return recording.run(batch)
+        return recording.run(batch, inputs)
 
     def forget(self) -> None:
         self._recordings = {}

@@ -47,7 +47,14 @@ class RecordMLP(Protocol):
         ...
 
 
+class RecordEntry(Protocol):
+    def __call__(self, entry: Any, recorder: Recorder, x: torch.Tensor, inputs: torch.Tensor, /) -> torch.Tensor:
+        """Token rows x [T, D], whose buffer is given back, and inputs [T, input_size], which stay -> the stream."""
+        ...
+
+
 blocks: ByType[RecordBlock] = ByType()
+entries: ByType[RecordEntry] = ByType()
 mlps: ByType[RecordMLP] = ByType()
 
 
@@ -139,6 +146,8 @@ def record_embedding(
 
 def _without_native_form(model: CausalLM) -> str | None:
     """The layer type or activation that cannot be recorded, if the model has one."""
+    if model.entry is not None and model.entry not in entries:
+        return type(model.entry).__name__
     for block in model.blocks:
         if block not in blocks:
             return type(block).__name__

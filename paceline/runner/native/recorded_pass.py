@@ -13,7 +13,7 @@ from paceline.core.batch import Batch, Int32, Int64
 from paceline.kernels.native.structures import Visibility
 from paceline.models import CausalLM
 from paceline.runner.native.attention import RecordedAttention, check_below
-from paceline.runner.native.lowering import blocks, record_embedding
+from paceline.runner.native.lowering import blocks, entries, record_embedding
 from paceline.runner.native.recorder import LOGITS, Recorder
 from paceline.runner.native.stream import Stream
 from paceline.runner.native.weights import packed_of
@@ -46,8 +46,12 @@ class RecordedPass:
         recorder: Recorder,
         taps: tuple[int, ...] = (),
         inputs: PassInputs | None = None,
+        beside: torch.Tensor | None = None,
     ) -> None:
-        """``inputs``: what ops before the pass write; without them each call of ``plan`` does."""
+        """``inputs``: what ops before the pass write; without them each call of ``plan`` does.
+
+        ``beside``: f32[T, ``input_size``] what a draft module reads beside the tokens.
+        """
         self.model, self._taps = model, taps
         tokens = recorder.capacity[recorder.count]
         if inputs is None:
@@ -64,6 +68,9 @@ class RecordedPass:
         self._num_positions = _learned_positions(model)
         self.features = torch.empty(tokens, len(taps) * model.config.hidden_size) if taps else None
         x = record_embedding(model.embedding, recorder, *map(torch.from_numpy, (self._token_ids, self._positions)))
+        if model.entry is not None:
+            assert beside is not None
+            x = entries.of(model.entry)(model.entry, recorder, x, beside)
         stream = Stream(recorder, x)
         for layer, block in enumerate(model.blocks):
             self._tap(stream, layer)

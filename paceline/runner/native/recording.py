@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from paceline.attention import LayerMap
 from paceline.core.batch import Batch
 from paceline.models import CausalLM
@@ -16,18 +18,22 @@ class Recording:
     def __init__(self, model: CausalLM, layers: LayerMap, taps: tuple[int, ...], capacity: dict[str, int]) -> None:
         self.capacity = capacity
         recorder = Recorder(capacity)
-        self._pass = RecordedPass(model, layers, recorder, taps)
+        self._beside = torch.zeros(capacity[TOKENS], model.input_size)
+        self._pass = RecordedPass(model, layers, recorder, taps, beside=self._beside)
         self._program = recorder.finish()
         self._pass.attention.bind(self._program)
 
-    def run(self, batch: Batch) -> Pass:
-        """
+    def run(self, batch: Batch, inputs: torch.Tensor | None = None) -> Pass:
+        """``inputs``: f[T, ``input_size``] what a draft module reads beside the tokens.
+
         Raises:
             IndexError: a token, a position, a page or a cell that there is not.
         """
         rows, num_logits = len(batch.token_ids), len(batch.logit_rows)
         recorded = self._pass
         recorded.plan(batch)
+        if inputs is not None:
+            self._beside[:rows] = inputs
         self._program.run({TOKENS: rows, LOGITS: num_logits})
         return Pass(
             recorded.model.capped(recorded.logits[:num_logits]),
