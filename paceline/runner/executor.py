@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.core.batch import Batch, Int32, Int64
@@ -70,8 +71,26 @@ class GraphBuilder(Protocol):
         """Lays out the rows of a stage of one model, as ``paceline.runner.rows`` says."""
         ...
 
-    def forward(self, rows: Any, *, taps: tuple[int, ...] = ()) -> Any:
-        """A pass over the rows, as in ``Pass``."""
+    def forward(self, rows: Any, *, taps: tuple[int, ...] = (), inputs: Any = None) -> Any:
+        """A pass over the rows, as in ``Pass``; ``inputs`` f[T, ``input_size``] is what a draft module reads beside the
+        tokens."""
+        ...
+
+    def features(self, rows: Any) -> Any:
+        """f[T, F] what ``RoundBuilder.keep`` kept at the slot before each row, which is of a known token.
+
+        A row at slot 0 gets anything finite.
+        """
+        ...
+
+    def inherit(self, x: Any, before: Any, rows: Any) -> Any:
+        """f[T, D] for each node of a stage, the row of its parent in x f[T', D], which is over the rows of the stage
+        ``before``. The last known token's row there is the parent of the nodes of the first level."""
+        ...
+
+    def apply(self, module: nn.Module, rows: Any, *inputs: Any) -> Any:
+        """f[T, out] a module of f[T, in] over a stage's rows. Its type must be in ``runner.native.lowering.modules`` to
+        be recorded; eagerly any module will do."""
         ...
 
     def sample(self, logits: Any, rows: Any) -> Any:
@@ -82,14 +101,34 @@ class GraphBuilder(Protocol):
         """Takes tokens sampled from a drafter as the next node of each chain. A chain that has ended stays as it is."""
         ...
 
-    def extend_tree(self, logits: Any, rows: Any, width: int) -> None:
+    def extend_tree(self, logits: Any, rows: Any, width: int, *, shared: bool = False) -> None:
         """Takes the next level of each tree: of the best ``width`` tokens behind each node of the level before, the
-        ``width`` nodes whose paths are the likeliest."""
+        ``width`` nodes whose paths are the likeliest.
+
+        ``shared``: one row per request, of its last known token, tells of all nodes of a level: that of a head which
+        does not look at the nodes before.
+        """
+        ...
+
+    def prune(self, num_nodes: int) -> None:
+        """Leaves of each tree the ``num_nodes`` nodes whose paths are the likeliest (EAGLE-2, 2406.16858), numbered
+        anew in their order. No stage follows that places nodes."""
         ...
 
 
 class RoundBuilder(GraphBuilder, Protocol):
     """Describes a whole round."""
+
+    def keep(self, features: Any, rows: Any) -> None:
+        """Writes f[T, F] of the target's rows to the cells of their slots, where drafters find them later."""
+        ...
+
+    def best(self, logits: Any, rows: Any, count: int) -> None:
+        """Hands the likeliest ``count`` tokens of each of the target's sampled rows to the host: ``GraphResult.best``.
+
+        In steps of one round only.
+        """
+        ...
 
     def accept(self, samples: Any) -> None:
         """Takes what the target's samples say of each draft, and moves on what is known. It ends a recorded round."""
@@ -128,6 +167,8 @@ class GraphResult:
     nodes: Int32  # [R, B] drafted nodes
     draft_end: Int32  # [B] slots that the drafter has cached
     broken: npt.NDArray[np.bool_]  # [B] the drafter had a row that could not be sampled
+    samples: Int64 | None = None  # [B, nodes + 1] the last round's: behind the last known token, and behind each node
+    best: Int32 | None = None  # [B, nodes + 1, count] the last round's likeliest tokens there
 
 
 class StepGraph(Protocol):

@@ -39,6 +39,10 @@ class RowSpec:
     """Draft nodes [first_node, first_node + num_nodes), as far as the request has them and wants them fed."""
     position_shift: int = 0
     """What is added to positions; it does not change what a row sees."""
+    last: bool = False
+    """Of the known tokens only the last one, whatever the model's cache lacks: a stage of heads without a cache."""
+    first_slot: int = 0
+    """Rows see no slot before this one, except their own: a row that reads what lies before it has none at slot 0."""
 
     def __post_init__(self) -> None:
         if self.known and self.first_node:
@@ -68,6 +72,10 @@ class Rows:
 
     batch: Batch
     samples: SampleRows
+    slots: Int32
+    """[T] where each row lies in its sequence."""
+    parents: Int64
+    """[T] the node before each node, -1 for the last known token; -1 of known tokens too."""
 
     def __len__(self) -> int:
         return len(self.batch.token_ids)
@@ -76,18 +84,20 @@ class Rows:
 def place(spec: RowSpec, state: RowState, drafts: DraftTrees, seats: Seats, groups: Sequence[KVGroup]) -> Rows:
     """Lays out the rows of a stage, request by request, known tokens before nodes."""
     nodes = np.clip(np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node, 0, None)
-    known = state.context - state.start if spec.known else np.zeros_like(state.context)
-    first = state.start if spec.known else state.context + np.int32(spec.first_node)
+    start = state.context - np.int32(1) if spec.last else state.start
+    known = state.context - start if spec.known else np.zeros_like(state.context)
+    first = start if spec.known else state.context + np.int32(spec.first_node)
     made = layout(known.astype(np.int32), nodes.astype(np.int32), state.sampled)
     rows = made.rows
     seat, slot = rows.expand(state.seats), rows.expand(first) + rows.place
     positions, visible = slot.astype(np.int64), slot + np.int32(1)
     token_ids = seats.tokens[seat, np.minimum(slot, seats.max_len - 1)].astype(np.int64)
+    parents = np.full(len(slot), -1, dtype=np.int64)
     words = 0 if drafts.is_chain else -(-drafts.width // 64)
     tree_bits = np.zeros((len(slot), words), dtype=np.int64)
     at, chosen = (made.node_owner, made.node + spec.first_node), made.node_rows
     if len(chosen):
-        token_ids[chosen] = drafts.tokens[at]
+        token_ids[chosen], parents[chosen] = drafts.tokens[at], drafts.parents[at]
         if words:
             positions[chosen] = state.context[made.node_owner] + drafts.depths[at] - 1
             visible[chosen] = state.context[made.node_owner]
@@ -107,9 +117,9 @@ def place(spec: RowSpec, state: RowState, drafts: DraftTrees, seats: Seats, grou
         logit_rows=made.logit_rows.copy(),  # torch takes no array that cannot be written to
         sample_start=made.sample_start,
         prompt_rows=NO_ROWS,
-        first_visible=tuple([first_visible(group, positions) for group in groups]),
+        first_visible=tuple([first_visible(group, positions, slot, spec.first_slot) for group in groups]),
     )
-    return Rows(batch, _samples(spec, state, drafts, made.sample_start, known))
+    return Rows(batch, _samples(spec, state, drafts, made.sample_start, known), slot, parents)
 
 
 def _samples(spec: RowSpec, state: RowState, drafts: DraftTrees, sample_start: Int32, known: Int32) -> SampleRows:
@@ -151,6 +161,11 @@ def cells(groups: Sequence[KVGroup], seats: Int32, slots: Int32) -> Int64:
     return np.stack([group.cells(seats, slots) for group in groups])
 
 
-def first_visible(group: KVGroup, positions: Int64) -> Int32 | None:
+def first_visible(group: KVGroup, positions: Int64, slots: Int32, first_slot: int) -> Int32 | None:
     """The first slot that rows see of a group with a window; None where they see the whole prefix."""
-    return None if group.window is None else np.maximum(0, positions - group.window + 1).astype(np.int32)
+    if group.window is None and not first_slot:
+        return None
+    least = np.minimum(slots, np.int32(first_slot))
+    if group.window is None:
+        return least
+    return np.maximum(least, positions - group.window + 1).astype(np.int32)

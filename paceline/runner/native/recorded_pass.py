@@ -46,6 +46,7 @@ class RecordedPass:
         recorder: Recorder,
         taps: tuple[int, ...] = (),
         inputs: PassInputs | None = None,
+        *,
         beside: torch.Tensor | None = None,
     ) -> None:
         """``inputs``: what ops before the pass write; without them each call of ``plan`` does.
