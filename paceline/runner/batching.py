@@ -39,7 +39,7 @@ def verify_rows(plan: StepPlan, drafts: DraftTrees, seats: Seats, groups: Sequen
     batch = replace(
         rows.batch, prompt_rows=_prompt_rows(plan, start, reading), pooled_rows=_pooled_rows(plan, start, reading)
     )
-    return Rows(batch, rows.samples)
+    return replace(rows, batch=batch)
 
 
 def _sampled(plan: StepPlan, known: Int32, reading: list[int]) -> Bool:
