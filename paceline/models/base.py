@@ -29,6 +29,8 @@ class Entry(nn.Module):
 class CausalLM(nn.Module):
     """A decoder over flat rows: T rows of any requests, no batch dimension, no cache and no masks of its own."""
 
+    token_map: torch.Tensor | None
+
     def __init__(
         self,
         config: ModelConfig,
@@ -43,6 +45,8 @@ class CausalLM(nn.Module):
         narrow: Linear | None = None,
         logit_softcap: float | None = None,
         entry: Entry | None = None,
+        head_rows: int | None = None,
+        token_map: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -57,6 +61,12 @@ class CausalLM(nn.Module):
             narrow: maps the normed stream to the width of the output matrix, where the two differ (OPT-350m).
             logit_softcap: logits become ``softcap * tanh(logit / softcap)``.
             entry: joins token rows with what a draft module reads beside them.
+            head_rows: rows of the output matrix; None: as many as ``token_map``, or as the embedding table has.
+            token_map: i64[``head_rows``] the token of each of these rows, all different; the other tokens get -inf. A
+                checkpoint that is read later may set it.
+
+        Raises:
+            ValueError: an output matrix that is the embedding table, but has other rows.
         """
         super().__init__()
         self.config = config
@@ -69,9 +79,22 @@ class CausalLM(nn.Module):
         self.norm = norm
         self.narrow = narrow
         self.logit_softcap = logit_softcap
-        tied = embedding.tokens.weight
-        self.head = Linear(tied if config.tied else on.matrix(*tied.shape))
+        self.register_buffer("token_map", token_map)
+        self.head = Linear(self._output_matrix(head_rows, on))
         self._depends_on_length = any(rotary.depends_on_length for rotary in rotaries)
+
+    def _output_matrix(self, rows: int | None, on: Placement) -> nn.Parameter:
+        tied = self.embedding.tokens.weight
+        if rows is None:
+            rows = tied.shape[0] if self.token_map is None else len(self.token_map)
+        if not self.config.tied:
+            return on.matrix(rows, tied.shape[1])
+        if rows != tied.shape[0]:
+            raise ValueError(
+                f"the output matrix has {rows} rows, and the embedding table, which it is, {tied.shape[0]}\n"
+                "Set tie_word_embeddings to false in config.json."
+            )
+        return tied
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,10 +152,17 @@ class CausalLM(nn.Module):
         """[R, D] -> [R, V], in the model's dtype."""
         if self.narrow is not None:
             hidden = self.narrow(hidden)
-        return self.capped(self.head(hidden))
+        return self.expanded(self.capped(self.head(hidden)))
 
     def capped(self, scores: torch.Tensor) -> torch.Tensor:
-        """[R, V] as the output matrix gives them -> logits."""
+        """[R, V_head] as the output matrix gives them, softly capped."""
         if self.logit_softcap is None:
             return scores
         return torch.tanh(scores / self.logit_softcap) * self.logit_softcap
+
+    def expanded(self, scores: torch.Tensor) -> torch.Tensor:
+        """[R, V_head] -> [R, V]: -inf of the tokens that the output matrix lacks."""
+        if self.token_map is None:
+            return scores
+        logits = scores.new_full((len(scores), self.config.vocab_size), -torch.inf)
+        return logits.index_copy_(1, self.token_map, scores)

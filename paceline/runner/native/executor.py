@@ -40,6 +40,8 @@ class NativeExecutor:
 
     @property
     def obstacle(self) -> str | None:
+        if self.model.token_map is not None:
+            return "the output matrix lacks tokens"
         return None if self.model.logit_softcap is None else "logits have a soft cap"  # which torch computes
 
     def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:
@@ -48,7 +50,7 @@ class NativeExecutor:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.model.narrow is not None:
             hidden = linear(hidden, packed_of(self.model.narrow))
-        return self.model.capped(linear(hidden, packed_of(self.model.head)))
+        return self.model.expanded(self.model.capped(linear(hidden, packed_of(self.model.head))))
 
     def _recording(self, taps: tuple[int, ...], rows: dict[str, int]) -> Recording:
         found = self._recordings.get(taps)
