@@ -1,6 +1,6 @@
 """The model families, and the way from a Hugging Face directory to a model in memory."""
 
-from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3
+from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi3, qwen2, qwen3
 from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
 from paceline.models.family import families
@@ -9,7 +9,7 @@ from paceline.models.loader import is_quantised, load_config, load_model, outlin
 from paceline.models.quantization import Quantization, schemes
 
 # Importing a family's module files it in the registry.
-FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mistral, opt, phi3, qwen2, qwen3)
+FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi3, qwen2, qwen3)
 
 __all__ = [
     "FAMILY_MODULES",

@@ -18,6 +18,7 @@ from paceline.models import CausalLM, families, load_config, load_model
 from paceline.models.config import Fields
 from paceline.runner.native.buffers import GroupBuffers
 from tests.checkpoints import edit_json, full_logits
+from tests.draft_checkpoints_mtp import tiny_mimo
 from tests.kernels.native import needs_library
 from tests.models.zoo import (
     MAX_POSITIONS,
@@ -156,6 +157,18 @@ def test_gemma3_beside_a_vision_model(tmp_path, language_model):
     assert "num_key_value_heads" in text_config
     assert load_config(tmp_path).eos_token_ids == {1}
     assert_same(reference, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_key_value_heads": 1, "num_modules": 3}, {"use_sliding_window": True, "sliding_window": WINDOW}],
+    ids=["published", "several modules", "windows"],
+)
+def test_mimo_is_qwen2_beside_modules_that_draft(tmp_path, options):
+    reference = tiny_mimo(tmp_path, **options)
+    assert any(".mtp_layers.0.input_proj." in name for name in load_file(tmp_path / "model.safetensors"))
+    model = assert_same(reference, tmp_path)
+    assert_continues(reference, model, random_tokens(12), NEW_TOKENS)
 
 
 def to_legacy_text(path: Any) -> dict[str, Any]:
