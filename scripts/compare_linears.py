@@ -86,7 +86,7 @@ class Pass:
             self._norm(hidden, normed)
             self._linear(normed, gate_up, wide)
             halves = (Matrix.of(half) for half in wide.split(shape.ffn, 1))
-            self._add(Code.GATE, structures.Gate(*halves, Matrix.of(gated), rows, shape.ffn, 0))
+            self._add(Code.GATE, structures.GateArgs(*halves, Matrix.of(gated), rows, shape.ffn, 0))
             self._linear(gated, down, hidden)
         self._norm(hidden, normed)
         self._linear(normed[:MOST_LOGITS], layers[-1][0], torch.empty(min(rows, MOST_LOGITS), shape.vocabulary))
@@ -100,7 +100,7 @@ class Pass:
     def _norm(self, x: torch.Tensor, out: torch.Tensor) -> None:
         matrices = map(Matrix.of, (x, self._residual, out))
         size = x.shape[1]
-        self._add(Code.RMS_NORM, structures.Norm(*matrices, self._rows, size, self._gain.data_ptr(), None, 1e-5))
+        self._add(Code.RMS_NORM, structures.NormArgs(*matrices, self._rows, size, self._gain.data_ptr(), None, 1e-5))
 
     def _linear(self, x: torch.Tensor, packed: PackedLinear, out: torch.Tensor) -> None:
         self._kept.append(out)
@@ -114,7 +114,7 @@ class Probe:
         self._sum = torch.zeros(1, dtype=torch.int32)
         parts = [part for layer in layers for packed in layer for part in read_parts(packed)]
         self._structs = [
-            structures.Read(part.data_ptr(), part.nbytes // 128 * 128, self._sum.data_ptr()) for part in parts
+            structures.ReadArgs(part.data_ptr(), part.nbytes // 128 * 128, self._sum.data_ptr()) for part in parts
         ]
         steps = [Operation(Code.READ, ctypes.addressof(struct)) for struct in self._structs]
         self.operations = (Operation * len(steps))(*steps)

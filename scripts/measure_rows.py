@@ -15,7 +15,7 @@ import torch
 
 from paceline import LLM, SamplingParams
 from paceline.benchmark.environment import environment
-from paceline.benchmark.probes import MachineProbes, Reading
+from paceline.benchmark.probes import MachineProbes, MachineSpeed
 from paceline.benchmark.weights import main_kind, main_pages, weights
 from paceline.core.step import DraftTrees
 from paceline.engine.engine import Engine
@@ -55,7 +55,7 @@ def one_pass(engine: Engine, rows: int) -> float:
     return time.perf_counter() - started
 
 
-def verdict(seconds: dict[int, list[float]], num_bytes: int, num_weights: int, probes: list[Reading]) -> list[str]:
+def verdict(seconds: dict[int, list[float]], num_bytes: int, num_weights: int, probes: list[MachineSpeed]) -> list[str]:
     """Lines for the eye: the curve, the bandwidth at one row, and the goal for 8 rows."""
     one = statistics.median(seconds[1])
     bandwidth = statistics.median(reading.bytes_per_second for reading in probes)

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class RequestChain:
     """Requests of which each can only be made once the one before is answered."""
 
     body: Callable[[Answers], Body]
@@ -83,7 +83,7 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Endpoint:
     """Where requests go."""
 
     url: str
@@ -104,7 +104,7 @@ class Service:
 
 
 async def send_load(
-    service: Service, conversations: Sequence[Conversation], load: Load, *, seed: int
+    service: Endpoint, conversations: Sequence[RequestChain], load: Load, *, seed: int
 ) -> tuple[float, list[Served]]:
     """Has every conversation when it is due; returns the seconds until the last answer, and each request's fate.
 
@@ -124,7 +124,7 @@ async def send_load(
 
 
 async def _closed_loop(
-    client: httpx.AsyncClient, conversations: Sequence[Conversation], concurrency: int
+    client: httpx.AsyncClient, conversations: Sequence[RequestChain], concurrency: int
 ) -> list[list[Served]]:
     results: list[list[Served]] = [[] for _ in conversations]
     waiting = iter(enumerate(conversations))
@@ -137,12 +137,12 @@ async def _closed_loop(
     return results
 
 
-async def _when_due(client: httpx.AsyncClient, number: int, conversation: Conversation, due: float) -> list[Served]:
+async def _when_due(client: httpx.AsyncClient, number: int, conversation: RequestChain, due: float) -> list[Served]:
     await asyncio.sleep(max(0.0, due - time.monotonic()))
     return await _converse(client, number, conversation, due)
 
 
-async def _converse(client: httpx.AsyncClient, number: int, conversation: Conversation, due: float) -> list[Served]:
+async def _converse(client: httpx.AsyncClient, number: int, conversation: RequestChain, due: float) -> list[Served]:
     served: list[Served] = []
     for turn in range(conversation.num_turns):
         body = conversation.body([one.token_ids for one in served])

@@ -30,7 +30,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One turn's answer."""
 
     category: str
@@ -45,7 +45,7 @@ class Drive:
     """What running some dialogues gave."""
 
     seconds: float = 0.0
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[TimedAnswer] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=lambda: {PREFILL: Phase(), DECODE: Phase()})
 
 
@@ -118,7 +118,9 @@ def _next_turn(llm: LLM, one: _Running, found: Drive, options: CallOptions) -> b
     (request,) = one.group.members
     times = TokenTimes(one.group.arrival, list(request.token_times))
     tokens = list(request.output_token_ids)
-    found.answers.append(Answer(one.dialogue.category, len(one.answers), len(request.prompt_token_ids), tokens, times))
+    found.answers.append(
+        TimedAnswer(one.dialogue.category, len(one.answers), len(request.prompt_token_ids), tokens, times)
+    )
     one.answers.append(tokens)
     if len(one.answers) == one.dialogue.num_turns:
         return False

@@ -11,11 +11,11 @@ from typing import Any
 from paceline.benchmark.acceptance import acceptance
 from paceline.benchmark.controls import Control
 from paceline.benchmark.counting import KernelCounter
-from paceline.benchmark.drive import Answer, Drive, drive
+from paceline.benchmark.drive import Drive, TimedAnswer, drive
 from paceline.benchmark.memory import memory_by_part, peak_memory
 from paceline.benchmark.overhead import timed_kernels
 from paceline.benchmark.tokens import first_token_by_turn, mean_inter_token_latency, token_figures
-from paceline.benchmark.trial import CONTROL, SUBJECT, Experiment, Sample, Side
+from paceline.benchmark.trial import CONTROL, SUBJECT, Experiment, TrialResult, Variant
 from paceline.benchmark.workloads import Dialogue
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
@@ -26,7 +26,7 @@ Load = Callable[[Mapping[str, Any]], LLM]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Workload:
     """What every trial of one point asks."""
 
     name: str
@@ -59,14 +59,14 @@ class Engines:
 class EngineSide:
     """Runs a shape's trials on one engine, always in the same way."""
 
-    def __init__(self, llm: LLM, shape: Shape, *, label: str, speculate: bool, seed: int) -> None:
+    def __init__(self, llm: LLM, shape: Workload, *, label: str, speculate: bool, seed: int) -> None:
         self.llm, self.shape, self.label, self.speculate, self.seed = llm, shape, label, speculate, seed
         self._runs = 0
 
-    def side(self) -> Side:
-        return Side(self.label, self.trial)
+    def side(self) -> Variant:
+        return Variant(self.label, self.trial)
 
-    def trial(self, pair: int) -> Sample:
+    def trial(self, pair: int) -> TrialResult:
         before = self.llm.stats()
         found = self._drive(pair)
         after = self.llm.stats()
@@ -74,7 +74,7 @@ class EngineSide:
         figures = token_figures(times, seconds=found.seconds)
         figures["num_preemptions"] = after["num_preemptions"] - before["num_preemptions"]
         figures |= {f"{name}_seconds": phase.seconds for name, phase in found.phases.items()}
-        return Sample(
+        return TrialResult(
             figures,
             {
                 "phases": {name: asdict(phase) for name, phase in found.phases.items()},
@@ -141,14 +141,14 @@ class EngineSide:
         return drive(self.llm, dialogues, params, call, clock=time.monotonic, **options)
 
 
-def by_category(answers: Sequence[Answer]) -> dict[str, float]:
+def by_category(answers: Sequence[TimedAnswer]) -> dict[str, float]:
     """Mean inter-token latency of each category's answers, in seconds; without those that are too short for one."""
     names = dict.fromkeys(answer.category for answer in answers)
     found = {name: mean_inter_token_latency([a.times for a in answers if a.category == name]) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _kept(answer: Answer) -> dict[str, Any]:
+def _kept(answer: TimedAnswer) -> dict[str, Any]:
     """An answer as the raw file keeps it: when each step's tokens came, in seconds from its start."""
     steps = [[round(time - answer.times.start, 7), count] for time, count in answer.times.steps]
     return {
@@ -160,7 +160,7 @@ def _kept(answer: Answer) -> dict[str, Any]:
     }
 
 
-def experiment(engines: Engines, control: Control, shape: Shape, *, metric: str, seed: int) -> Experiment:
+def experiment(engines: Engines, control: Control, shape: Workload, *, metric: str, seed: int) -> Experiment:
     """The subject with everything it has, beside the same without what ``control`` takes away."""
     llm = engines.get({})
     sides = {

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from paceline.benchmark.probes import Probes, Reading
+from paceline.benchmark.probes import MachineSpeed, Probes
 from paceline.benchmark.raw import RawFile
-from paceline.benchmark.schedule import Plan
+from paceline.benchmark.schedule import TrialPlan
 from paceline.benchmark.statistics import MIN_PAIRS, expand, paired_ratio
 from paceline.benchmark.trial import CONTROL, SUBJECT, Experiment, TrialError
 
@@ -21,7 +21,7 @@ def _quiet(_text: str) -> None:
 
 
 def measure(
-    experiments: Iterable[Experiment], plan: Plan, *, probes: Probes, raw: RawFile, note: Note = _quiet
+    experiments: Iterable[Experiment], plan: TrialPlan, *, probes: Probes, raw: RawFile, note: Note = _quiet
 ) -> dict[str, Any]:
     """Runs every experiment's trials, keeping them in ``raw`` block by block; returns the record with its figures.
 
@@ -45,7 +45,7 @@ def measure(
     return raw.data
 
 
-def _run_blocks(experiment: Experiment, plan: Plan, probes: Probes, raw: RawFile, note: Note) -> None:
+def _run_blocks(experiment: Experiment, plan: TrialPlan, probes: Probes, raw: RawFile, note: Note) -> None:
     blocks = raw.blocks(experiment.name)
     if len(blocks) < plan.num_blocks:
         _warm_up(experiment, plan, note)
@@ -60,7 +60,7 @@ def _run_blocks(experiment: Experiment, plan: Plan, probes: Probes, raw: RawFile
         raw.save()
 
 
-def _warm_up(experiment: Experiment, plan: Plan, note: Note) -> None:
+def _warm_up(experiment: Experiment, plan: TrialPlan, note: Note) -> None:
     for number in range(plan.num_warmup):
         note(f"{experiment.name}: warm-up {number + 1} of {plan.num_warmup}")
         for side in (experiment.subject, experiment.control):
@@ -79,7 +79,7 @@ def _run_pair(experiment: Experiment, pair: int, order: Sequence[str]) -> dict[s
     return found
 
 
-def summarise(blocks: Sequence[Mapping[str, Any]], experiment: Experiment, plan: Plan) -> dict[str, Any]:
+def summarise(blocks: Sequence[Mapping[str, Any]], experiment: Experiment, plan: TrialPlan) -> dict[str, Any]:
     """Per side the spread of every figure; the paired ratio; the probes and whether the machine was steady."""
     pairs = [pair for block in blocks for pair in block["pairs"]]
     sides = {name: _figures([pair[name]["figures"] for pair in pairs]) for name in (SUBJECT, CONTROL)}
@@ -100,8 +100,8 @@ def _figures(trials: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {name: asdict(expand([one[name] for one in trials if name in one])) for name in names}
 
 
-def _readings(blocks: Sequence[Mapping[str, Any]]) -> list[Reading]:
-    return [Reading(**reading) for block in blocks for reading in block["probes"]]
+def _readings(blocks: Sequence[Mapping[str, Any]]) -> list[MachineSpeed]:
+    return [MachineSpeed(**reading) for block in blocks for reading in block["probes"]]
 
 
 def _probed(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -111,7 +111,7 @@ def _probed(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {kind: statistics.median(values) for kind, values in each.items()}
 
 
-def _warnings(blocks: Sequence[Mapping[str, Any]], plan: Plan, *, num_pairs: int) -> list[str]:
+def _warnings(blocks: Sequence[Mapping[str, Any]], plan: TrialPlan, *, num_pairs: int) -> list[str]:
     found = []
     readings = _readings(blocks)
     kinds = {

@@ -80,32 +80,34 @@ def weight_bytes(kind: int, in_features: int, out_features: int, group_size: int
     return math.prod(shape) * how.dtype.itemsize + (2 * WORD * WIDTH * shape[0] if how.has_sums else 0)
 
 
-@counts(Code.LINEAR, LINEAR, structures.Linear)
-def _linear(a: structures.Linear) -> tuple[int, int]:
+@counts(Code.LINEAR, LINEAR, structures.LinearArgs)
+def _linear(a: structures.LinearArgs) -> tuple[int, int]:
     weights = weight_bytes(a.kind, a.in_features, a.out_features, a.group_size)
     bias = -(-a.out_features // WIDTH) * WIDTH * WORD if a.bias else 0
     rows = moved(a.x, a.rows, a.in_features) + moved(a.out, a.rows, a.out_features)
     return rows + weights + bias, 2 * a.rows * a.in_features * a.out_features
 
 
-@counts(Code.RMS_NORM, OTHER, structures.Norm)
-@counts(Code.LAYER_NORM, OTHER, structures.Norm)
-def _norm(a: structures.Norm) -> tuple[int, int]:
+@counts(Code.RMS_NORM, OTHER, structures.NormArgs)
+@counts(Code.LAYER_NORM, OTHER, structures.NormArgs)
+def _norm(a: structures.NormArgs) -> tuple[int, int]:
     parameters = WORD * a.size * (bool(a.weight) + bool(a.bias))
     return sum(moved(m, a.rows, a.size) for m in (a.x, a.residual, a.residual, a.out)) + parameters, 0
 
 
-@counts(Code.ROTARY, OTHER, structures.Rotary)
-def _rotary(a: structures.Rotary) -> tuple[int, int]:
+@counts(Code.ROTARY, OTHER, structures.RotaryArgs)
+def _rotary(a: structures.RotaryArgs) -> tuple[int, int]:
     angles = moved(a.cosine, a.rows, a.rotary_dim) + moved(a.sine, a.rows, a.rotary_dim)
     return sum(moved(m, a.rows, a.heads * a.head_dim) for m in (a.x, a.out)) + angles, 0
 
 
-counts(Code.GATE, OTHER, structures.Gate)(lambda a: (sum(moved(m, a.rows, a.size) for m in (a.gate, a.up, a.out)), 0))
-counts(Code.READ, OTHER, structures.Read)(lambda a: (a.size + WORD, 0))
-counts(Code.SAMPLE, OTHER, structures.Sample)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
+counts(Code.GATE, OTHER, structures.GateArgs)(
+    lambda a: (sum(moved(m, a.rows, a.size) for m in (a.gate, a.up, a.out)), 0)
+)
+counts(Code.READ, OTHER, structures.ReadArgs)(lambda a: (a.size + WORD, 0))
+counts(Code.SAMPLE, OTHER, structures.SampleArgs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 
-counts(Code.LOGPROBS, OTHER, structures.Logprobs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
+counts(Code.LOGPROBS, OTHER, structures.LogprobsArgs)(lambda a: (moved(a.logits, a.rows, a.size) + 8 * a.rows, 0))
 # A few numbers a row, which are in the nearest cache.
 counts(Code.PREPARE_ROWS, OTHER, step_structures.PrepareRows)(lambda a: (8 * WORD * a.requests * (1 + a.num_nodes), 0))
 counts(Code.GROW_CHAIN, OTHER, step_structures.GrowChain)(lambda a: (6 * WORD * a.requests, 0))
@@ -114,8 +116,8 @@ counts(Code.ACCEPT, OTHER, step_structures.Accept)(lambda a: (8 * WORD * a.reque
 counts(Code.MOVE_CELLS, OTHER, step_structures.MoveCells)(lambda a: (WORD * a.num_pools, 0))
 
 
-@counts(Code.HEADS, OTHER, structures.Heads)
-def _heads(a: structures.Heads) -> tuple[int, int]:
+@counts(Code.HEADS, OTHER, structures.HeadsArgs)
+def _heads(a: structures.HeadsArgs) -> tuple[int, int]:
     columns, kept = a.heads * a.head_dim, a.kv_heads * a.head_dim
     rows = moved(a.qkv, a.rows, columns + 2 * kept) + moved(a.q, a.rows, columns)
     angles = sum(moved(m, a.rows, a.rotary_dim) for m in (a.cosine, a.sine))
@@ -124,10 +126,10 @@ def _heads(a: structures.Heads) -> tuple[int, int]:
     return rows + angles + indices + norms + 2 * a.rows * kept * _cell_bytes(a.pool), 0
 
 
-@counts(Code.ATTENTION, ATTENTION, structures.Attention)
-def _attention(a: structures.Attention) -> tuple[int, int]:
+@counts(Code.ATTENTION, ATTENTION, structures.AttentionArgs)
+def _attention(a: structures.AttentionArgs) -> tuple[int, int]:
     """A request's K/V count once, however many of its rows see them."""
-    seen = structures.Visibility.from_address(a.visibility)
+    seen = structures.VisibilityArgs.from_address(a.visibility)
     starts = _array(seen.row_start, ctypes.c_int32, seen.requests + 1)
     visible = _array(seen.visible, ctypes.c_int32, seen.rows).astype(np.int64)
     first = _array(seen.first_visible, ctypes.c_int32, seen.rows) if seen.first_visible else np.zeros_like(visible)
@@ -159,7 +161,7 @@ def _num_set(words: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return counts
 
 
-@counts(Code.GATHER, OTHER, structures.Gather)
-def _gather(a: structures.Gather) -> tuple[int, int]:
+@counts(Code.GATHER, OTHER, structures.GatherArgs)
+def _gather(a: structures.GatherArgs) -> tuple[int, int]:
     index = 2 * WORD * a.rows if a.index else 0
     return moved(a.table, a.rows, a.size) + moved(a.out, a.rows, a.size) * (2 if a.add else 1) + index, 0

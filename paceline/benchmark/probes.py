@@ -49,7 +49,7 @@ products: Mapping[str, torch.dtype] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class MachineSpeed:
     """What the machine could do at one moment."""
 
     bytes_per_second: float
@@ -69,7 +69,7 @@ class Reading:
 
 
 class Probes(Protocol):
-    def read(self, num_bytes: int | None) -> Reading:
+    def read(self, num_bytes: int | None) -> MachineSpeed:
         """Both probes; the bandwidth probe touches about ``num_bytes``."""
         ...
 
@@ -89,11 +89,11 @@ class MachineProbes:
         self._memory: torch.Tensor | None = None
         self._products = _products(device, kind)
 
-    def read(self, num_bytes: int | None) -> Reading:
+    def read(self, num_bytes: int | None) -> MachineSpeed:
         memory = self._buffer(min(max(num_bytes or DEFAULT_BYTES, LEAST_BYTES), MOST_BYTES))
         reading, reader = self._fastest(_readers(memory))
         multiplying, multiplier = self._fastest(self._products)
-        return Reading(
+        return MachineSpeed(
             bytes_per_second=memory.nbytes / reading,
             flops_per_second=2 * MATRIX_SIZE**3 / multiplying,
             num_bytes=memory.nbytes,

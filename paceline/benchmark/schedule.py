@@ -11,7 +11,7 @@ from paceline.core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrialPlan:
     """How many trials there are, and how they are arranged.
 
     Raises:

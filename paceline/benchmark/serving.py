@@ -11,11 +11,11 @@ import httpx
 
 from paceline.benchmark.acceptance import acceptance
 from paceline.benchmark.arrivals import Load
-from paceline.benchmark.client import Answers, Body, Conversation, Served, Service, send_load
+from paceline.benchmark.client import Answers, Body, Endpoint, RequestChain, Served, send_load
 from paceline.benchmark.controls import Control
-from paceline.benchmark.in_process import HIGHER_IS_BETTER, Shape
+from paceline.benchmark.in_process import HIGHER_IS_BETTER, Workload
 from paceline.benchmark.tokens import first_token_by_turn, mean_inter_token_latency, token_figures
-from paceline.benchmark.trial import Experiment, Sample, Side, TrialError
+from paceline.benchmark.trial import Experiment, TrialError, TrialResult, Variant
 from paceline.benchmark.workloads import Dialogue
 
 SALTED = slice(1, 3)
@@ -26,7 +26,7 @@ SALTED = slice(1, 3)
 class Serving:
     """One side of a benchmark of services."""
 
-    service: Service
+    service: Endpoint
     label: str
     speculate: bool = True
     number: int
@@ -34,9 +34,9 @@ class Serving:
 
 
 def experiment(
-    services: tuple[Service, Service],
+    services: tuple[Endpoint, Endpoint],
     control: Control,
-    shape: Shape,
+    shape: Workload,
     load: Load,
     *,
     metric: str,
@@ -53,7 +53,7 @@ def experiment(
         Serving(service=services[0], label="as configured", number=0),
         Serving(service=services[1], label=control.label, speculate=control.speculate, number=1),
     ]
-    first, second = (Side(one.label, _trial(one, shape, load, seed, salts)) for one in sides)
+    first, second = (Variant(one.label, _trial(one, shape, load, seed, salts)) for one in sides)
     return Experiment(
         name=f"{load.name}, {shape.name}",
         parameters={**shape.parameters, "load": load.name},
@@ -64,19 +64,19 @@ def experiment(
     )
 
 
-def _trial(side: Serving, shape: Shape, load: Load, seed: int, salts: Sequence[int]) -> Callable[[int], Sample]:
+def _trial(side: Serving, shape: Workload, load: Load, seed: int, salts: Sequence[int]) -> Callable[[int], TrialResult]:
     model = _get(side.service, "/v1/models")["data"][0]["id"]
 
-    def run(pair: int) -> Sample:
+    def run(pair: int) -> TrialResult:
         dialogues = shape.dialogues(pair)
         salt = 2 * (pair % 2**20) + side.number
 
-        def conversation(number: int, dialogue: Dialogue) -> Conversation:
+        def conversation(number: int, dialogue: Dialogue) -> RequestChain:
             def body(answers: Answers) -> Body:
                 prompt = salted(dialogue.prompt(answers), salt, salts)
                 return _body(model, prompt, shape, seed=seed + number, speculate=side.speculate)
 
-            return Conversation(body, dialogue.num_turns)
+            return RequestChain(body, dialogue.num_turns)
 
         conversations = [conversation(number, dialogue) for number, dialogue in enumerate(dialogues)]
         before = _get(side.service, "/stats")["speculation"]
@@ -98,7 +98,7 @@ def salted(tokens: Sequence[int], salt: int, salts: Sequence[int]) -> list[int]:
     return found
 
 
-def _body(model: str, prompt: list[int], shape: Shape, *, seed: int, speculate: bool) -> Body:
+def _body(model: str, prompt: list[int], shape: Workload, *, seed: int, speculate: bool) -> Body:
     return {
         "model": model,
         "prompt": prompt,
@@ -114,7 +114,7 @@ def _body(model: str, prompt: list[int], shape: Shape, *, seed: int, speculate: 
 
 def _sample(
     side: Serving, seconds: float, served: Sequence[Served], categories: Sequence[str], accepted: Mapping[str, Any]
-) -> Sample:
+) -> TrialResult:
     answered = [one for one in served if one.error is None]
     errors = [one.error for one in served if one.error is not None]
     if not answered:
@@ -127,7 +127,7 @@ def _sample(
         "mean_in_flight": sum(one.times.times[-1] - one.times.start for one in answered if one.times.times) / seconds,
         "cached_share": sum(one.num_cached_tokens for one in answered) / prompt_tokens if prompt_tokens else 0.0,
     }
-    return Sample(
+    return TrialResult(
         figures,
         {
             "acceptance": dict(accepted),
@@ -161,7 +161,7 @@ def _kept(one: Served, category: str) -> dict[str, Any]:
     }
 
 
-def _get(service: Service, path: str) -> dict[str, Any]:
+def _get(service: Endpoint, path: str) -> dict[str, Any]:
     try:
         response = httpx.get(f"{service.url}{path}", headers=dict(service.headers), timeout=60, trust_env=False)
         response.raise_for_status()
@@ -172,7 +172,7 @@ def _get(service: Service, path: str) -> dict[str, Any]:
     return found
 
 
-def context_of(service: Service) -> int:
+def context_of(service: Endpoint) -> int:
     """The longest prompt and answer together that the service takes, in tokens."""
     length: int = _get(service, "/v1/models")["data"][0]["max_model_len"]
     return length

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paceline.benchmark.in_process import Shape
+from paceline.benchmark.in_process import Workload
 from paceline.benchmark.workloads import (
     ChatDialogue,
     Dialogue,
@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelLimits:
     """What prompts for a model must respect."""
 
     tokenizer: Tokenizer | None
@@ -62,14 +62,14 @@ class Model:
     """Requests that run at the same time, where a batch must."""
 
     @classmethod
-    def of(cls, llm: LLM, *, at_once: bool) -> Model:
+    def of(cls, llm: LLM, *, at_once: bool) -> ModelLimits:
         """``at_once``: every request of a batch runs at the same time; else the engine may queue them."""
         config = llm.engine.runner.model.config
         most = llm.engine.config.max_num_seqs if at_once else None
         return cls(llm.tokenizer, config.vocab_size, llm.intake.end_token_ids, llm.max_model_len, most)
 
 
-def shapes(model: Model, asked: Asked) -> list[Shape]:
+def shapes(model: ModelLimits, asked: Asked) -> list[Workload]:
     """A shape per batch size, input length and output length.
 
     Raises:
@@ -88,7 +88,7 @@ def shapes(model: Model, asked: Asked) -> list[Shape]:
         many = f"{size} requests" if model.max_num_seqs is None else f"batch {size}"
         parameters = {"batch_size": size, "input_length": length, "output_length": output}
         found.append(
-            Shape(
+            Workload(
                 name=f"{many}, {kind}, output {output}",
                 dialogues=dialogues,
                 output_length=output,
@@ -106,7 +106,7 @@ def _kind(asked: Asked, length: int | None) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _source(model: Model, asked: Asked, size: int, length: int | None) -> Callable[[int], Sequence[Dialogue]]:
+def _source(model: ModelLimits, asked: Asked, size: int, length: int | None) -> Callable[[int], Sequence[Dialogue]]:
     """Pair number -> dialogues: random prompts are new in every pair, a file's are taken in turn."""
     if asked.prompts is not None:
         every = [_encoded(model, prompt, length) for prompt in asked.prompts]
@@ -121,7 +121,7 @@ def _source(model: Model, asked: Asked, size: int, length: int | None) -> Callab
     )
 
 
-def _encoded(model: Model, prompt: TextPrompt, length: int | None) -> Dialogue:
+def _encoded(model: ModelLimits, prompt: TextPrompt, length: int | None) -> Dialogue:
     if model.tokenizer is None:
         raise ConfigError("the model has no tokenizer, so it cannot read prompts\nLeave --prompts out.")
     if prompt.chat and model.tokenizer.chat_template is not None:
@@ -134,7 +134,7 @@ def _encoded(model: Model, prompt: TextPrompt, length: int | None) -> Dialogue:
     return TokenDialogue((tuple(fitted(tokens, length or len(tokens))),), prompt.category)
 
 
-def _check_lengths(model: Model, dialogues: Sequence[Dialogue], output: int) -> None:
+def _check_lengths(model: ModelLimits, dialogues: Sequence[Dialogue], output: int) -> None:
     for dialogue in dialogues:
         answers = [[0] * output] * (dialogue.num_turns - 1)
         longest = len(dialogue.prompt(answers)) + output

@@ -21,7 +21,7 @@ class TrialError(PacelineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TrialResult:
     """What one trial gave."""
 
     figures: Mapping[str, float]
@@ -31,12 +31,12 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Variant:
     """One of the two that are compared."""
 
     label: str
     """For people: "speculation on"."""
-    run: Callable[[int], Sample]
+    run: Callable[[int], TrialResult]
     """Does the work once. Gets the pair's number, by which both sides choose the same prompts; -1 and below warm up."""
 
 
@@ -46,8 +46,8 @@ class Experiment:
 
     name: str
     parameters: Mapping[str, Any]
-    subject: Side
-    control: Side
+    subject: Variant
+    control: Variant
     metric: str
     """The figure that both sides' trials are compared by."""
     lower_is_better: bool = True
@@ -57,7 +57,9 @@ class Experiment:
     """Runs once after the trials, untimed: what is counted rather than timed (bytes, FLOPs, memory)."""
 
 
-def command_side(label: str, command: Sequence[str], *, clock: Clock = time.perf_counter, limit: float = 3600) -> Side:
+def command_side(
+    label: str, command: Sequence[str], *, clock: Clock = time.perf_counter, limit: float = 3600
+) -> Variant:
     """A side that is a program: it is started anew for every trial and timed from start to end.
 
     If its last line on standard output is a JSON object, that object's numbers are figures too.
@@ -66,7 +68,7 @@ def command_side(label: str, command: Sequence[str], *, clock: Clock = time.perf
         TrialError: (from ``run``) it could not be started, failed, or ran longer than ``limit`` seconds.
     """
 
-    def run(_pair: int) -> Sample:
+    def run(_pair: int) -> TrialResult:
         started = clock()
         try:
             done = subprocess.run(  # noqa: S603 (the user's own command, without a shell)
@@ -78,9 +80,9 @@ def command_side(label: str, command: Sequence[str], *, clock: Clock = time.perf
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise TrialError(f"{label}: the command ended with code {done.returncode}: {said}\nTry it alone.")
-        return Sample({"seconds": seconds} | _numbers(done.stdout))
+        return TrialResult({"seconds": seconds} | _numbers(done.stdout))
 
-    return Side(label, run)
+    return Variant(label, run)
 
 
 def _numbers(output: str) -> dict[str, float]:

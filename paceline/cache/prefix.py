@@ -73,11 +73,11 @@ class NoPrefixIndex:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class PrefixEntry:
     """One page's worth of tokens behind a certain prefix."""
 
     key: Key
-    parent: Entry | None
+    parent: PrefixEntry | None
     row: PageRow
     num_children: int = 0
     last_used: int = 0
@@ -100,10 +100,10 @@ class LruPrefixIndex:
         self.clear()
 
     def clear(self) -> None:
-        self._entries: dict[Key, Entry] = {}
-        self._holder: list[dict[int, Entry]] = [{} for _ in self.allocators]
+        self._entries: dict[Key, PrefixEntry] = {}
+        self._holder: list[dict[int, PrefixEntry]] = [{} for _ in self.allocators]
         """Per group: the entry that keeps a page."""
-        self._queue: list[tuple[int, Entry]] = []
+        self._queue: list[tuple[int, PrefixEntry]] = []
         """(last use at the time, entry); no two entries were last used at the same time."""
         self._clock = 0
 
@@ -111,8 +111,8 @@ class LruPrefixIndex:
         return len(self._entries)
 
     def lookup(self, tokens: Tokens, salt: str) -> list[PageRow]:
-        found: list[Entry] = []
-        parent: Entry | None = None
+        found: list[PrefixEntry] = []
+        parent: PrefixEntry | None = None
         for start in range(0, len(tokens) - self.page_size + 1, self.page_size):
             entry = self._entries.get(self._key(parent, salt, tokens, start))
             if entry is None:
@@ -123,15 +123,15 @@ class LruPrefixIndex:
         return [entry.row for entry in found]
 
     def insert(self, tokens: Tokens, rows: list[PageRow], salt: str) -> None:
-        used: list[Entry] = []
-        parent: Entry | None = None
+        used: list[PrefixEntry] = []
+        parent: PrefixEntry | None = None
         for number, row in enumerate(rows):
             key = self._key(parent, salt, tokens, number * self.page_size)
             entry = self._entries.get(key)
             if entry is None:
                 if not self._make_room(parent):
                     break
-                entry = Entry(key, parent, [0] * len(row), last_used=self._now())
+                entry = PrefixEntry(key, parent, [0] * len(row), last_used=self._now())
                 self._entries[key] = entry
                 if parent is not None:
                     parent.num_children += 1
@@ -160,10 +160,10 @@ class LruPrefixIndex:
                 self.allocators[group].drop(page)
                 self._enqueue(entry)
 
-    def _key(self, parent: Entry | None, salt: str, tokens: Tokens, start: int) -> Key:
+    def _key(self, parent: PrefixEntry | None, salt: str, tokens: Tokens, start: int) -> Key:
         return (parent if parent is not None else salt, tokens[start : start + self.page_size].tobytes())
 
-    def _touch(self, path: list[Entry]) -> None:
+    def _touch(self, path: list[PrefixEntry]) -> None:
         """Marks entries as just used, the root last, so that a leaf is always older than what it hangs on."""
         for entry in reversed(path):
             entry.last_used = self._now()
@@ -172,7 +172,7 @@ class LruPrefixIndex:
         self._clock += 1
         return self._clock
 
-    def _make_room(self, parent: Entry | None) -> bool:
+    def _make_room(self, parent: PrefixEntry | None) -> bool:
         """Whether there is, or can be had, room for one more entry, to hang on ``parent``, which stays."""
         if len(self._entries) < self.max_entries:
             return True
@@ -184,7 +184,7 @@ class LruPrefixIndex:
         self._enqueue(parent)
         return evicted
 
-    def _fill(self, entry: Entry, row: PageRow) -> None:
+    def _fill(self, entry: PrefixEntry, row: PageRow) -> None:
         """Keeps the offered pages of the groups that the entry has none of; what it has, it keeps."""
         for group, page in enumerate(row):
             if page and not entry.row[group]:
@@ -197,17 +197,17 @@ class LruPrefixIndex:
             while allocator.idle:
                 self._enqueue(holder[allocator.idle.pop()])
 
-    def _enqueue(self, entry: Entry) -> None:
+    def _enqueue(self, entry: PrefixEntry) -> None:
         """Lines an entry up, if it may be evicted: else its last child or its pages' release will bring it here."""
         if not entry.queued and self._evictable(entry):
             entry.queued = True
             heappush(self._queue, (entry.last_used, entry))
 
-    def _evictable(self, entry: Entry) -> bool:
+    def _evictable(self, entry: PrefixEntry) -> bool:
         pages = ((group, page) for group, page in enumerate(entry.row) if page)
         return not entry.num_children and not any(self.allocators[group].references[page] for group, page in pages)
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: PrefixEntry) -> None:
         del self._entries[entry.key]
         for group, page in enumerate(entry.row):
             if page:

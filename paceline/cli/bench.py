@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.bench_accuracy import accuracy
-from paceline.cli.bench_options import Asking, Measuring, Output, asked, numbers, takes
+from paceline.cli.bench_options import Asking, Measuring, OutputOptions, asked, numbers, takes
 from paceline.cli.bench_output import check_output, engine_parameters, plan_of, probes_of, run_and_show, set_threads
 from paceline.cli.bench_peers import peers
 from paceline.cli.bench_serve import serve
@@ -31,13 +31,13 @@ Sweep = Annotated[
 app = typer.Typer(name="bench", help="Measures speed, cost and accuracy.", no_args_is_help=True)
 
 
-@takes(measuring=Measuring, asking=Asking, output=Output)
+@takes(measuring=Measuring, asking=Asking, output=OutputOptions)
 def latency(
     *,
     engine: EngineChoice,
     measuring: Measuring,
     asking: Asking,
-    output: Output,
+    output: OutputOptions,
     batch_sizes: Annotated[str, typer.Option(help="Requests at the same time, such as 1,8.")] = "1",
     sweep: Sweep = None,
 ) -> None:
@@ -47,13 +47,13 @@ def latency(
     _in_process("latency", engine, measuring, output, metric="inter_token_latency", what=what, sweep=sweep)
 
 
-@takes(measuring=Measuring, asking=Asking, output=Output)
+@takes(measuring=Measuring, asking=Asking, output=OutputOptions)
 def throughput(
     *,
     engine: EngineChoice,
     measuring: Measuring,
     asking: Asking,
-    output: Output,
+    output: OutputOptions,
     num_prompts: Annotated[str, typer.Option(help="Requests handed over at once, such as 64,256.")] = "64",
     sweep: Sweep = None,
 ) -> None:
@@ -66,7 +66,7 @@ def _in_process(
     kind: str,
     engine: EngineChoice,
     measuring: Measuring,
-    output: Output,
+    output: OutputOptions,
     *,
     metric: str,
     what: Asked,
@@ -106,9 +106,9 @@ def _experiments(
 ) -> Iterator[Experiment]:
     """Every shape, on one engine; nothing is loaded before the first is asked for, or kept after the last."""
     from paceline.benchmark.in_process import experiment
-    from paceline.benchmark.shapes import Model, shapes
+    from paceline.benchmark.shapes import ModelLimits, shapes
 
-    for shape in shapes(Model.of(engines.get({}), at_once=at_once), what):
+    for shape in shapes(ModelLimits.of(engines.get({}), at_once=at_once), what):
         one = experiment(engines, control, shape, metric=metric, seed=what.seed)
         if option:
             label = ", ".join(f"{name}={value}" for name, value in option.items())

@@ -65,7 +65,7 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class OutputOptions:
     """Where results go, besides the table."""
 
     raw: Annotated[

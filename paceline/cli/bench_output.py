@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from paceline.cli.bench_options import AUTO_PAGES, Measuring, Output
+from paceline.cli.bench_options import AUTO_PAGES, Measuring, OutputOptions
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.terminal import FAINT, console
 from paceline.core.errors import ConfigError
@@ -20,7 +20,7 @@ from paceline.core.errors import ConfigError
 if TYPE_CHECKING:
     from paceline.benchmark.cost import Price
     from paceline.benchmark.probes import Probes
-    from paceline.benchmark.schedule import Plan
+    from paceline.benchmark.schedule import TrialPlan
     from paceline.benchmark.trial import Experiment
     from paceline.engine.llm import LLM
 
@@ -49,10 +49,10 @@ def note(text: str) -> None:
     console(sys.stderr).out(text, style=FAINT)
 
 
-def plan_of(measuring: Measuring) -> Plan:
-    from paceline.benchmark.schedule import Plan
+def plan_of(measuring: Measuring) -> TrialPlan:
+    from paceline.benchmark.schedule import TrialPlan
 
-    return Plan(
+    return TrialPlan(
         num_pairs=measuring.pairs,
         pairs_per_block=measuring.pairs_per_block,
         num_warmup=measuring.warmup,
@@ -86,7 +86,7 @@ def probes_of(llm: LLM, pages: str = AUTO_PAGES) -> Probes:
     return MachineProbes(llm.engine.runner.device, main_kind(model), pages=pages)
 
 
-def check_output(output: Output) -> None:
+def check_output(output: OutputOptions) -> None:
     """Refuses before the long work what could not be written or drawn after it."""
     from paceline.benchmark.cost import find_price, load_prices
 
@@ -103,9 +103,9 @@ def check_output(output: Output) -> None:
 def run_and_show(
     kind: str,
     points: Iterable[Experiment],
-    plan: Plan,
+    plan: TrialPlan,
     parameters: Mapping[str, Any],
-    output: Output,
+    output: OutputOptions,
     *,
     probes: Probes,
     notes: Sequence[str] = (),
@@ -132,7 +132,7 @@ def run_and_show(
     _deliver(record, path, output)
 
 
-def _deliver(record: Mapping[str, Any], raw: Path, output: Output) -> None:
+def _deliver(record: Mapping[str, Any], raw: Path, output: OutputOptions) -> None:
     from paceline.benchmark.report import report, rows, write_csv
 
     found = report(record, price_of(output, record["environment"]["hardware"]))
@@ -150,7 +150,7 @@ def _deliver(record: Mapping[str, Any], raw: Path, output: Output) -> None:
     _print(found, table)
 
 
-def price_of(output: Output, hardware: Mapping[str, Any]) -> Price | None:
+def price_of(output: OutputOptions, hardware: Mapping[str, Any]) -> Price | None:
     from paceline.benchmark.cost import find_price, load_prices
 
     return find_price(load_prices(output.prices), name=output.hardware, hardware=hardware)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.cli.bench_options import Asking, Measuring, Output, asked, numbers, takes
+from paceline.cli.bench_options import Asking, Measuring, OutputOptions, asked, numbers, takes
 from paceline.cli.bench_output import (
     check_output,
     engine_parameters,
@@ -25,7 +25,7 @@ from paceline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from paceline.benchmark.in_process import EngineSide
-    from paceline.benchmark.peers import Chosen, Missing
+    from paceline.benchmark.peers import Missing, ReadyPeer
     from paceline.benchmark.shapes import Asked
     from paceline.benchmark.trial import Experiment
     from paceline.engine.llm import LLM
@@ -34,13 +34,13 @@ ENVIRONMENTS = Path.home() / ".cache" / "paceline" / "peers"
 SPEED = "tokens_per_second"
 
 
-@takes(measuring=Measuring, asking=Asking, output=Output)
+@takes(measuring=Measuring, asking=Asking, output=OutputOptions)
 def peers(
     *,
     engine: EngineChoice,
     measuring: Measuring,
     asking: Asking,
-    output: Output,
+    output: OutputOptions,
     engines: Annotated[str, typer.Option(help="Which, such as transformers,transformers-assisted.")] = "transformers",
     batch_size: Annotated[int, typer.Option(help="Requests at the same time.")] = 1,
     environments: Annotated[
@@ -80,15 +80,15 @@ def peers(
 
 def _ours(llm: LLM, what: Asked, measuring: Measuring) -> EngineSide:
     from paceline.benchmark.in_process import EngineSide
-    from paceline.benchmark.shapes import Model, shapes
+    from paceline.benchmark.shapes import ModelLimits, shapes
 
-    (shape,) = shapes(Model.of(llm, at_once=True), what)
+    (shape,) = shapes(ModelLimits.of(llm, at_once=True), what)
     return EngineSide(llm, shape, label="paceline", speculate=True, seed=measuring.seed)
 
 
 def _prepared(
     names: list[str], engine: EngineChoice, llm: LLM, ours: EngineSide, directory: Path | None
-) -> list[Chosen | Missing]:
+) -> list[ReadyPeer | Missing]:
     """Every peer ready in its best settings, or why it is missing."""
     import torch
 
@@ -120,16 +120,16 @@ def _prepared(
     return ready
 
 
-def _experiment(ours: EngineSide, peer: Chosen) -> Experiment:
+def _experiment(ours: EngineSide, peer: ReadyPeer) -> Experiment:
     """The same prompts in every pair: those whose answers were compared."""
-    from paceline.benchmark.trial import Experiment, Side
+    from paceline.benchmark.trial import Experiment, Variant
 
     prompts = [dialogue.prompt([]) for dialogue in ours.shape.dialogues(0)]
     shares = {"agreement": peer.best.agreement, "same_choices": peer.best.same_choices}
     return Experiment(
         name=f"{peer.name}, {ours.shape.name}",
         parameters={**ours.shape.parameters, "versions": peer.versions, **shares},
-        subject=Side("paceline", lambda _pair: ours.trial(0)),
+        subject=Variant("paceline", lambda _pair: ours.trial(0)),
         control=peer.side(prompts, ours.shape.output_length),
         metric=SPEED,
         lower_is_better=False,

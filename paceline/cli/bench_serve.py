@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.bench_options import AUTO_PAGES, Asking, Measuring, Output, asked, numbers, takes
+from paceline.cli.bench_options import AUTO_PAGES, Asking, Measuring, OutputOptions, asked, numbers, takes
 from paceline.cli.bench_output import check_output, engine_parameters, note, plan_of, run_and_show, set_threads
 from paceline.cli.engine_options import EngineChoice
 from paceline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from paceline.benchmark.arrivals import Load
-    from paceline.benchmark.client import Service
+    from paceline.benchmark.client import Endpoint
     from paceline.benchmark.controls import Control
-    from paceline.benchmark.shapes import Model
+    from paceline.benchmark.shapes import ModelLimits
     from paceline.benchmark.trial import Experiment
 
 METRICS = ("inter_token_latency", "time_to_first_token_p50", "request_latency", "tokens_per_second")
 
 
-@takes(measuring=Measuring, asking=Asking, output=Output)
+@takes(measuring=Measuring, asking=Asking, output=OutputOptions)
 def serve(
     *,
     engine: EngineChoice,
     measuring: Measuring,
     asking: Asking,
-    output: Output,
+    output: OutputOptions,
     num_requests: Annotated[int, typer.Option(help="Requests of every trial.")] = 32,
     concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests in progress, such as 1,8.")] = None,
     rates: Annotated[str | None, typer.Option(help="Open loop: requests a second, such as 0.5,2.")] = None,
@@ -94,31 +94,31 @@ def _loads(concurrency: str | None, rates: str | None, kind: str) -> list[Load]:
 
 
 @contextmanager
-def _services(engine: EngineChoice, control: Control, url: str | None) -> Iterator[tuple[Service, Service]]:
+def _services(engine: EngineChoice, control: Control, url: str | None) -> Iterator[tuple[Endpoint, Endpoint]]:
     """The configured service and its control: the same process if a call's own fields can make the difference."""
-    from paceline.benchmark.client import Service
+    from paceline.benchmark.client import Endpoint
     from paceline.cli.loopback import running_service
 
     if url is not None:
         key = os.environ.get("PACELINE_API_KEY")
-        there = Service(url.rstrip("/"), {"Authorization": f"Bearer {key}"} if key else {})
+        there = Endpoint(url.rstrip("/"), {"Authorization": f"Bearer {key}"} if key else {})
         yield there, there
         return
     with ExitStack() as stack:
 
-        def start(choice: EngineChoice) -> Service:
+        def start(choice: EngineChoice) -> Endpoint:
             note("starting the service ...")
             client = stack.enter_context(running_service(choice.arguments()))
-            return Service(str(client.base_url).rstrip("/"), {"Authorization": client.headers["Authorization"]})
+            return Endpoint(str(client.base_url).rstrip("/"), {"Authorization": client.headers["Authorization"]})
 
         subject = start(engine)
         without = replace(engine, options={**engine.options, **control.options})
         yield subject, (start(without) if control.options else subject)
 
 
-def _model(engine: EngineChoice, context: int) -> Model:
+def _model(engine: EngineChoice, context: int) -> ModelLimits:
     """What the prompts must respect, read without the weights."""
-    from paceline.benchmark.shapes import Model
+    from paceline.benchmark.shapes import ModelLimits
     from paceline.engine.pair import EMBEDDED_TARGET
     from paceline.models import resolve_model
     from paceline.models.config import Fields, read_json
@@ -130,7 +130,7 @@ def _model(engine: EngineChoice, context: int) -> Model:
     fields = Fields(path, read_json(path))
     tokenizer = Tokenizer.try_load(directory)
     ends = frozenset(fields.token_ids("eos_token_id")) | (tokenizer.end_token_ids if tokenizer else frozenset())
-    return Model(tokenizer, fields.integer("vocab_size"), ends, context)
+    return ModelLimits(tokenizer, fields.integer("vocab_size"), ends, context)
 
 
 def _probes(measuring: Measuring) -> Any:

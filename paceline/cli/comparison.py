@@ -26,7 +26,7 @@ class Question:
 
 
 @dataclass(slots=True)
-class Answer:
+class StreamedAnswer:
     """One streamed answer and what the service says of it."""
 
     spans: list[Span]
@@ -43,12 +43,12 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Comparison:
+class ServiceComparison:
     """A question's answers, in the order in which they were asked: off, on, off, on."""
 
     question: Question
-    plain: list[Answer] = field(default_factory=list)
-    speculated: list[Answer] = field(default_factory=list)
+    plain: list[StreamedAnswer] = field(default_factory=list)
+    speculated: list[StreamedAnswer] = field(default_factory=list)
 
     @property
     def identical(self) -> bool:
@@ -64,7 +64,7 @@ class Comparison:
         ]
 
 
-def ask(client: httpx.Client, question: Question, *, speculation: bool, show: Show | None = None) -> Answer:
+def ask(client: httpx.Client, question: Question, *, speculation: bool, show: Show | None = None) -> StreamedAnswer:
     """Streams one answer; ``show`` sees its parts as they come.
 
     Raises:
@@ -104,9 +104,9 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         yield json.loads(event.data)
 
 
-def _answer(spans: list[Span], event: Mapping[str, Any]) -> Answer:
+def _answer(spans: list[Span], event: Mapping[str, Any]) -> StreamedAnswer:
     metrics = event["metrics"]
-    return Answer(
+    return StreamedAnswer(
         spans=spans,
         num_tokens=event["usage"]["completion_tokens"],
         seconds_per_token=metrics["time_per_output_token"],
@@ -116,14 +116,14 @@ def _answer(spans: list[Span], event: Mapping[str, Any]) -> Answer:
     )
 
 
-def tokens_per_second(answers: Sequence[Answer]) -> float | None:
+def tokens_per_second(answers: Sequence[StreamedAnswer]) -> float | None:
     """Over all answers: tokens after each first one, by the time they took."""
     timed = [(answer.num_tokens - 1, answer.seconds_per_token) for answer in answers if answer.seconds_per_token]
     seconds = sum(count * each for count, each in timed)
     return sum(count for count, _ in timed) / seconds if seconds else None
 
 
-def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def summary(comparisons: Sequence[ServiceComparison]) -> dict[str, Any]:
     """The figures over some questions."""
     plain = [answer for one in comparisons for answer in one.plain]
     speculated = [answer for one in comparisons for answer in one.speculated]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import paceline
-from paceline.cli.comparison import Comparison, Question, ask, summary
+from paceline.cli.comparison import Question, ServiceComparison, ask, summary
 from paceline.cli.engine_options import EngineChoice
 from paceline.cli.loopback import running_service
 from paceline.cli.terminal import DRAFTED, FAINT, AsJson, console, print_error, print_json, print_spans
@@ -69,11 +69,11 @@ def must_agree(question: Question, engine: EngineChoice) -> bool:
     return config is None or verifiers[config.verifier].keeps_text
 
 
-def compare(client: httpx.Client, questions: Sequence[Question], out: Console) -> list[Comparison]:
+def compare(client: httpx.Client, questions: Sequence[Question], out: Console) -> list[ServiceComparison]:
     """Asks every question off and on, twice over, for as long as there is time; prints the first speculated answers."""
     for speculation in (False, True):
         ask(client, Question("Hello!", max_tokens=16), speculation=speculation)
-    comparisons = [Comparison(question) for question in questions]
+    comparisons = [ServiceComparison(question) for question in questions]
     deadline = time.monotonic() + MEASURE_SECONDS
     for number in range(ROUNDS):
         for one in comparisons:
@@ -89,7 +89,7 @@ def compare(client: httpx.Client, questions: Sequence[Question], out: Console) -
     return [one for one in comparisons if one.plain]
 
 
-def report(comparisons: Sequence[Comparison], engine: EngineChoice) -> dict[str, Any]:
+def report(comparisons: Sequence[ServiceComparison], engine: EngineChoice) -> dict[str, Any]:
     """Everything the demo found, ready for JSON."""
     return {
         "paceline": paceline.__version__,
@@ -120,7 +120,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _print_table(out: Console, comparisons: Sequence[Comparison]) -> None:
+def _print_table(out: Console, comparisons: Sequence[ServiceComparison]) -> None:
     table = Table("question", box=None, pad_edge=False, header_style=FAINT)
     for name in ("off", "on", "speed-up", "accepted", "tokens/step", "same text"):
         table.add_column(name, justify="right")

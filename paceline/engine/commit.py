@@ -23,7 +23,7 @@ from paceline.speculation import GuardedProposer
 log = logging.getLogger(__name__)
 
 
-class Progress(NamedTuple):
+class RequestProgress(NamedTuple):
     """What a step did for one request: how many tokens it appended."""
 
     request: Request
@@ -48,7 +48,7 @@ class StepCommit:
         self.restarting: list[Request] = []
         """Requests that start over without drafts once the step is committed."""
 
-    def commit(self, result: StepResult) -> list[Progress]:
+    def commit(self, result: StepResult) -> list[RequestProgress]:
         plan, verdict = result.plan, result.verdict
         progress = self._accept(result)
         self._commit_cache(plan, verdict, moved=result.moved)
@@ -71,14 +71,14 @@ class StepCommit:
         _set_error(request, error)
         self.end(request)
 
-    def refused(self) -> list[Progress]:
+    def refused(self) -> list[RequestProgress]:
         """Requests that could not even be seated."""
         refused, self._scheduler.refused = self._scheduler.refused, []
         for request in refused:
             self.counters.record_finished(request)
-        return [Progress(request, 0) for request in refused]
+        return [RequestProgress(request, 0) for request in refused]
 
-    def _accept(self, result: StepResult) -> list[Progress]:
+    def _accept(self, result: StepResult) -> list[RequestProgress]:
         """Hands each request its tokens, which it may cut short; the verdict shrinks with it."""
         plan, sampled, verdict = result.plan, result.sampled, result.verdict
         now = time.monotonic()
@@ -87,7 +87,7 @@ class StepCommit:
             request.group.prompt_logprobs[place] = entry
         progress = []
         if result.batch is not None and result.output is not None:
-            progress += [Progress(request, 0) for request in pool_hidden(plan, result.batch, result.output)]
+            progress += [RequestProgress(request, 0) for request in pool_hidden(plan, result.batch, result.output)]
         logprobs = result.logprobs or {}
         for number, kept in zip(sampled, self._take(plan, sampled, verdict), strict=True):
             request, tokens, path = plan.requests[number], verdict.tokens[number], verdict.path[number]
@@ -100,7 +100,7 @@ class StepCommit:
                 request.logprobs += logprobs[number][:kept]
                 request.cumulative_logprob += sum(entry.logprob for entry in logprobs[number][:kept])
             self._record_rounds(request, rounds, kept, now)
-            progress.append(Progress(request, kept))
+            progress.append(RequestProgress(request, kept))
         return progress
 
     def _record_rounds(self, request: Request, rounds: list[RoundStats], kept: int, now: float) -> None:

@@ -13,7 +13,7 @@ from paceline.core.config import EngineConfig
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
 from paceline.core.step import StepPlan
-from paceline.engine.commit import Progress, StepCommit, failure_of
+from paceline.engine.commit import RequestProgress, StepCommit, failure_of
 from paceline.engine.compute import StepComputation, StepResult
 from paceline.engine.isolation import isolate
 from paceline.engine.pacer import StepPacer
@@ -118,7 +118,7 @@ class Engine:
             self.counters.record_finished(request)
 
     @recovering
-    def step(self) -> list[Progress]:
+    def step(self) -> list[RequestProgress]:
         """Advances every planned request by at least one token, or one chunk of its prompt.
 
         Raises:
@@ -149,7 +149,7 @@ class Engine:
             log.warning("a step of %d requests failed", len(plan), exc_info=error)
             return None
 
-    def _time(self, result: StepResult, progress: list[Progress], seconds: float) -> None:
+    def _time(self, result: StepResult, progress: list[RequestProgress], seconds: float) -> None:
         """Takes note of how long a step took."""
         drafted, known = result.drafted, result.plan.num_known
         passes = max(1, max((item.num_new for item in progress), default=1))
@@ -166,7 +166,7 @@ class Engine:
             drafter=self.proposer is not None,
         )
 
-    def _isolate(self, plan: StepPlan, progress: list[Progress]) -> None:
+    def _isolate(self, plan: StepPlan, progress: list[RequestProgress]) -> None:
         """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
 
         Raises:
@@ -187,7 +187,7 @@ class Engine:
             nonlocal healthy
             seat = request.seat
             self.committing.fail(request, f"the engine failed on this request ({self._failure})")
-            progress.append(Progress(request, 0))
+            progress.append(RequestProgress(request, 0))
             if not healthy:
                 self.computation.probe(seat)
                 healthy = True

@@ -57,7 +57,7 @@ class ContextOverflow(Protocol):
 context_overflows: Registry[ContextOverflow] = Registry("context_overflow")
 
 
-class Error:
+class RefuseOverflow:
     """A prompt that does not fit is refused; an answer that reaches the end of the context ends there ("length")."""
 
     def admit(self, ask: Ask) -> Admission:
@@ -136,7 +136,7 @@ class Slide:
         return INT32_MAX
 
 
-ERROR = Error()
+ERROR = RefuseOverflow()
 context_overflows.add("error")(ERROR)
 context_overflows.add("truncate")(Truncate())
 context_overflows.add("slide")(Slide())

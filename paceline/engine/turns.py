@@ -21,7 +21,7 @@ def _nothing() -> None:
     pass
 
 
-class _Call:
+class _ThreadCall:
     """What one thread wants of the engine; it is over once it has been let in and its groups have ended."""
 
     def __init__(self, groups: Sequence[Group], question: Callable[[], None] | None, seen: Callable[[], None]) -> None:
@@ -45,8 +45,8 @@ class Turns:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._calls: dict[_Call, None] = {}
-        self._lead: dict[str, _Call] = {}
+        self._calls: dict[_ThreadCall, None] = {}
+        self._lead: dict[str, _ThreadCall] = {}
         self._door = threading.Lock()
         self.closed = False
 
@@ -57,13 +57,13 @@ class Turns:
             EngineDeadError: the engine was closed meanwhile.
             BaseException: what a step raised, on the thread that ran it; the groups are then aborted.
         """
-        self._attend(_Call(groups, None, seen))
+        self._attend(_ThreadCall(groups, None, seen))
 
     def between_steps(self, question: Callable[[], None]) -> None:
         """Has ``question``, which must not raise, answered by whoever leads while no step runs."""
-        self._attend(_Call([], question, _nothing))
+        self._attend(_ThreadCall([], question, _nothing))
 
-    def _attend(self, call: _Call) -> None:
+    def _attend(self, call: _ThreadCall) -> None:
         for before in [one for one in list(self._calls) if one.thread is call.thread]:
             if _is_running(before):
                 raise InvalidRequestError(
@@ -90,14 +90,14 @@ class Turns:
         if self.closed:
             raise closed()
 
-    def _takes_lead(self, call: _Call) -> bool:
+    def _takes_lead(self, call: _ThreadCall) -> bool:
         """Whether this thread may run the engine now."""
         leader = self._lead.setdefault(LEAD, call)
         if leader is not call and leader.thread is call.thread:  # an exception came while it gave the lead away
             leader = self._lead[LEAD] = call
         return leader is call
 
-    def _wait(self, call: _Call) -> None:
+    def _wait(self, call: _ThreadCall) -> None:
         call.seen()
         try:
             call.wake.get(timeout=PATIENCE)
@@ -107,7 +107,7 @@ class Turns:
                 if leader is not None and not leader.thread.is_alive():
                     self._lead.pop(LEAD, None)
 
-    def _drive(self, call: _Call) -> None:
+    def _drive(self, call: _ThreadCall) -> None:
         """Runs the engine until the call is over."""
         self._settle()
         while not call.over:
@@ -129,14 +129,14 @@ class Turns:
             if call.over:
                 call.wake.put(None)
 
-    def _enter(self, call: _Call) -> None:
+    def _enter(self, call: _ThreadCall) -> None:
         if call.question is not None:
             call.question()
         for group in call.groups:
             self._engine.add(group)
         call.entered = True
 
-    def _leave(self, call: _Call) -> None:
+    def _leave(self, call: _ThreadCall) -> None:
         """Sees to it that what the call had is given back, and that somebody runs the engine for the others."""
         if call.over:
             self._calls.pop(call, None)
@@ -150,7 +150,7 @@ class Turns:
                 other.wake.put(None)
 
 
-def _is_running(call: _Call) -> bool:
+def _is_running(call: _ThreadCall) -> bool:
     """Whether this thread is in the middle of attending to the call, rather than done with it after an exception."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:

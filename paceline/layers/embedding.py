@@ -22,7 +22,7 @@ class Table(nn.Module):
         return functional.embedding(indices, self.weight)
 
 
-class Embedding(nn.Module):
+class InputEmbedding(nn.Module):
     """Token rows; where asked for, scaled, widened, and with learned position rows added, in this order."""
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import nn
 
 from paceline.core.batch import Int32, Int64
 from paceline.core.layer import LayerSpec, PassContext
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import Rotary
@@ -35,7 +35,7 @@ class CausalLM(nn.Module):
         self,
         config: ModelConfig,
         *,
-        embedding: Embedding,
+        embedding: InputEmbedding,
         blocks: Sequence[nn.Module],
         layer_specs: Sequence[LayerSpec],
         norm: nn.Module,

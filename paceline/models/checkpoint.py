@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor of a checkpoint, as its file's header describes it."""
 
     file: Path
@@ -62,7 +62,7 @@ def opened(file: Path) -> Iterator[Any]:
         ) from None
 
 
-def read_index(directory: Path) -> list[Entry]:
+def read_index(directory: Path) -> list[TensorEntry]:
     """Every tensor of the checkpoint in ``directory``, file by file; reads headers only.
 
     Where a single file lies beside an index, the single file counts, as in transformers, unless it holds only a part of
@@ -79,7 +79,7 @@ def read_index(directory: Path) -> list[Entry]:
     return _read_indexed(index)
 
 
-def _read_either(single: Path, index: Path) -> list[Entry]:
+def _read_either(single: Path, index: Path) -> list[TensorEntry]:
     alone, indexed = (_attempt(read, path) for read, path in ((_read_header, single), (_read_indexed, index)))
     if isinstance(indexed, CheckpointError):
         if isinstance(alone, CheckpointError):
@@ -96,7 +96,7 @@ def _read_either(single: Path, index: Path) -> list[Entry]:
     return indexed
 
 
-def _attempt(read: Callable[[Path], list[Entry]], path: Path) -> list[Entry] | CheckpointError:
+def _attempt(read: Callable[[Path], list[TensorEntry]], path: Path) -> list[TensorEntry] | CheckpointError:
     try:
         return read(path)
     except CheckpointError as error:
@@ -124,7 +124,7 @@ def why_incomplete(directory: Path) -> str | None:
     return _cause(broken) if isinstance(broken, CheckpointError) else None
 
 
-def _read_indexed(index: Path) -> list[Entry]:
+def _read_indexed(index: Path) -> list[TensorEntry]:
     """The tensors that an index lists, each from the file in which it places it."""
     directory, placed = index.parent, _weight_map(index)
     entries = [entry for file in sorted(set(placed.values())) for entry in _read_header(directory / file)]
@@ -137,10 +137,10 @@ def _read_indexed(index: Path) -> list[Entry]:
     return [entry for entry in entries if placed.get(entry.name) == entry.file.name]
 
 
-def _read_header(file: Path) -> list[Entry]:
+def _read_header(file: Path) -> list[TensorEntry]:
     with opened(file) as tensors:
         slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
-        return [Entry(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
+        return [TensorEntry(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ PACKED_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedLayout:
     """How the integers and scales of a matrix [out, in] are stored.
 
     ``in_words``: ``weight_packed`` int32[out, in * bits / 32]; else ``weight`` int8[out, in]. ``weight_scale`` is
@@ -68,14 +68,14 @@ class Layout:
 class Stored:
     """The integers and scales of a matrix, laid out as in a checkpoint."""
 
-    layout: Layout
+    layout: PackedLayout
     integers: torch.Tensor
     scale: torch.Tensor
     """float32[out, groups]"""
     in_features: int
 
     @classmethod
-    def empty(cls, layout: Layout, shape: Sequence[int], device: torch.device) -> Stored:
+    def empty(cls, layout: PackedLayout, shape: Sequence[int], device: torch.device) -> Stored:
         """Room for a matrix [out, in]."""
         out_features, in_features = shape
         dtype = torch.int32 if layout.packs else torch.int8
@@ -87,7 +87,7 @@ class Stored:
         )
 
     @classmethod
-    def of(cls, weight: torch.Tensor, layout: Layout) -> Stored:
+    def of(cls, weight: torch.Tensor, layout: PackedLayout) -> Stored:
         """Quantises weight [out, in]; a row's result depends on that row alone.
 
         Raises:

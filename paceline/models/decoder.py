@@ -10,7 +10,7 @@ from typing import Any
 from paceline.core.layer import LayerSpec
 from paceline.layers.attention import Attention
 from paceline.layers.block import Block, PreNormBlock, SandwichNormBlock
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.mlp import GatedMLP
 from paceline.layers.norm import HeadNorm, RMSNorm
 from paceline.layers.placement import Placement
@@ -107,7 +107,7 @@ def build(config: DecoderConfig, on: Placement) -> CausalLM:
     specs = [_spec(config, window) for window in config.windows]
     return CausalLM(
         config,
-        embedding=Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale, on=on),
+        embedding=InputEmbedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale, on=on),
         rotaries=[Rotary(rotary, on=on) for rotary in config.rotaries],
         rotary_of=config.rotary_of,
         blocks=[_block(config, spec, on) for spec in specs],

@@ -8,7 +8,7 @@ import torch
 
 from paceline.layers.placement import check_range
 from paceline.models.checkpoint import FLOATS
-from paceline.models.compressed import Layout, Stored
+from paceline.models.compressed import PackedLayout, Stored
 from paceline.models.family import Part
 
 INTEGERS = {torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}
@@ -88,7 +88,7 @@ class Scales(Destination):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape(Destination):
+class ExpectedShape(Destination):
     """The shape that a packed matrix says it has: compared, as it is known."""
 
     def fill(self, source: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ class Shape(Destination):
 class Quantising(Destination):
     """A view of a matrix that is quantised when it comes; ``tensor`` has its shape and no memory."""
 
-    layout: Layout
+    layout: PackedLayout
     integers: Destination
     scales: Destination
 

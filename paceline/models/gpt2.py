@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from paceline.core.layer import LayerSpec
 from paceline.layers.block import PreNormBlock
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
 from paceline.models.classic import ClassicConfig, classic_block, heads_alike, layer_norm, read_heads
@@ -61,7 +61,7 @@ def build(config: GPT2Config, on: Placement) -> CausalLM:
     num_positions = config.max_position_embeddings
     return CausalLM(
         config,
-        embedding=Embedding(config.vocab_size, config.hidden_size, num_positions=num_positions, on=on),
+        embedding=InputEmbedding(config.vocab_size, config.hidden_size, num_positions=num_positions, on=on),
         blocks=[classic_block(PreNormBlock, config, spec, on) for spec in specs],
         layer_specs=specs,
         norm=layer_norm(config, on),

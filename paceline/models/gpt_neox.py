@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.layers.block import ParallelBlock, PreNormBlock
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import Rotary
 from paceline.layers.rotary_kinds import RotaryConfig
@@ -62,7 +62,7 @@ def build(config: GPTNeoXConfig, on: Placement) -> CausalLM:
     spec, kind = heads_alike(config), ParallelBlock if config.parallel else PreNormBlock
     return CausalLM(
         config,
-        embedding=Embedding(config.vocab_size, config.hidden_size, on=on),
+        embedding=InputEmbedding(config.vocab_size, config.hidden_size, on=on),
         rotaries=[Rotary(config.rotary, on=on)],
         blocks=[classic_block(kind, config, spec, on) for _ in range(config.num_layers)],
         layer_specs=[spec] * config.num_layers,

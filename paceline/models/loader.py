@@ -13,7 +13,7 @@ from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.files import is_fetched
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import FLOATS, Entry, opened, read_index, weights_are_there
+from paceline.models.checkpoint import FLOATS, TensorEntry, opened, read_index, weights_are_there
 from paceline.models.compressed import Stored
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
 from paceline.models.destination import Destination
@@ -22,7 +22,7 @@ from paceline.models.hub import configs_of, resolve_model
 from paceline.models.placing import MISMATCH, destinations, match
 from paceline.models.planning import expected_layouts, plan_matrices
 from paceline.models.progress import load_progress
-from paceline.models.quantization import HEAD, Plan, Quantization, linears, outline_matrices
+from paceline.models.quantization import HEAD, Quantization, QuantizationPlan, linears, outline_matrices
 from paceline.models.quantization_config import read_quantization
 from paceline.models.tying import TABLE, is_stored, settle_head
 
@@ -46,7 +46,7 @@ def load_config(path: str | Path) -> ModelConfig:
     return config
 
 
-def read_checkpoint(directory: Path) -> tuple[ModelConfig, Family, list[Entry]]:
+def read_checkpoint(directory: Path) -> tuple[ModelConfig, Family, list[TensorEntry]]:
     """A directory's config and family, as its tensors make them, and these tensors.
 
     Raises:
@@ -104,7 +104,7 @@ def load_model(
     return model.eval()
 
 
-def _build(config: ModelConfig, on: Placement, plan: Plan) -> CausalLM:
+def _build(config: ModelConfig, on: Placement, plan: QuantizationPlan) -> CausalLM:
     """The model, in which matrices that are quantised have no memory."""
     if not plan.layouts:
         return families[config.family].build(config, on)
@@ -115,7 +115,7 @@ def _build(config: ModelConfig, on: Placement, plan: Plan) -> CausalLM:
     return model
 
 
-def _room(model: CausalLM, plan: Plan, device: torch.device) -> dict[str, Stored]:
+def _room(model: CausalLM, plan: QuantizationPlan, device: torch.device) -> dict[str, Stored]:
     """Room for the integers and scales of the linears that tensors of the checkpoint fill."""
     filled = {name: layout for name, layout in plan.layouts.items() if not _from_embedding(model, name)}
     found = linears(model)
@@ -126,7 +126,7 @@ def _from_embedding(model: CausalLM, name: str) -> bool:
     return name == HEAD and model.config.tied
 
 
-def _pack(model: CausalLM, plan: Plan, room: dict[str, Stored]) -> None:
+def _pack(model: CausalLM, plan: QuantizationPlan, room: dict[str, Stored]) -> None:
     """Packs each linear's integers and gives up their first form before the next."""
     found = linears(model)
     for name, layout in plan.layouts.items():
@@ -161,7 +161,7 @@ def _family(fields: Fields) -> Family:
 
 
 def _resolve_dtype(
-    dtype: torch.dtype | str, config: ModelConfig, entries: Sequence[Entry], device: torch.device
+    dtype: torch.dtype | str, config: ModelConfig, entries: Sequence[TensorEntry], device: torch.device
 ) -> torch.dtype:
     if dtype == "auto":
         stored = config.dtype or DTYPES.get(FLOATS.get(entries[0].dtype if entries else "", ""), torch.float32)
@@ -213,7 +213,7 @@ def outline_config(config: ModelConfig, directory: Path, dtype: torch.dtype = to
         raise CheckpointError(f"{cause}\n{MISMATCH}") from None
 
 
-def _stream(placed: Mapping[str, Entry], wanted: Mapping[str, Destination]) -> None:
+def _stream(placed: Mapping[str, TensorEntry], wanted: Mapping[str, Destination]) -> None:
     """Copies file by file, one tensor in memory at a time."""
     files: dict[Path, list[str]] = defaultdict(list)
     for name, entry in placed.items():

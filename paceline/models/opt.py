@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from paceline.layers.block import PostNormBlock, PreNormBlock
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
@@ -74,7 +74,7 @@ def build(config: OPTConfig, on: Placement) -> CausalLM:
     hidden, narrow = config.hidden_size, config.token_size
     return CausalLM(
         config,
-        embedding=Embedding(
+        embedding=InputEmbedding(
             config.vocab_size,
             hidden,
             token_size=narrow,

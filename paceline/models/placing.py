@@ -14,11 +14,11 @@ from paceline.core.errors import CheckpointError
 from paceline.layers.linear import Linear
 from paceline.layers.norm import HeadNorm
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import INDEX, Entry, why_incomplete
+from paceline.models.checkpoint import INDEX, TensorEntry, why_incomplete
 from paceline.models.compressed import Stored
-from paceline.models.destination import Destination, Quantising, Scales, Shape
+from paceline.models.destination import Destination, ExpectedShape, Quantising, Scales
 from paceline.models.family import Family, Part
-from paceline.models.quantization import UNQUANTISED, Plan
+from paceline.models.quantization import UNQUANTISED, QuantizationPlan
 
 MISMATCH = "config.json and the safetensors do not describe the same model; download both again."
 UNSUPPORTED = {
@@ -54,7 +54,7 @@ def places(model: CausalLM, family: Family) -> list[Place]:
 
 
 def destinations(
-    model: CausalLM, family: Family, plan: Plan = UNQUANTISED, stored: Mapping[str, Stored] | None = None
+    model: CausalLM, family: Family, plan: QuantizationPlan = UNQUANTISED, stored: Mapping[str, Stored] | None = None
 ) -> dict[str, Destination]:
     """Checkpoint tensor name -> what it fills; ``stored`` has room for the matrices that the plan names."""
     return {
@@ -64,7 +64,7 @@ def destinations(
     }
 
 
-def _destinations(place: Place, plan: Plan, stored: Stored | None) -> Iterator[tuple[str, Destination]]:
+def _destinations(place: Place, plan: QuantizationPlan, stored: Stored | None) -> Iterator[tuple[str, Destination]]:
     for name, tensor in _tensors(place.module, place.part):
         if name == "weight" and stored is not None:
             assert isinstance(place.module, Linear)
@@ -82,7 +82,7 @@ def _read(place: Place, stored: Stored) -> Iterator[tuple[str, Destination]]:
     yield "weight_scale", Scales(scale, part, layout.shares_scale)
     if layout.packs:
         rows = scale.shape[:3].numel() if part.by_unit else scale.shape[0]
-        yield "weight_shape", Shape(torch.tensor([rows, stored.in_features]), Part(place.ours))
+        yield "weight_shape", ExpectedShape(torch.tensor([rows, stored.in_features]), Part(place.ours))
 
 
 def _made(place: Place, stored: Stored, outline: torch.Tensor) -> Destination:
@@ -122,14 +122,14 @@ def _tensors(module: nn.Module, part: Part) -> Iterator[tuple[str, torch.Tensor]
 
 
 def match(
-    entries: Sequence[Entry], wanted: Mapping[str, Destination], family: Family, directory: Path
-) -> dict[str, Entry]:
+    entries: Sequence[TensorEntry], wanted: Mapping[str, Destination], family: Family, directory: Path
+) -> dict[str, TensorEntry]:
     """Wanted name -> the entry that fills it; every tensor of the checkpoint must have its place.
 
     Raises:
         CheckpointError: a tensor is unexpected, missing, there twice, or of another shape or type than it should be.
     """
-    placed: dict[str, Entry] = {}
+    placed: dict[str, TensorEntry] = {}
     for entry in entries:
         names = names_of(entry, family)
         name = next((name for name in names if name in wanted), None)
@@ -150,13 +150,13 @@ def match(
     return placed
 
 
-def names_of(entry: Entry, family: Family) -> list[str]:
+def names_of(entry: TensorEntry, family: Family) -> list[str]:
     """What the family may call the tensor: its own name first, then with an export's prefix put right."""
     matching = [(theirs, ours) for theirs, ours in family.prefixes if entry.name.startswith(theirs)]
     return [entry.name, *(ours + entry.name.removeprefix(theirs) for theirs, ours in matching)]
 
 
-def _unexpected(entry: Entry) -> CheckpointError:
+def _unexpected(entry: TensorEntry) -> CheckpointError:
     name = entry.name.rpartition(".")[2]
     why = UNSUPPORTED.get(name)
     if why is None:
@@ -167,7 +167,7 @@ def _unexpected(entry: Entry) -> CheckpointError:
     )
 
 
-def _check(entry: Entry, wanted: Destination) -> None:
+def _check(entry: TensorEntry, wanted: Destination) -> None:
     if not wanted.accepts(entry.shape):
         shapes = f"has shape {list(entry.shape)}, config.json implies {list(wanted.shape)}"
         raise CheckpointError(f"{entry.file}: tensor {entry.name!r} {shapes}\n{MISMATCH}")

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.layers.linear import Linear
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import Entry
-from paceline.models.compressed import Layout
+from paceline.models.checkpoint import TensorEntry
+from paceline.models.compressed import PackedLayout
 from paceline.models.family import Family
 from paceline.models.placing import MISMATCH, Place, names_of, places
-from paceline.models.quantization import HEAD, UNQUANTISED, Plan, Quantization, linears, schemes
+from paceline.models.quantization import HEAD, UNQUANTISED, Quantization, QuantizationPlan, linears, schemes
 from paceline.models.quantization_config import StoredQuantization
 
 INTEGER_TENSORS = ("weight_packed", "weight")
@@ -36,10 +36,10 @@ def choose(stored: StoredQuantization | None, wanted: Quantization | None) -> No
 def plan_matrices(
     model: CausalLM,
     family: Family,
-    entries: Sequence[Entry],
+    entries: Sequence[TensorEntry],
     stored: StoredQuantization | None,
     wanted: Quantization | None,
-) -> Plan:
+) -> QuantizationPlan:
     """Each linear's layout.
 
     Args:
@@ -53,15 +53,15 @@ def plan_matrices(
     if stored is not None:
         read = _read(model, family, entries, stored)
         head = Quantization(stored.head) if stored.head and HEAD not in read else None
-        return Plan(read, {HEAD: head.layout(HEAD, model.head)} if head else {})
+        return QuantizationPlan(read, {HEAD: head.layout(HEAD, model.head)} if head else {})
     if wanted is None:
         return UNQUANTISED
-    return Plan({}, {name: wanted.layout(name, linear) for name, linear in linears(model).items()})
+    return QuantizationPlan({}, {name: wanted.layout(name, linear) for name, linear in linears(model).items()})
 
 
 def expected_layouts(
     model: CausalLM, stored: StoredQuantization | None, wanted: Quantization | None
-) -> Mapping[str, Layout]:
+) -> Mapping[str, PackedLayout]:
     """The same as far as the configs tell: every linear but the head is taken to be quantised."""
     choose(stored, wanted)
     if stored is None:
@@ -70,10 +70,12 @@ def expected_layouts(
     return layouts | ({HEAD: Quantization(stored.head).layout(HEAD, model.head)} if stored.head else {})
 
 
-def _read(model: CausalLM, family: Family, entries: Sequence[Entry], stored: StoredQuantization) -> dict[str, Layout]:
+def _read(
+    model: CausalLM, family: Family, entries: Sequence[TensorEntry], stored: StoredQuantization
+) -> dict[str, PackedLayout]:
     renamed = {name: entry for entry in entries for name in names_of(entry, family)}
     by_name = renamed | {entry.name: entry for entry in entries}
-    found: dict[str, dict[str, Layout | None]] = {}
+    found: dict[str, dict[str, PackedLayout | None]] = {}
     for place in places(model, family):
         if isinstance(place.module, Linear):
             found.setdefault(place.ours, {})[place.theirs] = _layout(place, by_name, stored.layouts)
@@ -92,7 +94,7 @@ def _read(model: CausalLM, family: Family, entries: Sequence[Entry], stored: Sto
     return read
 
 
-def _layout(place: Place, by_name: Mapping[str, Entry], layouts: Sequence[Layout]) -> Layout | None:
+def _layout(place: Place, by_name: Mapping[str, TensorEntry], layouts: Sequence[PackedLayout]) -> PackedLayout | None:
     """How the checkpoint stores the matrix of this name; None: as it was."""
     integers = next(
         (by_name[name] for tensor in INTEGER_TENSORS if (name := f"{place.theirs}.{tensor}") in by_name), None
@@ -109,13 +111,13 @@ def _layout(place: Place, by_name: Mapping[str, Entry], layouts: Sequence[Layout
     return layout
 
 
-def _fits(layout: Layout, inputs: int, integers: Entry, scale: Entry | None) -> bool:
+def _fits(layout: PackedLayout, inputs: int, integers: TensorEntry, scale: TensorEntry | None) -> bool:
     """Whether tensors of these shapes can be of the layout; what cannot is told tensor by tensor."""
     columns = () if scale is None else scale.shape[1:] or (1,)
     return integers.shape[1:] == (layout.integer_columns(inputs),) and columns == (layout.scale_columns(inputs),)
 
 
-def _check_divides(place: Place, layout: Layout, inputs: int, entry: Entry) -> None:
+def _check_divides(place: Place, layout: PackedLayout, inputs: int, entry: TensorEntry) -> None:
     if layout.group_size and inputs % layout.group_size:
         raise CheckpointError(
             f"{entry.file}: {place.theirs!r} has {inputs} inputs, which groups of {layout.group_size} do not divide\n"

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.files import is_fetched
-from paceline.models.checkpoint import INDEX, SINGLE, Entry, opened
-from paceline.models.compressed import Layout, Stored
+from paceline.models.checkpoint import INDEX, SINGLE, TensorEntry, opened
+from paceline.models.compressed import PackedLayout, Stored
 from paceline.models.config import read_json
 from paceline.models.family import Family
 from paceline.models.hub import resolve_model
@@ -94,12 +94,12 @@ def _check_place(source: Path, out: Path, overwrite: bool) -> None:
 class _Matrix:
     """A source tensor that is quantised."""
 
-    layout: Layout
+    layout: PackedLayout
     transposed: bool
 
 
 def _quantised(
-    found: Sequence[Place], placed: Mapping[str, Entry], layouts: Mapping[str, Layout]
+    found: Sequence[Place], placed: Mapping[str, TensorEntry], layouts: Mapping[str, PackedLayout]
 ) -> dict[str, _Matrix]:
     """By the names that the source has."""
     return {
@@ -109,7 +109,7 @@ def _quantised(
     }
 
 
-def _tensors(entries: Sequence[Entry], quantised: Mapping[str, _Matrix]) -> Iterator[dict[str, torch.Tensor]]:
+def _tensors(entries: Sequence[TensorEntry], quantised: Mapping[str, _Matrix]) -> Iterator[dict[str, torch.Tensor]]:
     """What each source tensor becomes."""
     files: dict[Path, list[str]] = defaultdict(list)
     for entry in entries:
@@ -134,7 +134,9 @@ def _stored(name: str, tensor: torch.Tensor, matrix: _Matrix) -> dict[str, torch
     return parts | ({f"{prefix}weight_shape": torch.tensor(weight.shape)} if matrix.layout.packs else {})
 
 
-def _write_tensors(entries: Sequence[Entry], quantised: Mapping[str, _Matrix], out: Path, shard_bytes: int) -> int:
+def _write_tensors(
+    entries: Sequence[TensorEntry], quantised: Mapping[str, _Matrix], out: Path, shard_bytes: int
+) -> int:
     """Shards of at most ``shard_bytes``, or of one source tensor; returns the bytes of all tensors."""
     shards: list[list[str]] = []
     waiting: dict[str, torch.Tensor] = {}
@@ -158,7 +160,7 @@ def _write_tensors(entries: Sequence[Entry], quantised: Mapping[str, _Matrix], o
     return total
 
 
-def _in_order(entries: Sequence[Entry]) -> list[Entry]:
+def _in_order(entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     """As ``_tensors`` visits them."""
     return [entry for file in dict.fromkeys(entry.file for entry in entries) for entry in entries if entry.file == file]
 
@@ -184,7 +186,7 @@ def _copy_files(source: Path, out: Path) -> None:
                 shutil.copyfile(file, out / file.name)
 
 
-def _heads(family: Family, placed: Mapping[str, Entry]) -> list[str]:
+def _heads(family: Family, placed: Mapping[str, TensorEntry]) -> list[str]:
     """What the output matrix is called: by the family, and in this file if an export renamed it."""
     heads = [theirs for theirs, part in family.names.items() if part.module == HEAD]
     names = [placed[f"{head}.weight"].name.removesuffix(".weight") for head in heads if f"{head}.weight" in placed]
@@ -193,7 +195,7 @@ def _heads(family: Family, placed: Mapping[str, Entry]) -> list[str]:
 
 def _write_config(source: Path, out: Path, heads: Sequence[str], quantization: Quantization) -> None:
     scheme = schemes[quantization.scheme]
-    layout = Layout(scheme.kind, quantization.group_size if scheme.grouped else 0)
+    layout = PackedLayout(scheme.kind, quantization.group_size if scheme.grouped else 0)
     config = read_json(source / "config.json")
     config[KEY] = write_quantization(layout, ignored=heads, head=quantization.scheme)
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.registry import Registry
 from paceline.kernels.native.packing import GROUP_SIZES, MOST_INTEGER_INPUTS
 from paceline.layers.linear import Linear
-from paceline.models.compressed import Layout
+from paceline.models.compressed import PackedLayout
 
 HEAD = "head"
 """The output matrix among the names of our own modules."""
@@ -51,7 +51,7 @@ class Quantization:
                 f"quantization_group_size is {self.group_size}\nSet it to one of {', '.join(map(str, GROUP_SIZES))}."
             )
 
-    def layout(self, name: str, linear: Linear) -> Layout:
+    def layout(self, name: str, linear: Linear) -> PackedLayout:
         """How the linear of this name is laid out.
 
         Raises:
@@ -61,31 +61,31 @@ class Quantization:
         if inputs > MOST_INTEGER_INPUTS:
             raise ConfigError(f"{name} has {inputs} inputs, at most {MOST_INTEGER_INPUTS} can be quantised\nSet none.")
         if name == HEAD:
-            return Layout(scheme.head_kind)
+            return PackedLayout(scheme.head_kind)
         if not scheme.grouped:
-            return Layout(scheme.kind)
+            return PackedLayout(scheme.kind)
         if inputs % self.group_size:
             fitting = [size for size in GROUP_SIZES if not inputs % size]
             advice = f"Set quantization_group_size to {fitting[-1]}." if fitting else 'Set quantization to "int8".'
             raise ConfigError(f"{name} has {inputs} inputs, which groups of {self.group_size} do not divide\n{advice}")
-        return Layout(scheme.kind, group_size=self.group_size)
+        return PackedLayout(scheme.kind, group_size=self.group_size)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class QuantizationPlan:
     """By linear's name, the layout of each that is quantised."""
 
-    read: Mapping[str, Layout]
+    read: Mapping[str, PackedLayout]
     """Those whose integers and scales the checkpoint has."""
-    made: Mapping[str, Layout]
+    made: Mapping[str, PackedLayout]
     """Those whose weights are quantised when they come; a tied head's from the embedding."""
 
     @property
-    def layouts(self) -> Mapping[str, Layout]:
+    def layouts(self) -> Mapping[str, PackedLayout]:
         return {**self.read, **self.made}
 
 
-UNQUANTISED = Plan({}, {})
+UNQUANTISED = QuantizationPlan({}, {})
 
 
 def linears(model: nn.Module) -> dict[str, Linear]:
@@ -93,7 +93,7 @@ def linears(model: nn.Module) -> dict[str, Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
 
 
-def outline_matrices(model: nn.Module, layouts: Mapping[str, Layout]) -> None:
+def outline_matrices(model: nn.Module, layouts: Mapping[str, PackedLayout]) -> None:
     """Gives the linears of a model without memory stand-ins that have as many bytes as their packed matrices."""
     found = linears(model)
     for name, layout in layouts.items():

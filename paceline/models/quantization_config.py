@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.core.errors import CheckpointError
-from paceline.models.compressed import BITS, Layout
+from paceline.models.compressed import BITS, PackedLayout
 from paceline.models.config import Fields
 from paceline.models.quantization import schemes
 
@@ -30,7 +30,7 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
 class StoredQuantization:
     """What a checkpoint says of how its matrices are quantised."""
 
-    layouts: Sequence[Layout]
+    layouts: Sequence[PackedLayout]
     """Those that its matrices may have."""
     head: str | None
     """The scheme by which the output matrix, stored as it was, is quantised while it is read."""
@@ -72,7 +72,7 @@ def _head(whole: Fields) -> str | None:
     return scheme
 
 
-def _layout(group: Fields, whole: Fields) -> Layout:
+def _layout(group: Fields, whole: Fields) -> PackedLayout:
     weights = group.nested("weights")
     if group.values.get("output_activations"):
         raise _refused(group, "output_activations", "is not supported")
@@ -90,7 +90,7 @@ def _layout(group: Fields, whole: Fields) -> Layout:
     if form not in (WORDS, BYTES):
         raise _refused(whole, "format", f"is {str(form)[:40]!r}, not {BYTES} or {WORDS}")
     shares, size = _groups(weights)
-    layout = Layout(KINDS[bits], size, in_words=form == WORDS, shares_scale=shares)
+    layout = PackedLayout(KINDS[bits], size, in_words=form == WORDS, shares_scale=shares)
     if not layout.known:
         able = "multiples of 32" if bits == 4 else "none for 8 bits: a scale per channel or per tensor"
         raise _refused(group, "weights", f"have groups of {size} inputs (supported: {able})")
@@ -128,7 +128,7 @@ def _refused(fields: Fields, key: str, why: str) -> CheckpointError:
     )
 
 
-def write_quantization(layout: Layout, *, ignored: Sequence[str], head: str) -> dict[str, Any]:
+def write_quantization(layout: PackedLayout, *, ignored: Sequence[str], head: str) -> dict[str, Any]:
     """The ``quantization_config`` of a checkpoint whose matrices, all but the ``ignored``, have this layout."""
     strategy = "group" if layout.group_size else "channel"
     weights = _arguments(BITS[layout.kind], strategy, group_size=layout.group_size or None, dynamic=False)

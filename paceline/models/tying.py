@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from paceline.models.checkpoint import FLOATS, Entry, opened
+from paceline.models.checkpoint import FLOATS, TensorEntry, opened
 from paceline.models.config import DTYPES, ModelConfig
 from paceline.models.family import Family
 from paceline.models.placing import names_of
@@ -22,7 +22,7 @@ COMPARED_BYTES = 16 * 2**20
 log = logging.getLogger(__name__)
 
 
-def settle_head(config: ModelConfig, family: Family, entries: Sequence[Entry]) -> tuple[ModelConfig, Family]:
+def settle_head(config: ModelConfig, family: Family, entries: Sequence[TensorEntry]) -> tuple[ModelConfig, Family]:
     """Whether output matrix and table of a model whose config ties them are one, and under which names it is stored.
 
     They are one if the checkpoint has only one of them, whichever it is, or both with the same numbers; else each is
@@ -60,20 +60,20 @@ def is_stored(module: str, family: Family) -> bool:
     return any(part.module == module for part in family.names.values())
 
 
-def _stored(module: str, family: Family, entries: Sequence[Entry]) -> list[Entry]:
+def _stored(module: str, family: Family, entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     """The tensors that fill one of our modules: one, or several of a quantised matrix."""
     prefixes = tuple(f"{theirs}." for theirs, part in family.names.items() if part.module == module)
     return [entry for entry in entries if any(name.startswith(prefixes) for name in names_of(entry, family))]
 
 
-def _read_as_table(family: Family, head: Entry) -> Family:
+def _read_as_table(family: Family, head: TensorEntry) -> Family:
     """The family, to which the only matrix of the pair is the table."""
     table = next(theirs for theirs, part in family.names.items() if part.module == TABLE)
     renamed = (head.name.removesuffix("weight"), f"{table}.")
     return replace(family, prefixes=(*family.prefixes, renamed))
 
 
-def _equal(one: Entry, other: Entry) -> bool:
+def _equal(one: TensorEntry, other: TensorEntry) -> bool:
     """Whether two tensors hold the same numbers, as far as the coarser of their types tells."""
     if one.shape != other.shape or other.dtype not in FLOATS:
         return False
@@ -81,7 +81,7 @@ def _equal(one: Entry, other: Entry) -> bool:
     return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(_pieces(one), _pieces(other), strict=True))
 
 
-def _pieces(entry: Entry) -> Iterator[torch.Tensor]:
+def _pieces(entry: TensorEntry) -> Iterator[torch.Tensor]:
     """The tensor, some rows at a time."""
     rows = entry.shape[0] if entry.shape else 0
     step = max(1, COMPARED_BYTES * rows // max(entry.num_bytes, 1))

@@ -12,7 +12,7 @@ from paceline.core.step import StepPlan
 from paceline.scheduling.depths import DraftDepths
 from paceline.scheduling.entrance import Entrance
 from paceline.scheduling.pacer import ChunkPacer
-from paceline.scheduling.plan import Plan, Share
+from paceline.scheduling.plan import PlanBuilder, Share
 from paceline.scheduling.seating import ControlsError, Seating
 
 
@@ -54,7 +54,7 @@ class RequestPlanner:
 
     def plan(self, budget: int, pacer: ChunkPacer, orders: Orders) -> StepPlan:
         """The plan of at most ``budget`` rows, whose prompts are cut as the pacer says."""
-        plan = Plan(budget)
+        plan = PlanBuilder(budget)
         decoding, prefilling = self._running_order()
         others = len(decoding) + len(prefilling)
         for request in decoding:
@@ -81,7 +81,7 @@ class RequestPlanner:
         decoding.sort(key=lambda request: (self._policy.standing(request)[0], self._last_served[request.seat]))
         return decoding, sorted(prefilling, key=self._precedence.standing)
 
-    def _serve(self, request: Request, plan: Plan, others: int, orders: Orders) -> None:
+    def _serve(self, request: Request, plan: PlanBuilder, others: int, orders: Orders) -> None:
         """Gives a running request its share of the step, if need be at the cost of those that give way first.
 
         No draft takes the row that each of the ``others`` still to be served needs to go on.
@@ -92,11 +92,11 @@ class RequestPlanner:
             if victim is request:
                 return
 
-    def _give_way(self, victim: Request, plan: Plan, orders: Orders) -> None:
+    def _give_way(self, victim: Request, plan: PlanBuilder, orders: Orders) -> None:
         plan.give_way(victim)
         orders.preempt(victim)
 
-    def _share(self, request: Request, plan: Plan, others: int = 0) -> bool:
+    def _share(self, request: Request, plan: PlanBuilder, others: int = 0) -> bool:
         """Reserves the pages of a share, with a draft or else without; False, and nothing changed, if short."""
         seat, pending = request.seat, self._seating.num_pending(request)
         start = int(self._seating.seats.num_tokens[seat]) - pending
@@ -109,7 +109,7 @@ class RequestPlanner:
                 return True
         return False
 
-    def _admit(self, plan: Plan, orders: Orders) -> None:
+    def _admit(self, plan: PlanBuilder, orders: Orders) -> None:
         """Seats those who wait, in order, until one does not fit: nobody overtakes it."""
         for request in self._waiting:
             if not plan.has_room:
@@ -124,7 +124,7 @@ class RequestPlanner:
             if not self._enter(request, plan, orders):
                 return
 
-    def _enter(self, request: Request, plan: Plan, orders: Orders) -> bool:
+    def _enter(self, request: Request, plan: PlanBuilder, orders: Orders) -> bool:
         """Seats a waiting request, which takes nobody's pages; False if those it found do not do."""
         self._waiting.remove(request)
         try:

@@ -21,7 +21,7 @@ class Share:
     """Known tokens and draft nodes."""
 
 
-class Plan:
+class PlanBuilder:
     """The shares given so far and the rows that are left."""
 
     def __init__(self, budget: int) -> None:

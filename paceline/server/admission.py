@@ -15,7 +15,7 @@ _WEIGHT = 0.2
 """Of the newest call in the mean duration."""
 
 
-class Admission:
+class Limiter:
     """A bounded queue: a call is admitted at once or told when to come again. A place is one answer in progress."""
 
     def __init__(self, limits: Limits) -> None:
@@ -71,7 +71,7 @@ class Visit:
     """One HTTP request from its first byte to the last of its answer: who sent it, and what it cost."""
 
     id: str
-    admission: Admission
+    admission: Limiter
     client: str = ""
     """A digest of the API key, or "" where there are no keys."""
     num_prompt_tokens: int = 0
@@ -86,7 +86,7 @@ class Visit:
         """Sees to it that this call has so many places among those in progress, until ``close``.
 
         Raises:
-            ApiError: as ``Admission.enter``.
+            ApiError: as ``Limiter.enter``.
         """
         if self._places == 0:
             self._admitted = time.monotonic()

@@ -24,7 +24,7 @@ _COMPLETION_DETAILS = {
 
 
 @dataclass(slots=True)
-class Usage:
+class TokenUsage:
     """Tokens of one call so far."""
 
     prompt: int
@@ -44,7 +44,7 @@ class Usage:
 class UsageInStream:
     """What the chunks of a stream say of the usage, as its ``stream_options`` want it."""
 
-    def __init__(self, usage: Usage, options: StreamOptions | None) -> None:
+    def __init__(self, usage: TokenUsage, options: StreamOptions | None) -> None:
         self.usage = usage
         self.at_end = bool(options and options.include_usage)
         """A last chunk, without choices, has the usage of the whole call."""

@@ -20,7 +20,7 @@ from paceline.server import (
     targets,
     tokens,
 )
-from paceline.server.admission import Admission
+from paceline.server.admission import Limiter
 from paceline.server.engine_client import EngineClient
 from paceline.server.errors import ApiError
 from paceline.server.openapi import App
@@ -54,7 +54,7 @@ def create_loading_app(limits: Limits, config: ServiceConfig) -> FastAPI:
     """What stands in for the application while there is no engine yet: whoever gets in gets 503, on every path."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.mount("/", _loading)
-    return _guarded(app, Admission(limits), config, _uncounted)
+    return _guarded(app, Limiter(limits), config, _uncounted)
 
 
 def _uncounted(*_: object) -> None:
@@ -67,7 +67,7 @@ async def _loading(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def _guarded(
-    app: FastAPI, admission: Admission, config: ServiceConfig | None, answered: Callable[[Scope, int], None]
+    app: FastAPI, admission: Limiter, config: ServiceConfig | None, answered: Callable[[Scope, int], None]
 ) -> FastAPI:
     errors.install(app)
     if config is not None:
@@ -76,7 +76,7 @@ def _guarded(
     return app
 
 
-class Entrance:
+class ExchangeableApp:
     """An application that may be exchanged for another between two requests."""
 
     def __init__(self, app: ASGIApp) -> None:

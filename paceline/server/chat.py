@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import RequestMetrics
-from paceline.server.answers import Usage, metrics_dict, token_dict
+from paceline.server.answers import TokenUsage, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call
 from paceline.server.openapi import takes
 from paceline.server.schemas import ChatRequest
@@ -37,7 +37,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _ending(service: Service, call: Call[ChatRequest], answer: Answer, metrics: RequestMetrics) -> dict[str, object]:
-    usage = Usage(call.num_prompt_tokens, len(answer.token_ids), metrics.num_cached_tokens)
+    usage = TokenUsage(call.num_prompt_tokens, len(answer.token_ids), metrics.num_cached_tokens)
     return {
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,

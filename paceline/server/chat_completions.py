@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta
-from paceline.server.answers import Usage, UsageInStream, chunk_extra, logprobs_dict, metrics_dict, token_dict
+from paceline.server.answers import TokenUsage, UsageInStream, chunk_extra, logprobs_dict, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome
 from paceline.server.openapi import takes
 from paceline.server.schemas import ChatCompletionRequest
@@ -39,7 +39,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _whole(service: Service, call: Call[ChatCompletionRequest], outcome: Outcome) -> dict[str, Any]:
-    usage = Usage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
+    usage = TokenUsage(call.num_prompt_tokens, outcome.num_output_tokens, outcome.metrics.num_cached_tokens)
     choices = [_choice(service, call, index, answer) for index, answer in enumerate(outcome.answers)]
     body = _envelope(service, call, "chat.completion") | {"choices": choices, "usage": usage.as_dict()}
     return body | ({"paceline": metrics_dict(outcome.metrics)} if call.extras else {})
@@ -73,7 +73,7 @@ async def _events(
 ) -> AsyncGenerator[bytes]:
     """One chunk per answer and step; the chunk with usage, which has no choices, is last."""
     envelope = _envelope(service, call, "chat.completion.chunk")
-    usage = Usage(call.num_prompt_tokens)
+    usage = TokenUsage(call.num_prompt_tokens)
     counts = UsageInStream(usage, call.body.stream_options)
     unopened = iter(range(call.params.n))
     async for _, update in updates:

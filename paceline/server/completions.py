@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from paceline.core.outputs import CompletionDelta, TokenLogprobs
-from paceline.server.answers import Usage, UsageInStream, chunk_extra, metrics_dict, token_dict
+from paceline.server.answers import TokenUsage, UsageInStream, chunk_extra, metrics_dict, token_dict
 from paceline.server.calls import Answer, Call, Outcome, join_metrics
 from paceline.server.legacy_logprobs import LegacyLogprobs, join_parts
 from paceline.server.openapi import takes
@@ -35,7 +35,7 @@ def routes(service: Service) -> APIRouter:
                 service.tokenizer(name, "its tokens have no text")
         if call.body.stream:
             updates = await service.begun(request, call)
-            events = Stream(service, call).events(updates)
+            events = CompletionStream(service, call).events(updates)
             return EventStream(events, source=updates, write_seconds=service.limits.write_seconds)
         outcomes = await service.outcomes(request, call)
         # Off the event loop: an echoed prompt can have thousands of tokens with their alternatives.
@@ -69,7 +69,7 @@ def _whole(service: Service, call: Call[CompletionRequest], outcomes: list[Outco
         _envelope(service, call)
         | {
             "choices": choices,
-            "usage": Usage(call.num_prompt_tokens, num_tokens, metrics.num_cached_tokens).as_dict(),
+            "usage": TokenUsage(call.num_prompt_tokens, num_tokens, metrics.num_cached_tokens).as_dict(),
         }
         | ({"paceline": metrics_dict(metrics)} if call.extras else {})
     )
@@ -122,12 +122,12 @@ class Echo:
             self.logprobs = made
 
 
-class Stream:
+class CompletionStream:
     """The events of one call: chunks of any choice as they come, the usage last if it is wanted."""
 
     def __init__(self, service: Service, call: Call[CompletionRequest]) -> None:
         self.service, self.call = service, call
-        self.usage = Usage(call.num_prompt_tokens)
+        self.usage = TokenUsage(call.num_prompt_tokens)
         self._lists: dict[int, LegacyLogprobs] = {}
         self._lengths = [0] * (len(call.prompts) * call.params.n)
         self._begun: set[int] = set()

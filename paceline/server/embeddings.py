@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from paceline.server.answers import Usage
+from paceline.server.answers import TokenUsage
 from paceline.server.calls import Call, Outcome, join_metrics
 from paceline.server.errors import ApiError
 from paceline.server.openapi import takes
@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
 
 def _whole(service: Service, call: Call[EmbeddingRequest], outcomes: list[Outcome]) -> dict[str, Any]:
     metrics = join_metrics(outcomes)
-    usage = Usage(call.num_prompt_tokens, cached=metrics.num_cached_tokens).as_dict()
+    usage = TokenUsage(call.num_prompt_tokens, cached=metrics.num_cached_tokens).as_dict()
     del usage["completion_tokens"], usage["completion_tokens_details"]
     data = [
         {"object": "embedding", "index": index, "embedding": _written(outcome, call.body.encoding_format)}

@@ -79,9 +79,9 @@ class Metrics:
         made = Histogram(f"{PREFIX}{name}", about, ["model_name"], registry=self.registry, buckets=buckets)
         return made.labels(self.model_name)
 
-    def watch(self, num_prompt_tokens: int, num_answers: int) -> Watch:
+    def watch(self, num_prompt_tokens: int, num_answers: int) -> CallMetrics:
         """For one call of the engine."""
-        return Watch(self, num_prompt_tokens, num_answers)
+        return CallMetrics(self, num_prompt_tokens, num_answers)
 
     def answered(self, scope: Scope, status: int) -> None:
         """Counts an HTTP request; what no endpoint took has the handler "none", so that no path makes a new label."""
@@ -105,7 +105,7 @@ def wants_openmetrics(accept: str) -> bool:
     return False
 
 
-class Watch:
+class CallMetrics:
     """Sees one call's updates and files what they say."""
 
     def __init__(self, metrics: Metrics, num_prompt_tokens: int, num_answers: int) -> None:

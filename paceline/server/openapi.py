@@ -130,5 +130,5 @@ def _drop_unused(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-class PlainText(Response):
+class TextResponse(Response):
     media_type = "text/plain"

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.core.panics import is_panic
-from paceline.server.admission import Admission, Visit
+from paceline.server.admission import Limiter, Visit
 from paceline.server.errors import ApiError, response_to
 from paceline.server.targets import to_origin_form
 
@@ -37,7 +37,7 @@ def visit_of(scope: Scope) -> Visit:
 class Reception:
     """The outermost middleware. Nothing that an endpoint raises gets past it."""
 
-    def __init__(self, app: ASGIApp, admission: Admission, answered: Callable[[Scope, int], None]) -> None:
+    def __init__(self, app: ASGIApp, admission: Limiter, answered: Callable[[Scope, int], None]) -> None:
         """``answered`` is told of each request in the end, with its status: 499 where the client had left."""
         self.app, self.admission, self.answered = app, admission, answered
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import logs
-from paceline.server.app import Entrance, create_app, create_loading_app
+from paceline.server.app import ExchangeableApp, create_app, create_loading_app
 from paceline.server.connections import protocol
 from paceline.server.engine_client import EngineClient
 from paceline.server.service import Service
@@ -104,7 +104,7 @@ class OpenPort:
     def __init__(self, config: ServiceConfig, limits: Limits) -> None:
         logs.configure(logging.getLevelNamesMapping()[config.log_level.upper()])
         self._config, self._limits = config, limits
-        self._entrance = Entrance(create_loading_app(limits, config))
+        self._entrance = ExchangeableApp(create_loading_app(limits, config))
         self._listener = listen(config.host, config.port)
         self._server = Server(_settings(self._entrance, limits))
         self._failure: BaseException | None = None

@@ -15,7 +15,7 @@ from paceline.core.errors import EngineDeadError, EngineStalledError, InvalidReq
 from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.engine.overflow import context_overflows, longest_is
-from paceline.server.admission import Admission, Visit
+from paceline.server.admission import Limiter, Visit
 from paceline.server.asking import ask_of, check_answers
 from paceline.server.bodies import parse_json, read_body
 from paceline.server.calls import Body, Call, Outcome
@@ -47,7 +47,7 @@ class Service:
 
     def __init__(self, engine: EngineClient, limits: Limits, config: ServiceConfig) -> None:
         self.engine, self.limits, self.config = engine, limits, config
-        self.admission = Admission(limits)
+        self.admission = Limiter(limits)
         self.model_names = config.served_model_name or (served_name(engine.model_name),)
         self.model_name = self.model_names[0]
         self.fingerprint = fingerprint(engine)

@@ -14,7 +14,7 @@ from paceline import __version__
 from paceline.core.errors import EngineDeadError
 from paceline.server.errors import ApiError
 from paceline.server.metrics import wants_openmetrics
-from paceline.server.openapi import PlainText, answers
+from paceline.server.openapi import TextResponse, answers
 from paceline.server.schemas.answers import Model, Models, Status, Version
 from paceline.server.service import Service
 
@@ -34,7 +34,7 @@ def routes(service: Service) -> APIRouter:
     async def stats() -> dict[str, Any]:
         return await service.shared("stats", service.engine.stats)
 
-    @router.get("/metrics", response_class=PlainText, **answers())
+    @router.get("/metrics", response_class=TextResponse, **answers())
     async def metrics(request: Request) -> Response:
         """In Prometheus' text format, or in OpenMetrics' where Accept names it."""
         wanted = wants_openmetrics(request.headers.get("accept", ""))

@@ -19,7 +19,7 @@ MAX_QUESTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class ArithmeticOperation:
     word: str
     sign: str
     draw: Callable[[random.Random], tuple[int, int, int]]
@@ -49,10 +49,10 @@ def _divided(source: random.Random) -> tuple[int, int, int]:
 
 # Sums and differences have many more pairs to learn than products, so they come more often.
 OPERATIONS = (
-    *[Operation("plus", "+", _plus)] * 3,
-    *[Operation("minus", "-", _minus)] * 2,
-    Operation("times", "*", _times),
-    Operation("divided by", "/", _divided),
+    *[ArithmeticOperation("plus", "+", _plus)] * 3,
+    *[ArithmeticOperation("minus", "-", _minus)] * 2,
+    ArithmeticOperation("times", "*", _times),
+    ArithmeticOperation("divided by", "/", _divided),
 )
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paceline.training.data import DataError, Document, Source, read_documents
+from paceline.training.data import DataError, DataSource, Document, read_documents
 
 HELD_OUT_SHARE = 0.02
 MAX_HELD_OUT = 1000
@@ -31,13 +31,13 @@ def read_corpus(
 
     Without ``held_out``, one document in fifty (at most a thousand) is set aside and not learnt from.
     """
-    sources = [Source.parse(text) for text in data]
+    sources = [DataSource.parse(text) for text in data]
     by_weight: dict[float, list[Document]] = {}
     for source in sources:
         by_weight.setdefault(source.weight, []).extend(read_documents(source.files()))
     if generated:
         by_weight.setdefault(1.0, []).extend(generated)
-    named = [Source.parse(text) for text in held_out]
+    named = [DataSource.parse(text) for text in held_out]
     if named:
         return Corpus(by_weight, [one for source in named for one in read_documents(source.files())])
     return _set_aside(by_weight, seed)

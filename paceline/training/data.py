@@ -38,14 +38,14 @@ Document = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """A file or folder, and how often an epoch shows its rows."""
 
     path: Path
     weight: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> DataSource:
         """Reads ``path`` or ``path:weight``; a colon belongs to the path where no number follows it."""
         path, colon, weight = text.rpartition(":")
         if not colon or not path or Path(text).exists():

@@ -20,7 +20,7 @@ from paceline.training.options import DraftOptions
 from paceline.training.progress import Progress
 from paceline.training.recipe import check_places, fit
 from paceline.training.regenerate import regenerate
-from paceline.training.stream import Blocks, Part, encode, marker_ids
+from paceline.training.stream import Blocks, WeightedStream, encode, marker_ids
 from paceline.training.tokenizer import load_tokenizer
 
 PLACES = 2048
@@ -54,13 +54,13 @@ def train_draft(options: DraftOptions, progress: Progress) -> Mapping[str, Any]:
 
 def _parts(
     corpus: Corpus, tokenizer: Tokenizer, chat: ChatFormat, options: DraftOptions, progress: Progress
-) -> list[Part]:
+) -> list[WeightedStream]:
     dialogues = [document for document in corpus.documents if _has_reply(document)]
     if not dialogues:
         raise DataError("no dialogue in the data has a reply of the assistant\nGive --data a file of dialogues.")
-    parts = [Part(regenerate(dialogues, tokenizer, chat, options, progress))]
+    parts = [WeightedStream(regenerate(dialogues, tokenizer, chat, options, progress))]
     if options.human_weight:
-        parts.append(Part(encode(dialogues, tokenizer, chat), options.human_weight))
+        parts.append(WeightedStream(encode(dialogues, tokenizer, chat), options.human_weight))
     return parts
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from paceline.training.acceptance import answered
 from paceline.training.compute import choose_device
-from paceline.training.data import ChatFormat, Document, Source, read_documents
+from paceline.training.data import ChatFormat, DataSource, Document, read_documents
 from paceline.training.held_out import HeldOut, agreement, baseline_loss, model_loss
 from paceline.training.hugging_face import load_frozen
 from paceline.training.options import EvaluateOptions, MeasureOptions
@@ -47,7 +47,7 @@ def evaluate(options: EvaluateOptions, progress: Progress) -> Mapping[str, Any]:
 
 
 def _read(paths: Sequence[str]) -> list[Document]:
-    return [one for text in paths for one in read_documents(Source.parse(text).files())]
+    return [one for text in paths for one in read_documents(DataSource.parse(text).files())]
 
 
 def measure(

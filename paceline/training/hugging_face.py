@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from paceline.core.errors import CheckpointError, ConfigError
-from paceline.training.options import Shape
+from paceline.training.options import ModelShape
 from paceline.training.tokenizer import FILES
 
 try:
@@ -23,7 +23,7 @@ except ImportError as error:
 logging.disable_progress_bar()
 
 
-def new_llama(shape: Shape, *, vocab_size: int, context: int, bos: int, end: int, pad: int, seed: int) -> Any:
+def new_llama(shape: ModelShape, *, vocab_size: int, context: int, bos: int, end: int, pad: int, seed: int) -> Any:
     """A random Llama whose weights depend on the seed alone."""
     config = LlamaConfig(
         vocab_size=vocab_size,

@@ -14,7 +14,7 @@ Preset = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """The size of a Llama."""
 
     hidden_size: int
@@ -87,8 +87,8 @@ class RunOptions(MeasureOptions):
     head_dim: Annotated[int, About("Width of a head.", low=2)] = 32
 
     @property
-    def shape(self) -> Shape:
-        return Shape(
+    def shape(self) -> ModelShape:
+        return ModelShape(
             self.hidden_size,
             self.intermediate_size,
             self.num_layers,

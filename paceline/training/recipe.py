@@ -15,7 +15,7 @@ from paceline.training.optimizers import num_parameters
 from paceline.training.options import RunOptions
 from paceline.training.progress import Progress
 from paceline.training.stream import Blocks
-from paceline.training.workspace import Plan, make_plan, run_key
+from paceline.training.workspace import RunPlan, make_plan, run_key
 
 LONG_MINUTES = 10.0
 """Of a run, before torch.compile is tried."""
@@ -59,7 +59,7 @@ def fit(model: Any, loss: BatchLoss, blocks: Blocks, options: RunOptions, progre
         )
 
     work, key = options.work_directory, run_key(options, blocks)
-    plan = Plan.kept(work / "plan.json", key)
+    plan = RunPlan.kept(work / "plan.json", key)
     if plan is None:
         plan = make_plan(options, key, trial, worth_trying=_is_long(options, size, device))
         plan.keep(work / "plan.json")

@@ -70,7 +70,7 @@ def encode(documents: Sequence[Document], tokenizer: Tokenizer, chat: ChatFormat
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightedStream:
     """A stream, and how often an epoch shows each of its rows: 2 is twice, 0.5 every other epoch on average."""
 
     stream: TokenStream
@@ -83,7 +83,7 @@ class Blocks:
     That is what makes a resumed run equal to one that never stopped.
     """
 
-    def __init__(self, parts: Sequence[Part], *, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, parts: Sequence[WeightedStream], *, length: int, batch_size: int, seed: int) -> None:
         self.parts, self.length, self.batch_size, self.seed = parts, length, batch_size, seed
         self.num_rows = [_num_rows(part, length) for part in parts]
         self.counts = [round(rows * part.weight) for rows, part in zip(self.num_rows, parts, strict=True)]
@@ -136,7 +136,7 @@ class Blocks:
         return random.permutation(np.concatenate(rows).astype(np.int64))
 
 
-def _num_rows(part: Part, length: int) -> int:
+def _num_rows(part: WeightedStream, length: int) -> int:
     """How many rows fit; where there are many, one is given up so that they may begin anywhere."""
     rows = (len(part.stream.tokens) - 1) // length
     return rows - 1 if rows > 4 else rows

@@ -20,7 +20,7 @@ from paceline.training.hugging_face import copy_tokenizer, new_llama, save_model
 from paceline.training.options import TargetOptions
 from paceline.training.progress import Progress
 from paceline.training.recipe import check_places, fit
-from paceline.training.stream import Blocks, Part, TokenStream, encode, marker_ids
+from paceline.training.stream import Blocks, TokenStream, WeightedStream, encode, marker_ids
 from paceline.training.tokenizer import FILES, load_tokenizer, save_tokenizer, train_tokenizer
 
 
@@ -36,7 +36,9 @@ def train_target(options: TargetOptions, progress: Progress) -> Mapping[str, Any
     sums = arithmetic_dialogues(options.arithmetic, seed=options.seed)
     corpus = read_corpus(options.data, options.held_out, seed=options.seed, generated=sums)
     tokenizer = _tokenizer(options, corpus, chat)
-    parts = [Part(encode(documents, tokenizer, chat), weight) for weight, documents in corpus.by_weight.items()]
+    parts = [
+        WeightedStream(encode(documents, tokenizer, chat), weight) for weight, documents in corpus.by_weight.items()
+    ]
     blocks = Blocks(parts, length=options.length, batch_size=options.batch_size, seed=options.seed)
     ids = marker_ids(tokenizer, chat)
     model = new_llama(

@@ -48,7 +48,7 @@ def check_same_run(path: Path, before: str, now: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """What was measured when a run began, and must stay so that a resumed run equals one that never stopped."""
 
     run: str
@@ -56,7 +56,7 @@ class Plan:
     compiled: bool
 
     @classmethod
-    def kept(cls, path: Path, key: str) -> Plan | None:
+    def kept(cls, path: Path, key: str) -> RunPlan | None:
         """The plan in the file, if there is one.
 
         Raises:
@@ -72,7 +72,9 @@ class Plan:
         write_json(path, asdict(self))
 
 
-def make_plan(options: RunOptions, key: str, seconds_per_step: Callable[[bool], float], *, worth_trying: bool) -> Plan:
+def make_plan(
+    options: RunOptions, key: str, seconds_per_step: Callable[[bool], float], *, worth_trying: bool
+) -> RunPlan:
     """Decides how many steps, and whether compiled; tries where the options leave it open.
 
     Args:
@@ -85,4 +87,4 @@ def make_plan(options: RunOptions, key: str, seconds_per_step: Callable[[bool], 
     steps = options.steps
     if options.minutes is not None:
         steps = max(1, round(options.minutes * 60 / max(seconds_per_step(compiled), 1e-9)))
-    return Plan(key, steps, compiled)
+    return RunPlan(key, steps, compiled)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paceline.benchmark.peers import Answers, Chosen, Missing, PeerError, PeerProcess, Task, choose, speeds
+from paceline.benchmark.peers import Answers, Missing, PeerError, PeerProcess, ReadyPeer, Task, choose, speeds
 from paceline.benchmark.probes import MachineProbes
 from paceline.benchmark.raw import RawFile
 from paceline.core.errors import ConfigError
@@ -119,7 +119,7 @@ class Meeting:
             self.raw.save()
         return ready
 
-    def _chosen(self, one: Contender, task: Task, known: Mapping[str, Any] | None) -> Chosen | Missing:
+    def _chosen(self, one: Contender, task: Task, known: Mapping[str, Any] | None) -> ReadyPeer | Missing:
         process = self.running.get(one)
         if process is None:
             return Missing(one.name, self.running.missing[one.name])
@@ -138,7 +138,7 @@ class Meeting:
             self.raw.save()
 
 
-def described(one: Contender, found: Chosen) -> dict[str, Any]:
+def described(one: Contender, found: ReadyPeer) -> dict[str, Any]:
     """What the file says of a side."""
     return asdict(found.best) | {
         "kind": kind_of(found.best.settings),

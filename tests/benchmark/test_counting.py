@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from paceline.benchmark.counting import KernelCounter, touched
 from paceline.benchmark.drive import DECODE, PREFILL, drive
-from paceline.benchmark.in_process import EngineSide, Shape
+from paceline.benchmark.in_process import EngineSide, Workload
 from paceline.benchmark.traffic import ATTENTION, EMBEDDING, LINEAR, OTHER, kernel_traffic
 from paceline.benchmark.workloads import synthetic
 from paceline.core.call import CallOptions
@@ -84,7 +84,7 @@ def plain(load):
 
 def test_a_whole_answer_by_hand(plain):
     """A prompt of 10 tokens, then 4 tokens one by one: 5 passes over known shapes."""
-    shape = Shape(name="x", dialogues=lambda _: synthetic(1, 10, vocabulary=range(3, 320), seed=0), output_length=5)
+    shape = Workload(name="x", dialogues=lambda _: synthetic(1, 10, vocabulary=range(3, 320), seed=0), output_length=5)
     found = EngineSide(plain, shape, label="plain", speculate=False, seed=0).count()
     assert found["num_steps"] == {PREFILL: 1, DECODE: 4}
     assert kernel_traffic(found["traffic"][PREFILL]) == pass_by_hand(10, 1, 10)
@@ -100,7 +100,7 @@ def test_a_whole_answer_by_hand(plain):
 
 
 def test_counting_and_timing_leave_the_engine_as_it_was(plain):
-    shape = Shape(name="x", dialogues=lambda _: synthetic(2, 6, vocabulary=range(3, 320), seed=1), output_length=4)
+    shape = Workload(name="x", dialogues=lambda _: synthetic(2, 6, vocabulary=range(3, 320), seed=1), output_length=4)
     model, pipeline = plain.engine.runner.model, plain.engine.pipeline
     EngineSide(plain, shape, label="plain", speculate=False, seed=0).count()
     assert not model._forward_hooks
@@ -113,7 +113,7 @@ def test_overhead_is_what_a_slow_step_adds(plain, monkeypatch):
     """A planted pause in planning is overhead, the same pause inside the model is not."""
     import time  # noqa: PLC0415
 
-    shape = Shape(name="x", dialogues=lambda _: synthetic(1, 4, vocabulary=range(3, 320), seed=1), output_length=4)
+    shape = Workload(name="x", dialogues=lambda _: synthetic(1, 4, vocabulary=range(3, 320), seed=1), output_length=4)
     side = EngineSide(plain, shape, label="plain", speculate=False, seed=0)
     pause, steps = 0.02, 4
 

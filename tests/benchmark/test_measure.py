@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from paceline.benchmark.measure import measure
-from paceline.benchmark.schedule import Plan
+from paceline.benchmark.schedule import TrialPlan
 from paceline.benchmark.statistics import expand, paired_ratio, percentiles
-from paceline.benchmark.trial import CONTROL, SUBJECT, Sample, Side, TrialError, command_side
+from paceline.benchmark.trial import CONTROL, SUBJECT, TrialError, TrialResult, Variant, command_side
 from paceline.core.errors import ConfigError
 from tests.benchmark.fakes import FakeClock, FakeProbes, NoisyTrials, experiment, raw_file
 
@@ -19,7 +19,7 @@ from tests.benchmark.fakes import FakeClock, FakeProbes, NoisyTrials, experiment
 def measured(tmp_path, subject_seconds, control_seconds, *, seed, plan=None, **noise):
     trials = NoisyTrials(FakeClock(), seed=seed, **noise)
     one = experiment(trials.side("new", subject_seconds), trials.side("old", control_seconds))
-    plan = plan or Plan(num_pairs=16, seed=seed)
+    plan = plan or TrialPlan(num_pairs=16, seed=seed)
     record = measure([one], plan, probes=FakeProbes(), raw=raw_file(tmp_path / f"{seed}-{subject_seconds}.json"))
     return record["points"]["point"]["summary"]
 
@@ -49,8 +49,10 @@ def test_a_side_that_runs_after_the_other_is_what_pairs_protect_from(tmp_path):
 
 def test_known_figures(tmp_path):
     taken = {"fast": iter([2.0, 2.0, 2.0, 4.0, 2.0, 2.0]), "slow": iter([3.0, 3.0, 3.0, 3.0, 3.0, 3.0])}
-    sides = [Side(name, lambda _, times=times: Sample({"seconds": next(times)})) for name, times in taken.items()]
-    plan = Plan(num_pairs=6, num_warmup=0)
+    sides = [
+        Variant(name, lambda _, times=times: TrialResult({"seconds": next(times)})) for name, times in taken.items()
+    ]
+    plan = TrialPlan(num_pairs=6, num_warmup=0)
     record = measure([experiment(*sides)], plan, probes=FakeProbes(50e9), raw=raw_file(tmp_path / "raw.json"))
     summary = record["points"]["point"]["summary"]
     assert summary[SUBJECT]["seconds"] == {
@@ -81,13 +83,13 @@ def test_statistics_by_hand():
 
 
 def test_sides_alternate_and_neither_is_first_more_often():
-    plan = Plan(num_pairs=40, pairs_per_block=3, seed=5)
+    plan = TrialPlan(num_pairs=40, pairs_per_block=3, seed=5)
     pairs = [pair for block in range(plan.num_blocks) for pair in plan.pairs(block)]
     assert [number for number, _ in pairs] == list(range(40))
     assert Counter(order[0] for _, order in pairs) == {SUBJECT: 20, CONTROL: 20}
     firsts = [order[0] for _, order in pairs]
     assert len({tuple(firsts[n : n + 2]) for n in range(0, 40, 2)}) == 2
-    other = Plan(num_pairs=40, pairs_per_block=5, seed=5)
+    other = TrialPlan(num_pairs=40, pairs_per_block=5, seed=5)
     assert [pair for block in range(other.num_blocks) for pair in other.pairs(block)] == pairs
 
 
@@ -95,7 +97,7 @@ def test_probes_bracket_every_block_and_drift_is_reported(tmp_path):
     probes = FakeProbes(50e9, 50e9, 48e9, 30e9)
     trials = NoisyTrials(FakeClock(), seed=0)
     one = experiment(trials.side("a", 1.0), trials.side("b", 1.0))
-    plan = Plan(num_pairs=6, pairs_per_block=3)
+    plan = TrialPlan(num_pairs=6, pairs_per_block=3)
     record = measure([one], plan, probes=probes, raw=raw_file(tmp_path / "raw.json"))["points"]["point"]
     assert probes.asked == [1000] * 4
     assert [len(block["probes"]) for block in record["blocks"]] == [2, 2]
@@ -124,11 +126,11 @@ def stopping_at(side, calls, limit):
             raise StoppedError
         return side.run(pair)
 
-    return Side(side.label, run)
+    return Variant(side.label, run)
 
 
 def test_an_interrupted_run_resumes_to_the_same_structure(tmp_path):
-    plan = Plan(num_pairs=7, pairs_per_block=2, seed=3)
+    plan = TrialPlan(num_pairs=7, pairs_per_block=2, seed=3)
 
     def points(calls, limit=None):
         trials = NoisyTrials(FakeClock(), seed=0)
@@ -184,12 +186,14 @@ def test_a_command_is_a_side():
 
 
 def test_a_trial_without_the_figure_is_an_error(tmp_path):
-    nothing = Side("empty", lambda _: Sample({}))
+    nothing = Variant("empty", lambda _: TrialResult({}))
     with pytest.raises(TrialError, match="empty gave no seconds"):
-        measure([experiment(nothing, nothing)], Plan(num_warmup=0), probes=FakeProbes(), raw=raw_file(tmp_path / "r"))
+        measure(
+            [experiment(nothing, nothing)], TrialPlan(num_warmup=0), probes=FakeProbes(), raw=raw_file(tmp_path / "r")
+        )
 
 
 @pytest.mark.parametrize("bad", [{"num_pairs": 0}, {"pairs_per_block": 0}, {"num_warmup": -1}, {"max_drift": 1.0}])
 def test_plans_that_make_no_sense_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
-        Plan(**bad)
+        TrialPlan(**bad)

@@ -107,7 +107,7 @@ def test_every_op_says_how_it_is_counted():
 def test_an_op_that_nobody_counts_is_told(monkeypatch):
     """What the report would say if somebody added an op and no count."""
     monkeypatch.setattr(native_counting, "native_counts", {})
-    one = structures.Read(None, 128, None)
+    one = structures.ReadArgs(None, 128, None)
     found = count_operations([(Code.READ, ctypes.addressof(one))] * 3)
     assert found == {UNCOUNTED: Traffic(3, 0, 0)}
     point = {"blocks": [], "counted": {"subject": {"traffic": {"decode": {UNCOUNTED: {}}}}}}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from paceline import LLM
 from paceline.benchmark.accuracy import write_greedily
-from paceline.benchmark.peers import Chosen, Task, peers, prepare
+from paceline.benchmark.peers import ReadyPeer, Task, peers, prepare
 from paceline.benchmark.peers.adapters import exports
 from paceline.models import load_model
 from tests.checkpoints import edit_json, full_logits, tiny_llama, tiny_tokenizer
@@ -110,7 +110,7 @@ def test_a_peer_chooses_our_tokens(name, model, tmp_path, monkeypatch):
     expected = [one.answer for one in write_greedily(llm, prompts, 8)]
     task = Task(model=str(model), draft=None, prompts=prompts, expected=expected, threads=1)
     found = prepare(name, peer, task, start=lambda: python)
-    assert isinstance(found, Chosen), found.reason
+    assert isinstance(found, ReadyPeer), found.reason
     with found.process:
         answers = found.process.generate(prompts, 8)
         counts = [count for _, count in answers.steps]

@@ -10,12 +10,12 @@ import pytest
 
 from paceline.benchmark.accuracy import write_greedily
 from paceline.benchmark.measure import measure
-from paceline.benchmark.peers import Chosen, Missing, Peer, PeerError, PeerProcess, peers, prepare
+from paceline.benchmark.peers import Missing, Peer, PeerError, PeerProcess, ReadyPeer, peers, prepare
 from paceline.benchmark.peers.catalogue import TRANSFORMERS
 from paceline.benchmark.peers.compare import Task, agreement
 from paceline.benchmark.peers.environment import environment_python
-from paceline.benchmark.schedule import Plan
-from paceline.benchmark.trial import Experiment, Sample, Side
+from paceline.benchmark.schedule import TrialPlan
+from paceline.benchmark.trial import Experiment, TrialResult, Variant
 from paceline.cli.main import run
 from tests.benchmark.fakes import FakeProbes, raw_file
 from tests.engine.helpers import random_prompt
@@ -72,7 +72,7 @@ def test_the_fastest_setting_that_agrees_is_chosen(adapter):
     slow, fast = {"token": 7, "seconds": 0.2}, {"token": 7, "seconds": 0.01}
     wrong, broken, long = {"token": 8}, {"token": 7, "broken": True}, {"token": 7, "more": 1}
     found = with_settings(adapter, slow, wrong, fast, broken, long)
-    assert isinstance(found, Chosen)
+    assert isinstance(found, ReadyPeer)
     with found.process:
         assert found.best.settings == fast
         assert found.versions == {"engine": "1"}
@@ -151,8 +151,8 @@ def test_transformers_gives_our_greedy_answers_and_is_measured_beside_us(pair, l
             counts = [count for _, count in answers.steps]
             assert counts == sorted(counts)
             assert counts[-1] == (8 if not settings else 16)
-        peer = Chosen("transformers", process, None, {})
-        ours = Side("ours", lambda _: Sample({"tokens_per_second": len(write_greedily(llm, prompts, 8)) / 1.0}))
+        peer = ReadyPeer("transformers", process, None, {})
+        ours = Variant("ours", lambda _: TrialResult({"tokens_per_second": len(write_greedily(llm, prompts, 8)) / 1.0}))
         one = Experiment(
             name="peers",
             parameters={},
@@ -161,6 +161,6 @@ def test_transformers_gives_our_greedy_answers_and_is_measured_beside_us(pair, l
             metric="tokens_per_second",
             lower_is_better=False,
         )
-        plan = Plan(num_pairs=1, num_warmup=0)
+        plan = TrialPlan(num_pairs=1, num_warmup=0)
         record = measure([one], plan, probes=FakeProbes(), raw=raw_file(tmp_path / "raw.json"))
     assert record["points"]["peers"]["summary"]["control"]["num_tokens"]["median"] == 16

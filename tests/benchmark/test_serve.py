@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from paceline.benchmark.arrivals import arrivals, closed, opened
-from paceline.benchmark.client import Conversation, Service, send_load
+from paceline.benchmark.client import Endpoint, RequestChain, send_load
 from paceline.benchmark.serving import salted
 from paceline.cli.loopback import running_service
 from paceline.cli.main import run
@@ -102,7 +102,7 @@ def scripted(*, fail=False):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield Service(f"http://127.0.0.1:{server.server_port}", {})
+        yield Endpoint(f"http://127.0.0.1:{server.server_port}", {})
     finally:
         server.shutdown()
         thread.join()
@@ -111,7 +111,7 @@ def scripted(*, fail=False):
 
 def load(service, how, count=5):
     def asking(number):
-        return Conversation(lambda _answers: {"prompt": [1] * (number + 1)})
+        return RequestChain(lambda _answers: {"prompt": [1] * (number + 1)})
 
     return asyncio.run(send_load(service, [asking(number) for number in range(count)], how, seed=0))
 
@@ -149,7 +149,7 @@ def dialogue(number, num_turns=3):
             prompt += [*answer, 7, 7]
         return {"prompt": prompt}
 
-    return Conversation(body, num_turns)
+    return RequestChain(body, num_turns)
 
 
 @pytest.mark.parametrize("how", [closed(2), opened("constant", 1000.0)])
@@ -188,7 +188,7 @@ def test_failures_are_told_apart():
     with scripted(fail=True) as service:
         _, served = load(service, closed(2), count=2)
     assert all("503" in one.error for one in served)
-    nowhere = Service("http://127.0.0.1:9", {})
+    nowhere = Endpoint("http://127.0.0.1:9", {})
     assert "Connect" in load(nowhere, closed(1), count=1)[1][0].error
 
 

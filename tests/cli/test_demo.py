@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from paceline.cli import demo as demo_command
-from paceline.cli.comparison import Answer, Comparison, Question, summary
+from paceline.cli.comparison import Question, ServiceComparison, StreamedAnswer, summary
 from paceline.cli.main import run
 from tests.cli.conftest import model_arguments, root
 
@@ -42,8 +42,8 @@ def fake_service(monkeypatch: pytest.MonkeyPatch, texts: dict[bool, str]) -> Non
     def service(_arguments: list[str]) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(base_url="http://nowhere")
 
-    def ask(_client: object, _question: Question, *, speculation: bool, show: object = None) -> Answer:
-        return Answer([(texts[speculation], False)], 5, 0.01 if speculation else 0.02, 4 * speculation, 0, 1.0)
+    def ask(_client: object, _question: Question, *, speculation: bool, show: object = None) -> StreamedAnswer:
+        return StreamedAnswer([(texts[speculation], False)], 5, 0.01 if speculation else 0.02, 4 * speculation, 0, 1.0)
 
     monkeypatch.setattr(demo_command, "running_service", service)
     monkeypatch.setattr(demo_command, "ask", ask)
@@ -79,10 +79,12 @@ def test_only_some_verifiers_may_change_what_is_sampled(verifier, code, capsys, 
 
 
 def test_summary_is_of_pairs_and_of_steps():
-    def answer(seconds: float, drafted: int, accepted: int, length: float) -> Answer:
-        return Answer([("x", False)], 11, seconds, drafted, accepted, length)
+    def answer(seconds: float, drafted: int, accepted: int, length: float) -> StreamedAnswer:
+        return StreamedAnswer([("x", False)], 11, seconds, drafted, accepted, length)
 
-    one = Comparison(Question("?"), [answer(0.2, 0, 0, 1.0)] * 2, [answer(0.1, 20, 10, 2.2), answer(0.05, 20, 5, 1.1)])
+    one = ServiceComparison(
+        Question("?"), [answer(0.2, 0, 0, 1.0)] * 2, [answer(0.1, 20, 10, 2.2), answer(0.05, 20, 5, 1.1)]
+    )
     found = summary([one])
     assert found["speedup"] == pytest.approx(3.0)
     assert found["acceptance"] == pytest.approx(15 / 40)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from paceline.benchmark.arrivals import closed
-from paceline.benchmark.client import Conversation, Service, send_load
+from paceline.benchmark.client import Endpoint, RequestChain, send_load
 from paceline.cli.comparison import Question, ask
 
 METRICS = {
@@ -61,6 +61,6 @@ def test_the_benchmark_s(mark):
     chunk = {"choices": [{"text": f"a{mark}b"}], "paceline": {"drafted": [False, True], "token_ids": [5, 6]}}
     usage = {"choices": [], "usage": {"prompt_tokens": 3}}
     with streaming(chunk, usage, "[DONE]") as url:
-        _, (served,) = asyncio.run(send_load(Service(url, {}), [Conversation(lambda _: {})], closed(1), seed=0))
+        _, (served,) = asyncio.run(send_load(Endpoint(url, {}), [RequestChain(lambda _: {})], closed(1), seed=0))
     assert served.error is None
     assert (list(served.token_ids), served.num_prompt_tokens) == ([5, 6], 3)

@@ -185,7 +185,7 @@ def test_plans_run_beside_other_ops():
     rows[1].output_index[:] += 1
     call = room.pipeline.native(rows[0]).call
     plans = [call.plan(logits[index], rows[index].seats, rows[index].output_index) for index in range(depth)]
-    gather = structures.Gather(
+    gather = structures.GatherArgs(
         Matrix.of(table), Matrix.of(logits[1]), plans[0].tokens.ctypes.data, rows=5, size=300, scale=1.0
     )
     region.run([plans[0].step, (Code.GATHER, gather), plans[1].step])

@@ -17,7 +17,7 @@ from paceline.kernels.native.packing import quantise, unpack
 from paceline.layers.linear import Linear
 from paceline.layers.quantized import pack_linear
 from paceline.models import Quantization, load_model
-from paceline.models.compressed import Layout, Stored, from_words, to_words
+from paceline.models.compressed import PackedLayout, Stored, from_words, to_words
 from paceline.models.publishing import quantise_checkpoint
 from paceline.models.quantization import linears
 from tests.checkpoints import edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
@@ -444,7 +444,7 @@ def test_matrices_have_no_memory_before_torch_needs_it(source):
 
 def test_a_row_is_quantised_alone():
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(4))
-    for layout in (Layout("int8"), Layout("int4", 32)):
+    for layout in (PackedLayout("int8"), PackedLayout("int4", 32)):
         whole, alone = Stored.of(weight, layout), Stored.of(weight[2:3], layout)
         assert torch.equal(whole.integers[2:3], alone.integers)
         assert torch.equal(whole.scale[2:3], alone.scale)

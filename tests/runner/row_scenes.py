@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.step_structures import PrepareRows
-from paceline.kernels.native.structures import Gather
+from paceline.kernels.native.structures import GatherArgs
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import Rows, RowSpec, RowState, place
@@ -160,7 +160,7 @@ class Native:
         if plant is not None:
             plant(program.structure(rows._number, PrepareRows), rows)
         program.replay(rows.counts)
-        self.fields = [program.structure(number, Gather).rows for number, _ in made]
+        self.fields = [program.structure(number, GatherArgs).rows for number, _ in made]
         self.gathered = [int(out.sum()) for _, out in made]
         self.row_start, self.sample_start = rows.row_start[: count + 1], rows.sample_start[: count + 1]
         self.tree_bits = rows.tree_bits if builder.draft.words else np.zeros((rows.num_rows, 0), dtype=np.int64)

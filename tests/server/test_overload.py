@@ -10,7 +10,7 @@ import pytest
 
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import create_app
-from paceline.server.admission import LONGEST_RETRY, Admission
+from paceline.server.admission import LONGEST_RETRY, Limiter
 from paceline.server.errors import ApiError
 from tests.server.calling import HELLO, JSON, assert_error, call
 from tests.server.live import eventually, live, post, read_reply
@@ -94,7 +94,7 @@ def test_bodies_on_their_way_take_no_place():
 
 
 def test_the_time_to_come_back_follows_the_queue():
-    admission = Admission(Limits(max_requests=2))
+    admission = Limiter(Limits(max_requests=2))
 
     def refused():
         with pytest.raises(ApiError) as caught:

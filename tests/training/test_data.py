@@ -9,7 +9,7 @@ import pytest
 from paceline.core.errors import ConfigError
 from paceline.text import Tokenizer
 from paceline.training.corpus import read_corpus
-from paceline.training.data import PIECE_CHARACTERS, ChatFormat, DataError, Source, Turn, read_documents
+from paceline.training.data import PIECE_CHARACTERS, ChatFormat, DataError, DataSource, Turn, read_documents
 from paceline.training.stream import encode
 from paceline.training.tokenizer import save_tokenizer, train_tokenizer
 
@@ -58,7 +58,7 @@ def test_bytes_that_are_not_utf8_in_a_book_are_named_with_their_line(tmp_path) -
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path) -> None:
     for text in (str(tmp_path / "nothing.jsonl"), str(tmp_path)):
         with pytest.raises(DataError, match=str(tmp_path)):
-            Source.parse(text).files()
+            DataSource.parse(text).files()
 
 
 def test_every_refusal_says_what_to_do(tmp_path) -> None:
@@ -87,20 +87,20 @@ def test_calculations_are_stripped_from_answers(tmp_path) -> None:
 
 def test_weights_of_sources(tmp_path) -> None:
     file = tmp_path / "a:b.jsonl"
-    assert Source.parse(f"{file}:2.5") == Source(file, 2.5)
-    assert Source.parse(str(file)) == Source(file)
+    assert DataSource.parse(f"{file}:2.5") == DataSource(file, 2.5)
+    assert DataSource.parse(str(file)) == DataSource(file)
     odd = tmp_path / "data:3"
     odd.write_text("x")
-    assert Source.parse(str(odd)) == Source(odd)
+    assert DataSource.parse(str(odd)) == DataSource(odd)
     for weight in ("0", "-1", "nan", "1e9"):
         with pytest.raises(DataError, match="weight"):
-            Source.parse(f"{file}:{weight}")
+            DataSource.parse(f"{file}:{weight}")
 
 
 def test_a_folder_stands_for_its_files(tmp_path) -> None:
     for name in ("b.txt", "a.jsonl", "notes.md"):
         (tmp_path / name).write_text(json.dumps(GOOD))
-    assert [file.name for file in Source.parse(str(tmp_path)).files()] == ["a.jsonl", "b.txt"]
+    assert [file.name for file in DataSource.parse(str(tmp_path)).files()] == ["a.jsonl", "b.txt"]
 
 
 def test_held_out_documents_are_not_learnt_from(tmp_path) -> None:

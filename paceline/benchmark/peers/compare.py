@@ -9,7 +9,7 @@ from typing import Any
 
 from paceline.benchmark.peers.catalogue import Peer
 from paceline.benchmark.peers.process import Answers, PeerError, PeerProcess
-from paceline.benchmark.trial import Sample, Side
+from paceline.benchmark.trial import TrialResult, Variant
 
 TokenIds = Sequence[int]
 
@@ -62,7 +62,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ReadyPeer:
     """A peer that is ready, in the fastest of its settings."""
 
     name: str
@@ -71,14 +71,14 @@ class Chosen:
     versions: dict[str, str]
     tried: list[Tried] = field(default_factory=list)
 
-    def side(self, prompts: Sequence[TokenIds], max_tokens: int) -> Side:
+    def side(self, prompts: Sequence[TokenIds], max_tokens: int) -> Variant:
         """The peer as one side of an experiment by ``tokens_per_second``."""
 
-        def run(_pair: int) -> Sample:
+        def run(_pair: int) -> TrialResult:
             answers = self.process.generate(prompts, max_tokens)
-            return Sample(speeds(answers), {"steps": answers.steps})
+            return TrialResult(speeds(answers), {"steps": answers.steps})
 
-        return Side(self.name, run)
+        return Variant(self.name, run)
 
 
 def speeds(answers: Answers) -> dict[str, float]:
@@ -99,7 +99,7 @@ def speeds(answers: Answers) -> dict[str, float]:
     return figures
 
 
-def prepare(name: str, peer: Peer, task: Task, *, start: Callable[[], Path]) -> Chosen | Missing:
+def prepare(name: str, peer: Peer, task: Task, *, start: Callable[[], Path]) -> ReadyPeer | Missing:
     """Starts the peer and chooses its settings.
 
     Args:
@@ -119,7 +119,7 @@ def prepare(name: str, peer: Peer, task: Task, *, start: Callable[[], Path]) -> 
 
 def choose(
     name: str, process: PeerProcess, task: Task, settings: Sequence[dict[str, Any]], least_agreement: float
-) -> Chosen | Missing:
+) -> ReadyPeer | Missing:
     """Tries every setting, and leaves the process loaded with the fastest that agrees with ours.
 
     A setting that shares fewer than ``least_agreement`` of our choices counts as another model and is not timed; the
@@ -134,7 +134,7 @@ def choose(
         versions = process.load(task.model, threads=task.threads, settings=best.settings)
     except PeerError as error:
         return Missing(name, str(error))
-    return Chosen(name, process, best, versions, tried)
+    return ReadyPeer(name, process, best, versions, tried)
 
 
 def _try(process: PeerProcess, task: Task, settings: dict[str, Any], least_agreement: float, *, alone: bool) -> Tried:

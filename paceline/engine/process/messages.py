@@ -15,11 +15,11 @@ from paceline.engine.facts import EngineFacts
 from paceline.engine.process.link import LinkError, framed
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class ProcessMessage(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One frame's content."""
 
 
-class Start(Message, frozen=True):
+class Start(ProcessMessage, frozen=True):
     """The first message to a child: what ``LLM`` takes, and how often to report."""
 
     model: str | None
@@ -30,7 +30,7 @@ class Start(Message, frozen=True):
     """Children that this one takes the place of."""
 
 
-class Generate(Message, frozen=True):
+class Generate(ProcessMessage, frozen=True):
     """Begins a call. ``call`` is never used twice, unlike a request id."""
 
     call: int
@@ -40,21 +40,21 @@ class Generate(Message, frozen=True):
     options: CallOptions
 
 
-class Abort(Message, frozen=True):
+class Abort(ProcessMessage, frozen=True):
     request_id: str
 
 
-class AskStats(Message, frozen=True):
+class AskStats(ProcessMessage, frozen=True):
     number: int
 
 
-class Loaded(Message, frozen=True):
+class Loaded(ProcessMessage, frozen=True):
     """The model is loaded and warm: calls may come."""
 
     facts: EngineFacts
 
 
-class NotLoaded(Message, frozen=True):
+class NotLoaded(ProcessMessage, frozen=True):
     """The model cannot be loaded as asked; the child ends."""
 
     kind: str
@@ -62,12 +62,12 @@ class NotLoaded(Message, frozen=True):
     message: str
 
 
-class Updated(Message, frozen=True):
+class Updated(ProcessMessage, frozen=True):
     call: int
     update: StreamUpdate
 
 
-class Refused(Message, frozen=True):
+class Refused(ProcessMessage, frozen=True):
     """The call is over, or never began."""
 
     call: int
@@ -78,19 +78,19 @@ class Refused(Message, frozen=True):
     """Whether the caller is to blame."""
 
 
-class StatsTold(Message, frozen=True):
+class StatsTold(ProcessMessage, frozen=True):
     number: int
     stats: dict[str, Any]
 
 
-class Beat(Message, frozen=True):
+class Beat(ProcessMessage, frozen=True):
     """Sent at intervals, whatever the engine does."""
 
     busy_seconds: float
     """For how long the current step has been running; 0 without work."""
 
 
-class _Call(Message, frozen=True, tag="Generate"):
+class _Call(ProcessMessage, frozen=True, tag="Generate"):
     """A ``Generate`` with what the prompts of one HTTP call have in common still encoded."""
 
     call: int
@@ -121,7 +121,7 @@ _calls = msgspec.msgpack.Decoder(tuple[str, int, Any, Any, Any, Any])
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: ProcessMessage) -> bytes:
     """The message as a frame.
 
     Raises:

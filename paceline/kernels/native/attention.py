@@ -63,14 +63,14 @@ def arguments(
     q: torch.Tensor,
     out: torch.Tensor,
     pools: Pools,
-    visibility: structures.Visibility,
+    visibility: structures.VisibilityArgs,
     *,
     scale: float,
     softcap: float | None,
-) -> structures.Attention:
+) -> structures.AttentionArgs:
     """The native struct of sound arguments; the tensors, and the struct of what rows see, must outlive it."""
     _, kv_heads, _, head_dim = pools[0].shape
-    return structures.Attention(
+    return structures.AttentionArgs(
         *map(Matrix.of, (q, out)),
         q.shape[1:].numel() // head_dim,
         kv_heads,

@@ -41,5 +41,5 @@ def activate(
         check_rows("up", up, [rows, size])
     y = output("out", out, x, (rows, size))
     check_same_or_apart("out", y, x=x, up=up)
-    region.run([(Code.GATE, structures.Gate(*map(Matrix.of, (x, up, y)), rows, size, code))])
+    region.run([(Code.GATE, structures.GateArgs(*map(Matrix.of, (x, up, y)), rows, size, code))])
     return y

@@ -43,7 +43,7 @@ def gather(
 
 def arguments(
     table: torch.Tensor, out: torch.Tensor, index: torch.Tensor | None, *, scale: float, offset: int, add: bool
-) -> structures.Gather:
+) -> structures.GatherArgs:
     """The native struct; the tensors must outlive it."""
     matrices = Matrix.of(table), Matrix.of(out)
-    return structures.Gather(*matrices, pointer(index), out.shape[0], out.shape[1], offset, add, scale)
+    return structures.GatherArgs(*matrices, pointer(index), out.shape[0], out.shape[1], offset, add, scale)

@@ -81,14 +81,14 @@ def arguments(
     *,
     angles: Angles | None,
     norms: HeadNorms | None,
-) -> structures.Heads:
+) -> structures.HeadsArgs:
     """The native struct of sound arguments; the tensors must outlive it."""
     _, kv_heads, _, head_dim = pools[0].shape
     sizes = (qkv.shape[0], queries.shape[1] // head_dim, kv_heads, head_dim)
     rotary_dim = 0 if angles is None else angles.cosine.shape[1]
     cosine, sine, angle_rows = (None, None, None) if angles is None else (angles.cosine, angles.sine, angles.rows)
     query, key, epsilon = (None, None, 0.0) if norms is None else (norms.query, norms.key, norms.epsilon)
-    return structures.Heads(
+    return structures.HeadsArgs(
         *map(Matrix.of, (qkv, queries)),
         *sizes,
         rotary_dim,

@@ -29,9 +29,9 @@ def linear(x: torch.Tensor, packed: PackedLinear, *, out: torch.Tensor | None = 
     return y
 
 
-def arguments(x: torch.Tensor, packed: PackedLinear, out: torch.Tensor) -> structures.Linear:
+def arguments(x: torch.Tensor, packed: PackedLinear, out: torch.Tensor) -> structures.LinearArgs:
     """The native struct; the tensors must outlive it."""
-    return structures.Linear(
+    return structures.LinearArgs(
         structures.Matrix.of(x),
         structures.Matrix.of(out),
         x.shape[0],

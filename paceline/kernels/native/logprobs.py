@@ -56,7 +56,7 @@ def logprobs(logits: torch.Tensor, index: Int64, tokens: Int64, top: Int64) -> L
         np.full((count, width), -np.inf, dtype=np.float32),
     )
     arrays = (index, tokens, top, found.log_sums, found.logits, found.ranks, found.top_tokens, found.top_logits)
-    struct = structures.Logprobs(Matrix.of(logits), count, size, width, *[address(array) for array in arrays])
+    struct = structures.LogprobsArgs(Matrix.of(logits), count, size, width, *[address(array) for array in arrays])
     if count:
         # Threads share rows, not a row.
         region.run([(Code.LOGPROBS, struct)], num_threads=1 if count == 1 or count * size <= region.FEW else None)

@@ -75,5 +75,5 @@ def _norm(
     check_same_or_apart("out", y, x=x)
     check_apart("out", y, weight=weight, bias=bias, residual=residual)
     matrices = map(Matrix.of, (x, residual, y))
-    region.run([(code, structures.Norm(*matrices, rows, size, pointer(weight), pointer(bias), epsilon))])
+    region.run([(code, structures.NormArgs(*matrices, rows, size, pointer(weight), pointer(bias), epsilon))])
     return y

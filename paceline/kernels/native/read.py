@@ -23,5 +23,5 @@ def read_sum(words: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.T
     total = torch.empty(1, dtype=torch.int32) if out is None else out
     check_shape("out", check_tensor("out", total, dtypes=[torch.int32]), [1])
     check_apart("out", total, words=words)
-    region.run([(Code.READ, structures.Read(pointer(words), words.nbytes, pointer(total)))])
+    region.run([(Code.READ, structures.ReadArgs(pointer(words), words.nbytes, pointer(total)))])
     return total

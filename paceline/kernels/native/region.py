@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from paceline.kernels.native.library import require
-from paceline.kernels.native.structures import Code, Operation, Status
+from paceline.kernels.native.structures import Code, NativeStatus, Operation
 
 observers: list[Callable[[Sequence[tuple[int, int]]], None]] = []
 """Each is called after every native call, on its thread, with the code of each op and the address of its struct."""
@@ -51,8 +51,8 @@ def submit(operations: ctypes.Array[Operation], *, num_threads: int | None = Non
     status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), threads)
     for watch in watches:
         watch.stop()
-    if status == Status.NO_MEMORY:
+    if status == NativeStatus.NO_MEMORY:
         raise MemoryError("no memory for the intermediate results of native kernels")
-    assert status == Status.OK, Status(status)
+    assert status == NativeStatus.OK, NativeStatus(status)
     for observer in observers:
         observer([(operation.code, operation.arguments) for operation in operations])

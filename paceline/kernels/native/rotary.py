@@ -31,5 +31,5 @@ def rotate(
     check_apart("out", y, cosine=cosine, sine=sine)
     matrices = [Matrix.of(tensor) for tensor in (x, y, cosine, sine)]
     sizes = (rows, heads, head_dim, size, x.stride(1), y.stride(1))
-    region.run([(Code.ROTARY, structures.Rotary(*matrices[:2], *sizes, *matrices[2:]))])
+    region.run([(Code.ROTARY, structures.RotaryArgs(*matrices[:2], *sizes, *matrices[2:]))])
     return y

@@ -89,7 +89,7 @@ class SamplePlan:
     before it in the same call may write the logits, and those behind it may read ``tokens``, which can be negative.
     """
 
-    structure: structures.Sample
+    structure: structures.SampleArgs
     tokens: Int64
     """[R]: the token of each row, -1 or -2; nothing before the op has run."""
     keep: tuple[object, ...]
@@ -120,7 +120,7 @@ class SampleCall:
         self._controls = controls
         self._num_seats = controls.num_seats
         self._size = vocab_size
-        self._blank = structures.Sample(size=vocab_size)
+        self._blank = structures.SampleArgs(size=vocab_size)
         for item, array in zip(fields(controls), controls.arrays(), strict=True):
             setattr(self._blank, item.name, array.ctypes.data)
 
@@ -181,12 +181,12 @@ class SampleCall:
 
     def arguments(
         self, logits: torch.Tensor, seats: npt.NDArray[np.int32], output_index: Int64, tokens: Int64
-    ) -> structures.Sample:
+    ) -> structures.SampleArgs:
         """The native struct of a call over rows of these very arrays, which must outlive it: their number is set later.
 
         What they hold when it is run must be sound, as for a call.
         """
-        struct = structures.Sample.from_buffer_copy(self._blank)
+        struct = structures.SampleArgs.from_buffer_copy(self._blank)
         struct.logits = Matrix.of(logits)
         struct.seats, struct.output_index, struct.tokens = address(seats), address(output_index), address(tokens)
         return struct
@@ -203,7 +203,7 @@ class SampleCall:
         check_integers("copy", copy, rows)
         check_indexes("copy", copy + 1, len(found) + 1)
 
-    def set_edits(self, struct: structures.Sample, edits: Edits | None, rows: int) -> object:
+    def set_edits(self, struct: structures.SampleArgs, edits: Edits | None, rows: int) -> object:
         """Points the struct of a call over so many rows at edits, or at none; returns what must be kept for it.
 
         Raises:

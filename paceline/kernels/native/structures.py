@@ -35,7 +35,7 @@ class Code(IntEnum):
     MOVE_CELLS = 15
 
 
-class Status(IntEnum):
+class NativeStatus(IntEnum):
     """``paceline_status``."""
 
     OK = 0
@@ -59,7 +59,7 @@ class Matrix(ctypes.Structure):
         return cls(tensor.data_ptr(), tensor.stride(0), _number_of(tensor.dtype))
 
 
-class Linear(ctypes.Structure):
+class LinearArgs(ctypes.Structure):
     _fields_ = (
         ("x", Matrix),
         ("out", Matrix),
@@ -68,7 +68,7 @@ class Linear(ctypes.Structure):
     )
 
 
-class Norm(ctypes.Structure):
+class NormArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("x", "residual", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "size")),
@@ -77,7 +77,7 @@ class Norm(ctypes.Structure):
     )
 
 
-class Rotary(ctypes.Structure):
+class RotaryArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("x", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "head_dim", "rotary_dim", "head_stride")),
@@ -86,14 +86,14 @@ class Rotary(ctypes.Structure):
     )
 
 
-class Gate(ctypes.Structure):
+class GateArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("gate", "up", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "size", "activation")),
     )
 
 
-class Read(ctypes.Structure):
+class ReadArgs(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_int64), ("sum", ctypes.c_void_p))
 
 
@@ -104,7 +104,7 @@ class Pool(ctypes.Structure):
     )
 
 
-class Heads(ctypes.Structure):
+class HeadsArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("qkv", "q")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "head_dim", "rotary_dim")),
@@ -116,7 +116,7 @@ class Heads(ctypes.Structure):
     )
 
 
-class Visibility(ctypes.Structure):
+class VisibilityArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("requests", "rows")),
         *((name, ctypes.c_void_p) for name in ("row_start", "visible", "first_visible", "context", "tree_bits")),
@@ -126,7 +126,7 @@ class Visibility(ctypes.Structure):
     )
 
 
-class Attention(ctypes.Structure):
+class AttentionArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("q", "out")),
         *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim")),
@@ -136,7 +136,7 @@ class Attention(ctypes.Structure):
     )
 
 
-class Sample(ctypes.Structure):
+class SampleArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("logits", "copies")),
         *((name, ctypes.c_int64) for name in ("rows", "size")),
@@ -147,7 +147,7 @@ class Sample(ctypes.Structure):
     )
 
 
-class Logprobs(ctypes.Structure):
+class LogprobsArgs(ctypes.Structure):
     _fields_ = (
         ("logits", Matrix),
         *((name, ctypes.c_int64) for name in ("rows", "size", "width")),
@@ -156,7 +156,7 @@ class Logprobs(ctypes.Structure):
     )
 
 
-class Gather(ctypes.Structure):
+class GatherArgs(ctypes.Structure):
     _fields_ = (
         *((name, Matrix) for name in ("table", "out")),
         ("index", ctypes.c_void_p),

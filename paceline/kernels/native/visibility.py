@@ -60,9 +60,9 @@ class Visibility:
     def num_rows(self) -> int:
         return len(self.visible)
 
-    def arguments(self) -> structures.Visibility:
+    def arguments(self) -> structures.VisibilityArgs:
         """The native struct; the arrays must outlive it."""
-        seen = structures.Visibility()
+        seen = structures.VisibilityArgs()
         point_at(
             seen,
             row_start=self.row_start,
@@ -112,7 +112,7 @@ class Visibility:
 
 
 def point_at(
-    seen: structures.Visibility,
+    seen: structures.VisibilityArgs,
     *,
     row_start: Int32,
     visible: Int32,

@@ -14,7 +14,7 @@ from paceline.kernels.native import attention as native_attention
 from paceline.kernels.native import heads as native_heads
 from paceline.kernels.native.heads import Angles, HeadNorms
 from paceline.kernels.native.program import Program
-from paceline.kernels.native.structures import Code, Heads, Matrix, Visibility, pointer
+from paceline.kernels.native.structures import Code, HeadsArgs, Matrix, VisibilityArgs, pointer
 from paceline.kernels.native.visibility import point_at
 from paceline.layers.norm import HeadNorm
 from paceline.layers.rotary import Rotary
@@ -44,7 +44,7 @@ class RecordedAttention:
         layers: LayerMap,
         positions: Int64,
         cells: Sequence[Int64] | None = None,
-        seen: Sequence[Visibility] | None = None,
+        seen: Sequence[VisibilityArgs] | None = None,
         *,
         angle_rows: Int64 | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class RecordedAttention:
         self._angle_rows = None if angle_rows is None else torch.from_numpy(angle_rows)
         self._model, self._layers = model, layers
         self._num_pages = [len(store.pools(0)[0]) for store in layers.stores]
-        self._seen = [Visibility() for _ in layers.stores] if seen is None else list(seen)
+        self._seen = [VisibilityArgs() for _ in layers.stores] if seen is None else list(seen)
         self._cells = [np.zeros_like(positions) for _ in layers.stores] if cells is None else list(cells)
         self._held: tuple[object, ...] = ()
         self._rotations = [_rotation(rotary, torch.from_numpy(positions)) for rotary in model.rotaries]
@@ -153,7 +153,7 @@ class RecordedAttention:
         assert self._program is not None
         rotation.used = angles
         for number in rotation.ops:
-            heads = self._program.structure(number, Heads)
+            heads = self._program.structure(number, HeadsArgs)
             heads.cosine, heads.sine = Matrix.of(angles.cosine), Matrix.of(angles.sine)
             heads.angle_rows = pointer(angles.rows)
 

@@ -11,7 +11,7 @@ from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.kernels.native.sampling import Edits, SampleCall
 from paceline.kernels.native.step_structures import Accept, GrowChain, GrowTree
-from paceline.kernels.native.structures import Sample
+from paceline.kernels.native.structures import SampleArgs
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.graph_builder import NativeBuilder
@@ -43,7 +43,7 @@ class NativeGraph:
             for name, numbers in builder.ops.items()
             for number in numbers
         ]
-        self._sample = self._program.structure(builder.first_sample, Sample)
+        self._sample = self._program.structure(builder.first_sample, SampleArgs)
         self._counts = {name: count for rows in builder.stages for name, count in rows.counts.items()}
         self._edits: object = None
         self._loaded: Int32 | None = None

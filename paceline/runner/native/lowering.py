@@ -13,7 +13,7 @@ from torch import nn
 from paceline.kernels.native import gate, library
 from paceline.layers.attention import Attention
 from paceline.layers.block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichNormBlock
-from paceline.layers.embedding import Embedding
+from paceline.layers.embedding import InputEmbedding
 from paceline.layers.mlp import MLP, GatedMLP
 from paceline.layers.norm import HeadNorm
 from paceline.layers.quantized import FLOAT_KINDS
@@ -129,7 +129,7 @@ def _plain_mlp(mlp: MLP, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
 
 
 def record_embedding(
-    embedding: Embedding, recorder: Recorder, token_ids: torch.Tensor, positions: torch.Tensor
+    embedding: InputEmbedding, recorder: Recorder, token_ids: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
     """Token ids i64[capacity] and positions i64[capacity] -> [T, D], in a new buffer."""
     table = embedding.tokens.weight.detach()

@@ -10,7 +10,7 @@ from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
 from paceline.kernels.native.program import Program
 from paceline.kernels.native.step_structures import PrepareRows
-from paceline.kernels.native.structures import Code, Visibility, address
+from paceline.kernels.native.structures import Code, VisibilityArgs, address
 from paceline.runner.executor import GraphSizes
 from paceline.runner.native.attention import check_below
 from paceline.runner.native.buffers import DraftBuffers, GroupBuffers, StateBuffers
@@ -65,8 +65,8 @@ class PreparedRows:
             None if window is None else np.zeros(count, dtype=np.int32) for window in self.groups.windows
         ]
 
-    def _visibility(self, group: int) -> Visibility:
-        seen, first, table = Visibility(), self._first_visible[group], self.groups.tables[group]
+    def _visibility(self, group: int) -> VisibilityArgs:
+        seen, first, table = VisibilityArgs(), self._first_visible[group], self.groups.tables[group]
         seen.rows, seen.row_start, seen.visible = self.num_rows, address(self.row_start), address(self.visible)
         seen.first_visible = None if first is None else address(first)
         seen.context, seen.tree_bits, seen.words = (

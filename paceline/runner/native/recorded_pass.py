@@ -10,7 +10,7 @@ import torch
 
 from paceline.attention import LayerMap
 from paceline.core.batch import Batch, Int32, Int64
-from paceline.kernels.native.structures import Visibility
+from paceline.kernels.native.structures import VisibilityArgs
 from paceline.models import CausalLM
 from paceline.runner.native.attention import RecordedAttention, check_below
 from paceline.runner.native.lowering import blocks, entries, record_embedding
@@ -27,7 +27,7 @@ class PassInputs:
     positions: Int64  # [T]
     angle_rows: Int64  # [T] of angles that are computed for a call
     cells: Sequence[Int64]  # [T] by layer group
-    seen: Sequence[Visibility]  # by layer group
+    seen: Sequence[VisibilityArgs]  # by layer group
     logit_rows: Int64  # [R]
     samples: str
     """The count of R."""

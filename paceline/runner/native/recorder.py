@@ -14,7 +14,7 @@ import torch
 from paceline.kernels.native import gather, linear
 from paceline.kernels.native.packing import PackedLinear
 from paceline.kernels.native.program import Program
-from paceline.kernels.native.structures import Code, Gate, Matrix, Norm, pointer
+from paceline.kernels.native.structures import Code, GateArgs, Matrix, NormArgs, pointer
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.sizes import check_size
 
@@ -86,12 +86,12 @@ class Recorder:
             check_size("norm", x.shape[1] if part is None else part.shape[1], x.shape[1])
         matrices = map(Matrix.of, (x, residual, out))
         sizes = (*x.shape, pointer(weight), pointer(bias), epsilon)
-        self.add(code, Norm(*matrices, *sizes), x, residual, out, weight, bias)
+        self.add(code, NormArgs(*matrices, *sizes), x, residual, out, weight, bias)
 
     def activate(self, x: torch.Tensor, code: int, up: torch.Tensor | None) -> None:
         """x becomes activation(x), times ``up`` if that is given."""
         check_size("gate", x.shape[1] if up is None else up.shape[1], x.shape[1])
-        self.add(Code.GATE, Gate(*map(Matrix.of, (x, up, x)), *x.shape, code), x, up)
+        self.add(Code.GATE, GateArgs(*map(Matrix.of, (x, up, x)), *x.shape, code), x, up)
 
     def gather(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from paceline.kernels.native.step_structures import GrowTree
-from paceline.kernels.native.structures import Logprobs, Matrix, address
+from paceline.kernels.native.structures import LogprobsArgs, Matrix, address
 from paceline.runner.native.buffers import DraftBuffers, StateBuffers
 from paceline.runner.native.prepared_rows import PreparedRows
 
@@ -36,7 +36,7 @@ class TreeGrowth:
         self._top_logits = np.zeros((count, most), dtype=np.float32)
         self._room = np.zeros(width * most, dtype=np.float64)
         arrays = (self._index, self._tokens, self._top, self._sums, self._own, self._ranks)
-        self.top = Logprobs(
+        self.top = LogprobsArgs(
             Matrix.of(logits), 0, size, most, *map(address, (*arrays, self._top_tokens, self._top_logits))
         )
         self.structure = GrowTree(level=level, width=width, most=most, draft=ctypes.addressof(draft.structure))

@@ -7,37 +7,37 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class Answer(BaseModel):
+class AnswerModel(BaseModel):
     """Every field is always there, but ``paceline`` where a call or the service leaves it out."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(AnswerModel):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class Error(Answer):
+class Error(AnswerModel):
     """What every failure looks like."""
 
     error: ErrorDetail
 
 
-class PromptTokensDetails(Answer):
+class PromptTokensDetails(AnswerModel):
     cached_tokens: int
 
 
-class CompletionTokensDetails(Answer):
+class CompletionTokensDetails(AnswerModel):
     reasoning_tokens: int
     audio_tokens: int
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
 
 
-class Usage(Answer):
+class Usage(AnswerModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -45,7 +45,7 @@ class Usage(Answer):
     completion_tokens_details: CompletionTokensDetails
 
 
-class Figures(Answer):
+class Figures(AnswerModel):
     """How a call went; times in seconds. Of several prompts: counts added up, times averaged."""
 
     drafted_tokens: int
@@ -63,7 +63,7 @@ class Figures(Answer):
     estimated_speedup: float | None
 
 
-class Tokens(Answer):
+class Tokens(AnswerModel):
     """Each token's text and id, and whether it was an accepted draft token."""
 
     tokens: list[str]
@@ -71,28 +71,28 @@ class Tokens(Answer):
     drafted: list[bool]
 
 
-class ChatMessage(Answer):
+class ChatMessage(AnswerModel):
     role: Literal["assistant"]
     content: str
     refusal: None
 
 
-class TokenLogprob(Answer):
+class TokenLogprob(AnswerModel):
     token: str
     logprob: float
     bytes: list[int]
 
 
-class TokenLogprobs(TokenLogprob):
+class ChatTokenLogprobs(TokenLogprob):
     top_logprobs: list[TokenLogprob]
 
 
-class ChatLogprobs(Answer):
-    content: list[TokenLogprobs]
+class ChatLogprobs(AnswerModel):
+    content: list[ChatTokenLogprobs]
     refusal: None
 
 
-class ChatChoice(Answer):
+class ChatChoice(AnswerModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
@@ -101,7 +101,7 @@ class ChatChoice(Answer):
     paceline: Tokens | None = None
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(AnswerModel):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -113,14 +113,14 @@ class ChatCompletion(Answer):
     paceline: Figures | None = None
 
 
-class CompletionLogprobs(Answer):
+class CompletionLogprobs(AnswerModel):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-class CompletionChoice(Answer):
+class CompletionChoice(AnswerModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -129,7 +129,7 @@ class CompletionChoice(Answer):
     paceline: Tokens | None = None
 
 
-class Completion(Answer):
+class Completion(AnswerModel):
     id: str
     object: Literal["text_completion"]
     created: int
@@ -140,25 +140,25 @@ class Completion(Answer):
     paceline: Figures | None = None
 
 
-class Embedding(Answer):
+class Embedding(AnswerModel):
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Answer):
+class EmbeddingUsage(AnswerModel):
     prompt_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
 
 
-class EmbeddingFigures(Answer):
+class EmbeddingFigures(AnswerModel):
     queue_time: float | None
     num_preemptions: int
     num_truncated_tokens: int
 
 
-class Embeddings(Answer):
+class Embeddings(AnswerModel):
     object: Literal["list"]
     data: list[Embedding]
     model: str
@@ -175,27 +175,27 @@ class ChatAnswer(Tokens):
     metrics: Figures
 
 
-class Tokenized(Answer):
+class Tokenized(AnswerModel):
     count: int
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None
 
 
-class Detokenized(Answer):
+class Detokenized(AnswerModel):
     prompt: str
 
 
-class Status(Answer):
+class Status(AnswerModel):
     status: Literal["ok", "ready"]
     model: str
 
 
-class Version(Answer):
+class Version(AnswerModel):
     version: str
 
 
-class Model(Answer):
+class Model(AnswerModel):
     id: str
     object: Literal["model"]
     created: int
@@ -203,6 +203,6 @@ class Model(Answer):
     max_model_len: int
 
 
-class Models(Answer):
+class Models(AnswerModel):
     object: Literal["list"]
     data: list[Model]

@@ -85,7 +85,7 @@ class Context:
         return int(np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).argmax())
 
 
-class Engine:
+class LlamaCppEngine:
     def __init__(self, path: Path, threads: int, settings: dict[str, Any]) -> None:
         self.threads, self.settings = threads, settings
         params = llama_cpp.llama_model_default_params()
@@ -178,9 +178,9 @@ def _listen() -> Any:
     return callback
 
 
-def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
+def load(model: str, threads: int, settings: dict[str, Any]) -> LlamaCppEngine:
     kind = settings.get("type", "bf16")
     path = exports.exported(model, f"{kind}.gguf", lambda part: gguf_export.export(model, part, kind))
     _listen()
     llama_cpp.llama_backend_init()
-    return Engine(path, threads, settings)
+    return LlamaCppEngine(path, threads, settings)

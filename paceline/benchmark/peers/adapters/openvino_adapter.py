@@ -31,7 +31,7 @@ def export(model: str, path: Path, bits: int, symmetric: bool) -> None:
     )
 
 
-class Engine:
+class OpenVinoEngine:
     def __init__(self, path: Path, threads: int, settings: dict[str, Any]) -> None:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size = MEMORY_GIB
@@ -66,8 +66,8 @@ class Engine:
         return [answer[:max_tokens] for answer in answers], steps
 
 
-def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
+def load(model: str, threads: int, settings: dict[str, Any]) -> OpenVinoEngine:
     bits, symmetric = settings.get("bits", 8), settings.get("symmetric", False)
     name = f"openvino-int{bits}{'-symmetric' if symmetric else ''}"
     path = exports.exported(model, name, lambda part: export(model, part, bits, symmetric))
-    return Engine(path, threads, settings)
+    return OpenVinoEngine(path, threads, settings)

@@ -23,7 +23,7 @@ from paceline.engine.threads import choose_threads
 Steps = list[tuple[float, int]]
 
 
-class Engine:
+class PacelineEngine:
     def __init__(self, model: str, settings: dict[str, Any]) -> None:
         self.llm = LLM(model, **{"speculative_config": None, "enable_prefix_caching": False, **settings})
         self.versions = {"paceline": paceline.__version__, "torch": torch.__version__}
@@ -41,6 +41,6 @@ class Engine:
         return [list(request.output_token_ids) for request in requests], steps
 
 
-def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
+def load(model: str, threads: int, settings: dict[str, Any]) -> PacelineEngine:
     choose_threads(threads)
-    return Engine(model, settings)
+    return PacelineEngine(model, settings)

@@ -24,7 +24,7 @@ class Times(transformers.StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class Engine:
+class TransformersEngine:
     def __init__(self, model: str, settings: dict[str, Any]) -> None:
         dtype = getattr(torch, settings.get("dtype", "float32"))
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, local_files_only=True).eval()
@@ -68,7 +68,7 @@ class Engine:
         return answers, [(at, min(length - longest, max_tokens)) for at, length in times.steps]
 
 
-def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
+def load(model: str, threads: int, settings: dict[str, Any]) -> TransformersEngine:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(threads)
-    return Engine(model, settings)
+    return TransformersEngine(model, settings)

@@ -15,7 +15,7 @@ LONGEST = 2048
 Steps = list[tuple[float, int]]
 
 
-class Engine:
+class VllmEngine:
     def __init__(self, model: str, threads: int, settings: dict[str, Any]) -> None:
         os.environ |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -54,5 +54,5 @@ class Engine:
         return list(answers.values()), steps
 
 
-def load(model: str, threads: int, settings: dict[str, Any]) -> Engine:
-    return Engine(model, threads, settings)
+def load(model: str, threads: int, settings: dict[str, Any]) -> VllmEngine:
+    return VllmEngine(model, threads, settings)
