@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import edit_json
-from tests.models.zoo import tiny
+from tests.support.checkpoints import edit_json
+from tests.support.zoo import tiny
 
 SPREAD = 0.3
 Tensors = dict[str, torch.Tensor]

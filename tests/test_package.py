@@ -14,7 +14,7 @@ import pytest
 
 import paceline
 from paceline import EngineConfig, SamplingParams, SpeculativeConfig
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,26 +1,7 @@
-"""Waiting for what other threads and processes do: long enough for a busy machine, and not a moment longer."""
+"""Moved to ``tests.support.waiting``; goes once nobody imports it from here."""
 
-from __future__ import annotations
+import sys
 
-import os
-import time
-from collections.abc import Callable
+from tests.support import waiting
 
-PATIENCE = 60.0
-"""Seconds after which something that should happen soon is taken for never."""
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    """Whether there is no such process any more; one that nobody has waited for still counts."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+sys.modules[__name__] = waiting

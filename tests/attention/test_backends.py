@@ -18,7 +18,7 @@ from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
 from paceline.kernels.native import library
 from paceline.runner import verify_rows
-from tests.kernels.native import needs_library
+from tests.support.native import needs_library
 
 SPECS = {
     "mha": LayerSpec(num_heads=4, num_kv_heads=4, head_dim=8, scale=0.3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline import LLM
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

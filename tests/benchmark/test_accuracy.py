@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from paceline.benchmark.accuracy import Passages, agreement, loss_difference, perplexity, write_greedily
 from paceline.cli.main import run
 from paceline.core.errors import ConfigError
-from tests.engine.helpers import random_prompt
+from tests.support.calls import random_prompt
 
 TEXT = random_prompt(0, 120)
 

@@ -19,8 +19,8 @@ from paceline.kernels.native.heads import Angles, HeadNorms
 from paceline.kernels.native.linear import arguments, linear
 from paceline.kernels.native.packing import kinds, pack
 from paceline.kernels.native.structures import Code
-from tests.kernels.layouts import chunk, decoded, lay_out, tree
-from tests.kernels.native import needs_library
+from tests.support.layouts import chunk, decoded, lay_out, tree
+from tests.support.native import needs_library
 
 
 def counted(call) -> dict[str, Traffic]:

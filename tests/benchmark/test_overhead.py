@@ -7,9 +7,9 @@ import pytest
 from paceline.benchmark.overhead import KernelClock, timed_kernels
 from paceline.kernels.native import region
 from paceline.models import load_model
-from tests.invariance.engines import Job, Models, run
-from tests.kernels.native import needs_library
-from tests.models.zoo import tiny
+from tests.support.engines import Job, Models, run
+from tests.support.native import needs_library
+from tests.support.zoo import tiny
 
 
 class Steps:

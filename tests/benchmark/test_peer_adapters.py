@@ -18,8 +18,8 @@ from paceline.benchmark.accuracy import write_greedily
 from paceline.benchmark.peers import ReadyPeer, Task, peers, prepare
 from paceline.benchmark.peers.adapters import exports
 from paceline.models import load_model
-from tests.checkpoints import edit_json, full_logits, tiny_llama, tiny_tokenizer
-from tests.engine.helpers import random_prompt
+from tests.support.calls import random_prompt
+from tests.support.checkpoints import edit_json, full_logits, tiny_llama, tiny_tokenizer
 
 ENVIRONMENTS = os.environ.get("PACELINE_PEERS")
 PLAIN = [name for name, peer in peers._parts.items() if not peer.needs_draft]

@@ -18,7 +18,7 @@ from paceline.benchmark.schedule import TrialPlan
 from paceline.benchmark.trial import Experiment, TrialResult, Variant
 from paceline.cli.main import run
 from tests.benchmark.fakes import FakeProbes, raw_file
-from tests.engine.helpers import random_prompt
+from tests.support.calls import random_prompt
 
 PYTHON = Path(sys.executable)
 NOTHING = {"environment": "none", "requirements": ()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from paceline.cli import models as models_command
 from paceline.cli.main import run
-from tests.checkpoints import tiny_llama
+from tests.support.checkpoints import tiny_llama
 
 
 def cached(cache: Path, name: str, **config: str) -> None:

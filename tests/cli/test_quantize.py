@@ -9,7 +9,7 @@ import pytest
 
 from paceline import LLM, SamplingParams
 from paceline.cli.main import run
-from tests.checkpoints import tiny_llama
+from tests.support.checkpoints import tiny_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 12
 

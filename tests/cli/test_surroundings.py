@@ -14,7 +14,7 @@ import pytest
 from paceline.cli.loopback import free_port
 from paceline.server.naming import served_name
 from tests.cli.conftest import model_arguments, root
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 COMMAND = f'"{sys.executable}" -m paceline.cli.main'
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from paceline import LLM
 from paceline.models import load_model
-from tests.checkpoints import perturb, tiny_gpt2, tiny_llama, tiny_tokenizer
-from tests.engine.helpers import VOCAB_SIZE, make
-from tests.invariance.engines import Models
+from tests.support.calls import VOCAB_SIZE, make
+from tests.support.checkpoints import perturb, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.support.engines import Models
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from paceline.engine.engine import Engine
 from paceline.engine.loop import EngineLoop
 from paceline.engine.process import child
-from tests.engine.panicking import panic
+from tests.support.panicking import panic
 
 # The first of each pair, a special token, begins no other prompt.
 SLOW, STUCK, SEGFAULT, RAISE, PANIC = ((2, code) for code in range(40, 45))

@@ -10,7 +10,7 @@ import torch
 
 from paceline import LLM, CheckpointError, ConfigError, InvalidRequestError, SamplingParams
 from paceline.engine.intake import Intake
-from tests.engine.helpers import (
+from tests.support.calls import (
     VOCAB_SIZE,
     assert_idle,
     begin,
@@ -22,7 +22,7 @@ from tests.engine.helpers import (
     seeded,
     tokens_of,
 )
-from tests.invariance.engines import Models
+from tests.support.engines import Models
 
 GOOD = random_prompt(2, 8)
 

@@ -12,8 +12,8 @@ import torch
 from paceline import SamplingParams
 from paceline.cache.prefix import LruPrefixIndex
 from paceline.runner import EagerBuilder
-from tests.engine.helpers import begin, finish, greedy, random_prompt
-from tests.invariance.engines import Models, one_by_one
+from tests.support.calls import begin, finish, greedy, random_prompt
+from tests.support.engines import Models, one_by_one
 
 PROMPT = random_prompt(1, 9)
 

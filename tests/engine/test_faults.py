@@ -18,8 +18,8 @@ from paceline.core.params import SamplingParams
 from paceline.core.step import DraftTrees
 from paceline.engine.engine import Engine
 from paceline.speculation import DraftModelProposer, NgramProposer
-from tests.engine.helpers import VOCAB_SIZE, assert_idle, begin, finish, greedy, random_prompt, seeded
-from tests.invariance.engines import Models
+from tests.support.calls import VOCAB_SIZE, assert_idle, begin, finish, greedy, random_prompt, seeded
+from tests.support.engines import Models
 
 PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 9), (2, 17), (3, 4))]
 PARAMS = [greedy(max_tokens=20), seeded(4, max_tokens=16), seeded(5, max_tokens=24, n=2)]

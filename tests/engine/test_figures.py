@@ -10,8 +10,8 @@ from paceline.core.call import CallOptions
 from paceline.engine.engine import Engine
 from paceline.engine.report import engine_stats
 from paceline.engine.stats import STEP_TOKENS
-from tests.engine.helpers import begin, finish, greedy, random_prompt, seeded
-from tests.invariance.engines import Models
+from tests.support.calls import begin, finish, greedy, random_prompt, seeded
+from tests.support.engines import Models
 
 NEAR = {"method": "draft_model", "model": "near", "num_speculative_tokens": 4}
 

@@ -9,7 +9,7 @@ from paceline.core.errors import CheckpointError
 from paceline.engine import fit as fit_module
 from paceline.engine import memory
 from paceline.engine.fit import fit
-from tests.checkpoints import perturb, tiny_llama
+from tests.support.checkpoints import perturb, tiny_llama
 
 FREE = 2**26
 

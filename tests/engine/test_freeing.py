@@ -12,8 +12,8 @@ import pytest
 from paceline import LLM
 from paceline.core.errors import EngineDeadError
 from paceline.engine.compute import StepComputation
-from tests.engine.helpers import greedy, make, random_prompt, seeded
 from tests.engine.interrupting import Interrupter, statement_of
+from tests.support.calls import greedy, make, random_prompt, seeded
 
 METHODS: dict[str, Any] = {
     "none": None,

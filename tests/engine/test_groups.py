@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline import LLM
-from tests.engine.helpers import (
+from tests.support.calls import (
     answers,
     assert_idle,
     begin,
@@ -18,7 +18,7 @@ from tests.engine.helpers import (
     seeded,
     tokens_of,
 )
-from tests.invariance.engines import Models, preempt_every
+from tests.support.engines import Models, preempt_every
 
 PROMPT = random_prompt(9, 37)
 NEAR = {"method": "draft_model", "model": "near"}

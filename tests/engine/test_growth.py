@@ -10,7 +10,7 @@ import pytest
 from paceline import LLM
 from paceline.core.request import Group
 from paceline.engine.intake import Intake
-from tests.engine.helpers import greedy, make, random_prompt
+from tests.support.calls import greedy, make, random_prompt
 
 ROUNDS = 20
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from paceline import LLM, ConfigError, InvalidRequestError, SamplingParams
 from paceline.core.config import EngineConfig
-from tests.engine.helpers import VOCAB_SIZE, assert_idle, greedy, make, random_prompt, tokens_of
+from tests.support.calls import VOCAB_SIZE, assert_idle, greedy, make, random_prompt, tokens_of
 
 ONE, TWO = random_prompt(1, 8), random_prompt(2, 8)
 HELLO = [{"role": "user", "content": "hello"}]

@@ -12,8 +12,8 @@ import pytest
 from paceline import LLM
 from paceline.core.outputs import RequestOutput
 from paceline.core.seats import Seats
-from tests.engine.helpers import assert_idle, greedy, make, random_prompt, seeded
 from tests.engine.interrupting import Interrupter
+from tests.support.calls import assert_idle, greedy, make, random_prompt, seeded
 
 POINTS = 32
 """In each setting, of a run that everybody can wait for."""

@@ -13,8 +13,8 @@ from paceline.cache import DenseStore, PageAllocator
 from paceline.core.layer import LayerSpec
 from paceline.core.machine import memory
 from paceline.core.pages import HUGE, allocate
-from tests.checkpoints import tiny_llama
-from tests.engine.helpers import assert_idle, greedy, make
+from tests.support.calls import assert_idle, greedy, make
+from tests.support.checkpoints import tiny_llama
 
 MIB = 2**20
 LONG = 1_000_000

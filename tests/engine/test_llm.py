@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from paceline import LLM, RequestOutput, SamplingParams, SpeculativeConfig
-from tests.engine.helpers import END, assert_idle, greedy, make, only, random_prompt, seeded, tokens_of
+from tests.support.calls import END, assert_idle, greedy, make, only, random_prompt, seeded, tokens_of
 
 TEXT = "The quick brown fox"
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]

@@ -14,7 +14,7 @@ import pytest
 
 from paceline import LLM, InvalidRequestError
 from paceline.core.errors import EngineDeadError
-from tests.engine.helpers import assert_idle, greedy, make, random_prompt, seeded, tokens_of
+from tests.support.calls import assert_idle, greedy, make, random_prompt, seeded, tokens_of
 
 NUM_THREADS = 6
 PROMPTS = [random_prompt(seed, 6 + 3 * seed) for seed in range(NUM_THREADS)]

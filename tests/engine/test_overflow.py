@@ -14,8 +14,8 @@ from paceline.core.call import CallOptions
 from paceline.engine.intake import Intake
 from paceline.engine.overflow import Admission, Ask, context_overflows
 from paceline.engine.worker import EngineWorker
-from tests.engine.helpers import assert_idle, begin, finish, greedy, make, only, random_prompt, seeded, tokens_of
-from tests.invariance.engines import Models
+from tests.support.calls import assert_idle, begin, finish, greedy, make, only, random_prompt, seeded, tokens_of
+from tests.support.engines import Models
 
 CONTEXT = 32
 NEAR = {"method": "draft_model", "model": "near", "num_speculative_tokens": 4}

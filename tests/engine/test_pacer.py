@@ -9,7 +9,7 @@ from paceline import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.core.step import StepPlan
 from paceline.engine.pacer import FEWEST, StepPacer, estimated_speedup
-from tests.engine.helpers import greedy, make, random_prompt
+from tests.support.calls import greedy, make, random_prompt
 
 PROMPT = random_prompt(3, 12)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline import LLM
-from tests.engine.helpers import END, VOCAB_SIZE, assert_idle, greedy, make, only, random_prompt, seeded, tokens_of
+from tests.support.calls import END, VOCAB_SIZE, assert_idle, greedy, make, only, random_prompt, seeded, tokens_of
 
 PROMPT = random_prompt(4, 11)
 

@@ -12,8 +12,8 @@ from paceline import LLM, InvalidRequestError, SamplingParams
 from paceline.core.call import CallOptions
 from paceline.engine.worker import EngineWorker
 from paceline.scheduling import Scheduler
-from tests.engine.helpers import assert_idle, begin, finish, greedy, make, random_prompt, seeded, tokens_of
-from tests.invariance.engines import Models, preempt_every
+from tests.support.calls import assert_idle, begin, finish, greedy, make, random_prompt, seeded, tokens_of
+from tests.support.engines import Models, preempt_every
 
 PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 1), (2, 16), (3, 37), (4, 60))]
 

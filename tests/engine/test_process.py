@@ -24,8 +24,8 @@ from paceline.engine.process.client import EngineProcess
 from paceline.engine.process.restarts import RestartPolicy
 from paceline.engine.warm_up import warm_up
 from tests.engine import faulty_child as faults
-from tests.engine.helpers import greedy, make, random_prompt, seeded, tokens_of
-from tests.waiting import gone, wait_for
+from tests.support.calls import greedy, make, random_prompt, seeded, tokens_of
+from tests.support.waiting import gone, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = greedy(max_tokens=None, ignore_eos=True)

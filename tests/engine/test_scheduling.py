@@ -8,8 +8,8 @@ import pytest
 
 from paceline import InvalidRequestError
 from paceline.engine.intake import Intake
-from tests.engine.helpers import answers, around_passes, assert_idle, begin, finish, greedy, random_prompt, seeded
-from tests.invariance.engines import Models
+from tests.support.calls import answers, around_passes, assert_idle, begin, finish, greedy, random_prompt, seeded
+from tests.support.engines import Models
 
 NEAR = {"method": "draft_model", "model": "near", "num_speculative_tokens": 4}
 SPECULATION: dict[str, Any] = {"off": None, "near": NEAR, "ngram": {"method": "ngram", "prompt_lookup_min": 1}}

@@ -14,10 +14,10 @@ from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.models import load_model
-from tests.checkpoints import perturb, tiny_llama
-from tests.engine.helpers import answers, assert_idle, begin, finish, random_prompt
-from tests.invariance import proposers
-from tests.invariance.engines import Models, check_books
+from tests.support import proposers
+from tests.support.calls import answers, assert_idle, begin, finish, random_prompt
+from tests.support.checkpoints import perturb, tiny_llama
+from tests.support.engines import Models, check_books
 
 VOCAB_SIZE = 48
 METHODS: dict[str, dict[str, Any]] = {

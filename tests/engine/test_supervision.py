@@ -24,7 +24,7 @@ from paceline.engine.process.client import EngineProcess
 from paceline.engine.process.link import Link, LinkError, framed
 from paceline.engine.process.restarts import RestartPolicy, Restarts
 from tests.engine import light_child
-from tests.waiting import gone, wait_for
+from tests.support.waiting import gone, wait_for
 
 QUICK = RestartPolicy(max_restarts=3, first_delay=0.01)
 PARAMS = SamplingParams()

@@ -12,10 +12,10 @@ import torch
 
 from paceline.core import machine
 from paceline.engine.threads import VARIABLES, choose_threads, num_threads
-from tests.checkpoints import tiny_llama
 from tests.core.test_machine import PLAIN, lay
-from tests.engine.helpers import greedy, make
-from tests.kernels.native import needs_library
+from tests.support.calls import greedy, make
+from tests.support.checkpoints import tiny_llama
+from tests.support.native import needs_library
 
 ONE_OF_TWO = {
     "version 2": {"sys/fs/cgroup/box/cpu.max": "100000 100000"},

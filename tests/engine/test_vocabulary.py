@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 
 from paceline import LLM, CheckpointError, InvalidRequestError, SamplingParams
-from tests.checkpoints import tiny_llama, tiny_tokenizer
-from tests.engine.helpers import assert_idle, greedy, make, only
+from tests.support.calls import assert_idle, greedy, make, only
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
 
 SIZE = 320
 

@@ -14,7 +14,7 @@ from paceline import InvalidRequestError, SamplingParams
 from paceline.core.errors import EngineDeadError, EngineStalledError
 from paceline.core.outputs import StreamUpdate
 from paceline.engine.worker import EngineWorker
-from tests.engine.helpers import assert_idle, greedy, make, random_prompt, seeded
+from tests.support.calls import assert_idle, greedy, make, random_prompt, seeded
 
 ENDLESS = greedy(max_tokens=None, ignore_eos=True)
 PROMPT = random_prompt(3, 9)

@@ -9,8 +9,8 @@ import torch
 from paceline.core.step import StepPlan
 from paceline.engine.compute import StepResult
 from paceline.engine.engine import Engine
-from tests.invariance.engines import Hook, Job, Tokens, one_by_one, run
-from tests.kernels.native import same_bits
+from tests.support.engines import Hook, Job, Tokens, one_by_one, run
+from tests.support.native import same_bits
 
 Logits = dict[tuple[tuple[int, ...], int, int], torch.Tensor]
 """(prompt, sample index, output index) -> f32[V]"""

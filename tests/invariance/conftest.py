@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from paceline.models import load_model
-from tests.checkpoints import perturb, tiny_gpt2, tiny_llama
-from tests.invariance.engines import Models
+from tests.support.checkpoints import perturb, tiny_gpt2, tiny_llama
+from tests.support.engines import Models
 
 VOCAB_SIZE = 61
 

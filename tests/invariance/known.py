@@ -11,12 +11,12 @@ from paceline.kernels.native.packing import pack
 from paceline.layers.linear import Linear
 from paceline.models import load_model
 from paceline.runner.native import NativeExecutor
-from tests.checkpoints import perturb
-from tests.invariance import proposers
 from tests.invariance.bits import Logits, run_for_logits
-from tests.invariance.engines import Job, Models, Tokens
 from tests.invariance.test_matrix import OTHERS, PROMPT
-from tests.models.zoo import dynamic, tiny
+from tests.support import proposers
+from tests.support.checkpoints import perturb
+from tests.support.engines import Job, Models, Tokens
+from tests.support.zoo import dynamic, tiny
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

@@ -20,10 +20,10 @@ from paceline.engine import compute
 from paceline.runner import Rows, batching, eager, rows
 from paceline.sampling import SamplingState
 from paceline.speculation.catch_up import DraftCache
-from tests.invariance import proposers
-from tests.invariance.cases import Case
-from tests.invariance.engines import Job, Models, cache_content, prompts, run
 from tests.invariance.test_matrix import OTHERS, PROMPT, check, plain
+from tests.support import proposers
+from tests.support.cases import Case
+from tests.support.engines import Job, Models, cache_content, prompts, run
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -9,10 +9,10 @@ import torch
 
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.engine.build import join_parts
-from tests.invariance import proposers
-from tests.invariance.cases import Case
-from tests.invariance.engines import Job, Models, preempt_every, run
 from tests.invariance.test_matrix import OTHERS, PROMPT, check, plain
+from tests.support import proposers
+from tests.support.cases import Case
+from tests.support.engines import Job, Models, preempt_every, run
 
 pytestmark = [
     pytest.mark.cuda,

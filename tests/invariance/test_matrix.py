@@ -8,10 +8,10 @@ import pytest
 
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
-from tests.invariance import proposers
-from tests.invariance.cases import FACTORS, SAMPLING, Case, covering_array, full_product
 from tests.invariance.conftest import VOCAB_SIZE
-from tests.invariance.engines import Job, Models, Tokens, cache_content, preempt_every, prompts, run
+from tests.support import proposers
+from tests.support.cases import FACTORS, SAMPLING, Case, covering_array, full_product
+from tests.support.engines import Job, Models, Tokens, cache_content, preempt_every, prompts, run
 
 PROMPT = prompts(1, VOCAB_SIZE, [23])[0]
 

@@ -8,11 +8,11 @@ import pytest
 
 from paceline.kernels.native import library
 from tests.invariance.bits import assert_same_logits, run_for_logits
-from tests.invariance.cases import CACHES, SAMPLING, SPECULATION
-from tests.invariance.engines import Hook, Job, preempt_every
 from tests.invariance.known import EVERYTHING, JOBS, Known
 from tests.invariance.test_matrix import PROMPT
-from tests.kernels.native import needs_library, on_threads
+from tests.support.cases import CACHES, SAMPLING, SPECULATION
+from tests.support.engines import Hook, Job, preempt_every
+from tests.support.native import needs_library, on_threads
 
 pytestmark = needs_library
 

@@ -15,8 +15,8 @@ from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.scheduling.seating import Seating
-from tests.invariance import proposers
-from tests.invariance.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts
+from tests.support import proposers
+from tests.support.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts
 
 CONTEXT = 16
 SPECULATION: dict[str, dict[str, Any] | None] = {

@@ -16,8 +16,8 @@ from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.engine.stats import metrics_of
-from tests.invariance import proposers
-from tests.invariance.engines import Job, Models, cache_content, dense_kv, drive, preempt_every, prompts, run
+from tests.support import proposers
+from tests.support.engines import Job, Models, cache_content, dense_kv, drive, preempt_every, prompts, run
 
 SHARED = prompts(21, 61, [26])[0]
 

@@ -19,11 +19,11 @@ from paceline.runner.model_runner import layers_by_lifetime
 from paceline.runner.native.graph import NativeGraph
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import PreparedRows
-from tests.invariance.cases import CACHES, SAMPLING, SPECULATION
-from tests.invariance.engines import Job, Models, one_by_one, preempt_every, prompts, run
 from tests.invariance.known import EVERYTHING, JOBS, Known
 from tests.invariance.test_matrix import PROMPT
-from tests.kernels.native import needs_library, on_threads, same_bits
+from tests.support.cases import CACHES, SAMPLING, SPECULATION
+from tests.support.engines import Job, Models, one_by_one, preempt_every, prompts, run
+from tests.support.native import needs_library, on_threads, same_bits
 
 pytestmark = needs_library
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.invariance import proposers
-from tests.invariance.engines import Models, preempt_every, run
 from tests.invariance.test_matrix import OTHERS
+from tests.support import proposers
+from tests.support.engines import Models, preempt_every, run
 
 
 def with_window(models: Models, window: int) -> Models:

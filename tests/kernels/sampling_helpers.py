@@ -8,7 +8,7 @@ import torch
 from paceline.kernels.native import library
 from paceline.kernels.native.sampling import SeatControls
 from paceline.sampling.samplers import in_native
-from tests.kernels.native import on_threads
+from tests.support.native import on_threads
 
 INFINITY = torch.inf
 

@@ -11,8 +11,8 @@ import torch
 
 from paceline.kernels import reference
 from paceline.kernels.native.attention import attend
-from tests.kernels.layouts import Request, chunk, decoded, lay_out, numbers, tree
-from tests.kernels.native import LEVELS, on_threads, same_bits
+from tests.support.layouts import Request, chunk, decoded, lay_out, numbers, tree
+from tests.support.native import LEVELS, on_threads, same_bits
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

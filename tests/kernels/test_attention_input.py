@@ -14,9 +14,9 @@ from paceline.kernels.native.attention import attend
 from paceline.kernels.native.heads import Angles, HeadNorms, write_heads
 from paceline.kernels.native.pools import Pools
 from paceline.kernels.native.visibility import Visibility
-from tests.kernels.layouts import decoded, lay_out, numbers, tree
-from tests.kernels.native import needs_library
 from tests.kernels.test_attention import SCALE, check_a_row_is_alone
+from tests.support.layouts import decoded, lay_out, numbers, tree
+from tests.support.native import needs_library
 
 ONE = numbers(4, 8, seed=1)
 Q, POOLS, SEEN = lay_out(

@@ -16,9 +16,9 @@ from paceline.sampling.processors.min_tokens import MinTokens
 from paceline.sampling.processors.penalties import Penalties
 from paceline.sampling.samplers import in_native
 from paceline.sampling.scores import take_rows
-from tests.kernels.native import LEVELS, needs_library
 from tests.kernels.sampling_helpers import all_levels_and_threads, kinds_of_rows, native, one_seat, with_copies
-from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
+from tests.support.native import LEVELS, needs_library
+from tests.support.seating import Room, make_request, many_rows, random_logits, rows_of
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 

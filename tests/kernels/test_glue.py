@@ -11,7 +11,7 @@ from paceline.kernels.native.gate import activate, activations
 from paceline.kernels.native.gather import gather
 from paceline.kernels.native.norm import layer_norm, rms_norm
 from paceline.kernels.native.rotary import rotate
-from tests.kernels.native import LEVELS, check_rows_are_alone, needs_library, on_threads, same_bits
+from tests.support.native import LEVELS, check_rows_are_alone, needs_library, on_threads, same_bits
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 in_half_types = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,8 +8,8 @@ import torch
 from paceline.kernels import reference
 from paceline.kernels.native.heads import Angles, HeadNorms, write_heads
 from paceline.kernels.native.pools import MOST_CHANNELS, Pools
-from tests.kernels.layouts import numbers
-from tests.kernels.native import LEVELS, on_threads, same_bits
+from tests.support.layouts import numbers
+from tests.support.native import LEVELS, on_threads, same_bits
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -17,7 +17,7 @@ from paceline.kernels.native import library
 from paceline.kernels.native.linear import linear
 from paceline.kernels.native.packing import pack
 from paceline.kernels.native.structures import NativeStatus, Operation
-from tests.kernels.native import needs_library
+from tests.support.native import needs_library
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.kernels import reference
 from paceline.kernels.native.linear import linear
 from paceline.kernels.native.packing import kinds, pack, unpack
-from tests.kernels.native import LEVELS, check_rows_are_alone, needs_library, on_threads, same_bits
+from tests.support.native import LEVELS, check_rows_are_alone, needs_library, on_threads, same_bits
 
 KINDS = list(kinds)
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)

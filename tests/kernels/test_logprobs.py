@@ -6,8 +6,8 @@ import torch
 
 from paceline.kernels.native import library
 from paceline.kernels.native.logprobs import logprobs
-from tests.kernels.native import needs_library, on_threads
-from tests.sampling.seating import random_logits
+from tests.support.native import needs_library, on_threads
+from tests.support.seating import random_logits
 
 pytestmark = needs_library
 

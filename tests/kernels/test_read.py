@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paceline.kernels.native.read import UNIT, read_sum
-from tests.kernels.native import LEVELS, needs_library, on_threads
+from tests.support.native import LEVELS, needs_library, on_threads
 
 
 def words(count: int) -> torch.Tensor:

@@ -14,7 +14,6 @@ from paceline.kernels.native.structures import Code, Matrix
 from paceline.kernels.philox import Domain, gumbel_rows
 from paceline.sampling import BANNED, NAN, Pipeline
 from paceline.sampling.processors.penalties import Penalties
-from tests.kernels.native import LEVELS, needs_library
 from tests.kernels.sampling_helpers import (
     INFINITY,
     all_levels_and_threads,
@@ -23,7 +22,8 @@ from tests.kernels.sampling_helpers import (
     one_seat,
     with_copies,
 )
-from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
+from tests.support.native import LEVELS, needs_library
+from tests.support.seating import Room, make_request, many_rows, random_logits, rows_of
 
 at_every_level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 

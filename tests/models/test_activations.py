@@ -14,9 +14,9 @@ from paceline.kernels.native import gate, library
 from paceline.layers.mlp import activations
 from paceline.models import load_model
 from paceline.runner import Choice, resolve_impl
-from tests.checkpoints import full_logits, save_random, tiny_gpt2
-from tests.kernels.native import needs_library
-from tests.models.zoo import assert_continues, random_tokens, reference_logits, tiny
+from tests.support.checkpoints import full_logits, save_random, tiny_gpt2
+from tests.support.native import needs_library
+from tests.support.zoo import assert_continues, random_tokens, reference_logits, tiny
 
 WITH_WEIGHTS = {"prelu", "xielu"}
 KEYS = {

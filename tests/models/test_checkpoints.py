@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from paceline.models import load_model
-from tests.checkpoints import full_logits, greedy, perturb, tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import full_logits, greedy, perturb, tiny_llama, tiny_tokenizer
 
 PROMPT = [0, 17, 250, 3, 99, 99, 4, 201, 64, 5]
 

@@ -17,10 +17,10 @@ from paceline.attention import sdpa
 from paceline.models import CausalLM, families, load_config, load_model
 from paceline.models.config import Fields
 from paceline.runner.native.buffers import GroupBuffers
-from tests.checkpoints import edit_json, full_logits
 from tests.draft_checkpoints_mtp import tiny_mimo
-from tests.kernels.native import needs_library
-from tests.models.zoo import (
+from tests.support.checkpoints import edit_json, full_logits
+from tests.support.native import needs_library
+from tests.support.zoo import (
     MAX_POSITIONS,
     WINDOW,
     assert_continues,

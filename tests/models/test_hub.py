@@ -15,7 +15,7 @@ from paceline.engine.fit import fit
 from paceline.engine.process.client import EngineProcess
 from paceline.models import is_quantised, load_config, load_model
 from paceline.models.hub import resolve_model
-from tests.checkpoints import tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny"

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from paceline.models import load_model
-from tests.checkpoints import perturb
-from tests.invariance import proposers
-from tests.invariance.engines import Hook, Models, preempt_every, run
 from tests.invariance.test_matrix import OTHERS
-from tests.models.zoo import VOCAB_SIZE, dynamic, phi3_longrope, tiny
+from tests.support import proposers
+from tests.support.checkpoints import perturb
+from tests.support.engines import Hook, Models, preempt_every, run
+from tests.support.zoo import VOCAB_SIZE, dynamic, phi3_longrope, tiny
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {}),

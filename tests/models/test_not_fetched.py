@@ -9,7 +9,7 @@ from paceline.cli.main import run
 from paceline.core.files import is_fetched
 from paceline.models import Quantization, load_model
 from paceline.models.publishing import quantise_checkpoint
-from tests.checkpoints import tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
 
 POINTER = """version https://git-lfs.github.com/spec/v1
 oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from paceline.core.layer import PassContext
 from paceline.layers.linear import Linear
 from paceline.models import load_config, load_model
-from tests.checkpoints import dense_attend, edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
+from tests.support.checkpoints import dense_attend, edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
 
 PROMPT = [0, 17, 250, 3, 99, 99, 4, 201, 64, 5]
 LLAMA3 = {

@@ -20,9 +20,9 @@ from paceline.models import Quantization, load_model
 from paceline.models.compressed import PackedLayout, Stored, from_words, to_words
 from paceline.models.publishing import quantise_checkpoint
 from paceline.models.quantization import linears
-from tests.checkpoints import edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
-from tests.kernels.native import needs_library
-from tests.models.zoo import tiny
+from tests.support.checkpoints import edit_json, full_logits, greedy, tiny_gpt2, tiny_llama
+from tests.support.native import needs_library
+from tests.support.zoo import tiny
 
 SCHEMES = ("int8", "int4")
 WIDER = {"hidden_size": 64}

@@ -10,8 +10,8 @@ from paceline import LLM, CheckpointError
 from paceline.layers.linear import Linear
 from paceline.models import Quantization, load_model
 from paceline.runner import Choice, model_impls
-from tests.checkpoints import full_logits, tiny_gpt2, tiny_llama
-from tests.models.zoo import tiny
+from tests.support.checkpoints import full_logits, tiny_gpt2, tiny_llama
+from tests.support.zoo import tiny
 
 PROMPT = [0, 17, 25, 3]
 FAMILIES = {

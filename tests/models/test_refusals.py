@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from paceline.core.errors import CheckpointError
 from paceline.models import hub, load_config, load_model, resolve_model
-from tests.checkpoints import edit_json, tiny_gpt2, tiny_llama
-from tests.models.zoo import longrope, tiny
+from tests.support.checkpoints import edit_json, tiny_gpt2, tiny_llama
+from tests.support.zoo import longrope, tiny
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from paceline.layers.rotary import MAX_TABLE_BYTES, Rotary
 from paceline.layers.rotary_kinds import RotaryConfig
 from paceline.models import load_config, load_model
 from paceline.runner import ModelRunner
-from tests.checkpoints import edit_json, full_logits, perturb
-from tests.invariance.engines import Models, cache_content, drive, run
-from tests.models.zoo import (
+from tests.support.checkpoints import edit_json, full_logits, perturb
+from tests.support.engines import Models, cache_content, drive, run
+from tests.support.zoo import (
     ORIGINAL,
     dynamic,
     greedy_job,

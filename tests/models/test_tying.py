@@ -15,8 +15,8 @@ from paceline.engine.fit import fit
 from paceline.models import Quantization, load_model
 from paceline.models.compressed import to_words
 from paceline.models.publishing import quantise_checkpoint
-from tests.checkpoints import edit_json, full_logits, tiny_gpt2, tiny_llama
-from tests.models.zoo import random_tokens, reference_logits, tiny, tiny_gemma3_with_vision
+from tests.support.checkpoints import edit_json, full_logits, tiny_gpt2, tiny_llama
+from tests.support.zoo import random_tokens, reference_logits, tiny, tiny_gemma3_with_vision
 
 TIED = {"tie_word_embeddings": True}
 FAMILIES = {

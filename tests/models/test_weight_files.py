@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from paceline.core.errors import CheckpointError
 from paceline.models import load_model
-from tests.checkpoints import full_logits, tiny_llama
+from tests.support.checkpoints import full_logits, tiny_llama
 
 PROMPT = [0, 17, 250, 3, 99, 99, 4, 201, 64, 5]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.runner.eager import DraftStart, EagerBuilder
 from tests.runner.steps import MAX_LEN, MOST_NODES, VOCAB, load, make_part, make_seats, record, some_seats
-from tests.sampling.seating import Room
+from tests.support.seating import Room
 
 
 @dataclass(frozen=True)

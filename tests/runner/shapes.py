@@ -17,8 +17,8 @@ from paceline.kernels.native import library
 from paceline.models import CausalLM, Quantization, load_model
 from paceline.models.config import DTYPES
 from paceline.runner import Choice, model_impls
-from tests.invariance.engines import Job, Models, Tokens, one_by_one, run
-from tests.models.zoo import tiny
+from tests.support.engines import Job, Models, Tokens, one_by_one, run
+from tests.support.zoo import tiny
 
 CPU = torch.device("cpu")
 LARGEST_HEAD = 600

@@ -17,9 +17,9 @@ from paceline.kernels.native.step_structures import Cells, MoveCells
 from paceline.kernels.native.structures import Code, address
 from paceline.runner.native.buffers import pools_of
 from paceline.sampling import BANNED
-from tests.kernels.native import needs_library, on_threads
 from tests.runner.accept_rounds import Rounds, World, several
 from tests.runner.steps import MAX_LEN, VOCAB, Part, make_part
+from tests.support.native import needs_library, on_threads
 
 Plant = Callable[[World], None]
 

@@ -15,10 +15,10 @@ from paceline.models import load_model
 from paceline.runner import Choice, resolve_impl
 from paceline.runner.executor import TorchExecutor
 from paceline.runner.native import NativeExecutor, obstacle, pack_weights
-from tests.checkpoints import tiny_gpt2
-from tests.invariance.engines import Job, Models, one_by_one, run
-from tests.kernels.native import needs_library
-from tests.models.zoo import BASE, VOCAB_SIZE, dynamic, phi3_longrope, random_tokens, tiny
+from tests.support.checkpoints import tiny_gpt2
+from tests.support.engines import Job, Models, one_by_one, run
+from tests.support.native import needs_library
+from tests.support.zoo import BASE, VOCAB_SIZE, dynamic, phi3_longrope, random_tokens, tiny
 
 CPU = torch.device("cpu")
 VARIANTS = {

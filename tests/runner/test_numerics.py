@@ -13,9 +13,9 @@ from paceline.runner.executor import TorchExecutor
 from paceline.runner.impl import model_impls
 from paceline.runner.native import NativeExecutor
 from paceline.runner.numerics import MANY_ROWS, FastExecutor
-from tests.invariance.engines import Job, Models, one_by_one, run
-from tests.kernels.native import needs_library
-from tests.models.zoo import random_tokens, tiny
+from tests.support.engines import Job, Models, one_by_one, run
+from tests.support.native import needs_library
+from tests.support.zoo import random_tokens, tiny
 
 PROMPTS = [tuple(random_tokens(length, seed=length)) for length in (2, MANY_ROWS - 1, MANY_ROWS, MANY_ROWS + 9)]
 

@@ -14,8 +14,8 @@ from paceline.core.step import DraftTrees
 from paceline.kernels.native.step_structures import PrepareRows
 from paceline.runner.native.prepared_rows import PreparedRows
 from paceline.runner.rows import RowSpec
-from tests.kernels.native import needs_library
 from tests.runner.row_scenes import SHIFT, Native, One, Plant, Scene, World, scenes
+from tests.support.native import needs_library
 
 
 def seen(visible: int, words: np.ndarray, context: int) -> frozenset[int]:

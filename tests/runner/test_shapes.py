@@ -21,11 +21,11 @@ from paceline.models import load_model
 from paceline.runner import Choice, resolve_impl
 from paceline.runner.native import obstacle
 from paceline.runner.native.sizes import size_obstacle
-from tests.checkpoints import tiny_gpt2, tiny_llama
-from tests.engine.helpers import begin, greedy, make, tokens_of
-from tests.invariance.engines import Models, run
-from tests.kernels.native import needs_library, on_threads
 from tests.runner.shapes import CPU, distance, draw, passes
+from tests.support.calls import begin, greedy, make, tokens_of
+from tests.support.checkpoints import tiny_gpt2, tiny_llama
+from tests.support.engines import Models, run
+from tests.support.native import needs_library, on_threads
 
 COUNT = int(os.environ.get("PACELINE_SHAPES", "16"))
 SEED = int(os.environ.get("PACELINE_SHAPES_SEED", "1"))

@@ -14,9 +14,9 @@ from paceline.core.step import DraftTrees
 from paceline.kernels.native.step_structures import GrowChain, GrowTree
 from paceline.runner.rows import RowSpec
 from paceline.sampling import NAN
-from tests.kernels.native import needs_library
 from tests.runner.growth import Growing, Growth, growths
 from tests.runner.steps import VOCAB
+from tests.support.native import needs_library
 
 
 def check_chains(growth: Growth, plant: Callable[[GrowChain], None] | None = None) -> None:

@@ -9,10 +9,10 @@ import torch
 
 from paceline.layers.placement import Placement
 from paceline.models import CausalLM, load_model
-from tests.checkpoints import full_logits
-from tests.invariance.engines import Job, Models, run
-from tests.kernels.native import needs_library
-from tests.models.zoo import VOCAB_SIZE, random_tokens, tiny
+from tests.support.checkpoints import full_logits
+from tests.support.engines import Job, Models, run
+from tests.support.native import needs_library
+from tests.support.zoo import VOCAB_SIZE, random_tokens, tiny
 
 TOKENS = torch.randperm(VOCAB_SIZE, generator=torch.Generator().manual_seed(3))[:23]
 CPU = Placement(torch.float32, torch.device("cpu"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sampling.seating import Room
+from tests.support.seating import Room
 
 
 @pytest.fixture(params=["auto", "torch"])

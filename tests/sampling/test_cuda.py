@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from paceline.kernels.philox import Domain, gumbel, gumbel_rows, uniform
-from tests.sampling.seating import Room, make_request, random_logits, rows_of
 from tests.sampling.test_scores import BATCH
+from tests.support.seating import Room, make_request, random_logits, rows_of
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

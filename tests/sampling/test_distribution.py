@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.sampling.oracle import probabilities, processed
-from tests.sampling.seating import Room, make_request, many_rows, random_logits, rows_of
+from tests.support.oracle import probabilities, processed
+from tests.support.seating import Room, make_request, many_rows, random_logits, rows_of
 
 pytestmark = pytest.mark.usefixtures("each_sampler")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.sampling.seating import VOCAB, Room, random_logits
+from tests.support.seating import VOCAB, Room, random_logits
 
 pytestmark = pytest.mark.usefixtures("each_sampler")
 

@@ -8,7 +8,7 @@ from paceline.kernels.philox import Domain
 from paceline.sampling.processors.penalties import Penalties
 from paceline.sampling.samplers import in_native, in_torch
 from paceline.sampling.scores import BANNED, best_tokens
-from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
+from tests.support.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 
 pytestmark = pytest.mark.usefixtures("each_sampler")
 

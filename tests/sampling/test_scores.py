@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from paceline.core.params import SamplingParams
-from tests.sampling.oracle import processed
-from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, random_logits, rows_of
+from tests.support.oracle import processed
+from tests.support.seating import VOCAB, Room, chain_rows, make_request, random_logits, rows_of
 
 pytestmark = pytest.mark.usefixtures("each_sampler")
 

@@ -11,10 +11,10 @@ from paceline.sampling.processors import processors
 from paceline.sampling.processors.bad_words import BadWords
 from paceline.sampling.processors.base import Stateless
 from paceline.sampling.processors.penalties import Penalties
-from tests.sampling.oracle import processed
-from tests.sampling.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 from tests.sampling.test_distribution import PAIR_THRESHOLD, pair_statistic, sampled
 from tests.sampling.test_scores import check_path_is_exact
+from tests.support.oracle import processed
+from tests.support.seating import VOCAB, Room, chain_rows, make_request, many_rows, random_logits, rows_of
 
 pytestmark = pytest.mark.usefixtures("each_sampler")
 

@@ -12,9 +12,9 @@ from paceline.core.call import CallOptions
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.scheduling.pacer import FEWEST_ROWS, FIRST_ROWS, NO_BOUND, OUTDATED, ChunkPacer
-from tests.engine.helpers import answers, assert_idle, begin, finish, random_prompt, seeded
-from tests.invariance import proposers
-from tests.invariance.engines import Models
+from tests.support import proposers
+from tests.support.calls import answers, assert_idle, begin, finish, random_prompt, seeded
+from tests.support.engines import Models
 
 VOCAB = 61
 TARGET = 0.05

@@ -11,9 +11,9 @@ from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.scheduling.policies.fair import OUTPUT_WEIGHT
-from tests.engine.helpers import answers, assert_idle, begin, finish, greedy, random_prompt, seeded
-from tests.invariance import proposers
-from tests.invariance.engines import Models
+from tests.support import proposers
+from tests.support.calls import answers, assert_idle, begin, finish, greedy, random_prompt, seeded
+from tests.support.engines import Models
 
 VOCAB = 61
 SPECULATION: dict[str, Any] = {

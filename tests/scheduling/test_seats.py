@@ -9,8 +9,8 @@ import pytest
 from paceline.core.call import CallOptions
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from tests.engine.helpers import answers, assert_idle, begin, finish, random_prompt, seeded
-from tests.invariance.engines import Models
+from tests.support.calls import answers, assert_idle, begin, finish, random_prompt, seeded
+from tests.support.engines import Models
 
 VOCAB = 61
 POLICIES = ("fcfs", "priority", "fair")

@@ -8,8 +8,8 @@ import pytest
 
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
-from tests.server.processes import serving
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.server_process import serving
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.server.calling import HELLO, assert_error, call, chat, complete, events
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error, call, chat, complete, events
+from tests.support.scripted_engine import ScriptedEngine
 
 ANSWER = "Hello wörld, this is an answer."
 METRICS = {

@@ -13,9 +13,9 @@ import pytest
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
 from paceline.server import chat_completions
-from tests.server.calling import HELLO, JSON, assert_error, call, complete
-from tests.server.live import call_body, live, post
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, JSON, assert_error, call, complete
+from tests.support.live_service import call_body, live, post
+from tests.support.scripted_engine import ScriptedEngine
 
 HOST = b"Host: localhost\r\n"
 CHUNKED = b"POST /chat HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"

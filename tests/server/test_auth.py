@@ -15,9 +15,9 @@ from paceline.core.errors import ConfigError
 from paceline.core.service_config import ServiceConfig
 from paceline.server import create_app
 from paceline.server.doors import PUBLIC_PATHS, KeyRing
-from tests.server.calling import HELLO, assert_error
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 KEY, OTHER = "sk-local-0123456789", "sk-other-9876543210"
 CONFIG = ServiceConfig(api_key=(KEY, OTHER))

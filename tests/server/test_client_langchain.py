@@ -8,8 +8,8 @@ import warnings
 import openai
 import pytest
 
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

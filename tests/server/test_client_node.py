@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.live import eventually, live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.live_service import eventually, live
+from tests.support.scripted_engine import ScriptedEngine
 
 HERE = Path(__file__).parent / "node"
 NODE = shutil.which("node")

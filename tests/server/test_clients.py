@@ -14,9 +14,9 @@ import openai
 import pytest
 
 from paceline.core.service_config import Limits
-from tests.server.calling import HELLO
-from tests.server.live import eventually, live, served
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO
+from tests.support.live_service import eventually, live, served
+from tests.support.scripted_engine import ScriptedEngine
 
 FIELDS = {"max_tokens": 12, "temperature": 1.0, "seed": 5, "extra_body": {"ignore_eos": True}}
 PROMPTS = [[40, 41, 42, 43, 44, 45], [50, 51, 52, 53], [60, 61, 62, 63, 64]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paceline.server.legacy_logprobs import LegacyLogprobs
-from tests.server.calling import HELLO, assert_error, events, post
-from tests.server.scripted_engine import ScriptedEngine
-from tests.text.tokenizers_for_tests import KINDS, byte_level
+from tests.support.http_calls import HELLO, assert_error, events, post
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.tokenizers import KINDS, byte_level
 
 ANSWER = "Hello wörld, this is an answer."
 PATH = "/v1/completions"

@@ -12,8 +12,8 @@ import pytest
 
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
-from tests.server.calling import HELLO
-from tests.server.live import eventually, is_idle, live, post, read_reply
+from tests.support.http_calls import HELLO
+from tests.support.live_service import eventually, is_idle, live, post, read_reply
 
 CALLS = {
     "chat completion": ("/v1/chat/completions", {"messages": HELLO}),

@@ -17,15 +17,15 @@ import httpx
 import pytest
 
 from paceline.core.service_config import Limits
-from tests.server.calling import HELLO, assert_error
-from tests.server.live import PATIENCE, call_body, eventually, live, post
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error
+from tests.support.live_service import PATIENCE, call_body, eventually, live, post
+from tests.support.scripted_engine import ScriptedEngine
 
 SERVE = """
 import sys
 from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import serve
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine
 
 words, pause, drain_seconds = sys.argv[1:]
 engine = ScriptedEngine("word " * int(words), pause=float(pause))

@@ -7,8 +7,8 @@ import base64
 import numpy as np
 import pytest
 
-from tests.server.calling import HELLO, assert_error, post
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error, post
+from tests.support.scripted_engine import ScriptedEngine
 
 ENGINE = ScriptedEngine()
 

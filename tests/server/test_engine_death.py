@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from paceline.cli.loopback import running_service
-from tests.checkpoints import tiny_llama, tiny_tokenizer
-from tests.waiting import wait_for
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
+from tests.support.waiting import wait_for
 
 BODY = {"message": "Hello", "stream": True, "max_tokens": 1500, "ignore_eos": True}
 

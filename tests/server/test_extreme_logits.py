@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paceline.engine.worker import EngineWorker
-from tests.checkpoints import edit_json, tiny_gpt2, tiny_tokenizer
-from tests.engine.helpers import make
-from tests.server.calling import assert_error, complete, events, post
+from tests.support.calls import make
+from tests.support.checkpoints import edit_json, tiny_gpt2, tiny_tokenizer
+from tests.support.http_calls import assert_error, complete, events, post
 
 SIZE = 320
 HUGE, BEYOND = (3e38, 0.0), (3e38, 3e38)

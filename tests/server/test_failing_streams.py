@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from paceline.core.errors import EngineDeadError
-from tests.server.calling import HELLO
-from tests.server.live import eventually, live, served
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO
+from tests.support.live_service import eventually, live, served
+from tests.support.scripted_engine import ScriptedEngine
 
 FAULTS = {
     "request fails": ("error", "generation_failed"),

@@ -13,8 +13,8 @@ import pytest
 from paceline.core.errors import ConfigError, EngineDeadError
 from paceline.server import Limits, create_app
 from paceline.server.run import listen
-from tests.server.calling import HELLO, assert_error, complete, events
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error, complete, events
+from tests.support.scripted_engine import ScriptedEngine
 
 FAULTS = [
     (EngineDeadError("secret /srv/path"), 503, "engine_dead"),

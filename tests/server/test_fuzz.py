@@ -16,9 +16,9 @@ from paceline import LLM
 from paceline.core.service_config import Limits
 from paceline.engine.worker import EngineWorker
 from paceline.server import tokens
-from tests.server.calling import call
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import call
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 CONTEXT = 48
 CHECKS = [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.processes import ROOT, children, endless_loading
-from tests.waiting import gone, wait_for
+from tests.support.server_process import ROOT, children, endless_loading
+from tests.support.waiting import gone, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the engine's process in /proc")
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}

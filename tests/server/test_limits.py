@@ -12,8 +12,8 @@ import pytest
 
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import Limits
-from tests.server.live import call_body, closed, drip, eventually, live, post, read_reply
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.live_service import call_body, closed, drip, eventually, live, post, read_reply
+from tests.support.scripted_engine import ScriptedEngine
 
 SOON = Limits(
     header_seconds=0.5,

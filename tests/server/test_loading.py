@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.checkpoints import tiny_llama, tiny_tokenizer
-from tests.server.calling import assert_error
-from tests.server.processes import ROOT, endless_loading
-from tests.waiting import wait_for
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
+from tests.support.http_calls import assert_error
+from tests.support.server_process import ROOT, endless_loading
+from tests.support.waiting import wait_for
 
 PATHS = ["/ready", "/health", "/version", "/metrics", "/v1/models", "/nowhere"]
 

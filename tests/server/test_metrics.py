@@ -17,8 +17,8 @@ from paceline.core.errors import PacelineError
 from paceline.server import create_app
 from paceline.server.admission import Visit
 from paceline.server.calls import Call
-from tests.server.calling import HELLO, JSON, call
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, JSON, call
+from tests.support.scripted_engine import ScriptedEngine
 
 
 def figures(engine, *bodies, dead=False):

@@ -13,8 +13,8 @@ from paceline.core.errors import InvalidRequestError
 from paceline.server import create_app, schemas
 from paceline.server.schemas import answers
 from paceline.server.schemas.generation import NO_LIMIT
-from tests.server.calling import HELLO, call, post
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, call, post
+from tests.support.scripted_engine import ScriptedEngine
 
 EXAMPLES = {
     "/v1/chat/completions": ({"messages": HELLO, "logprobs": True, "top_logprobs": 1}, answers.ChatCompletion),

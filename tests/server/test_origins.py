@@ -9,9 +9,9 @@ import pytest
 
 from paceline.core.service_config import ServiceConfig
 from paceline.server import create_app
-from tests.server.calling import HELLO, assert_error
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 KEY = "sk-0123456789"
 ORIGIN = "https://app.example.org"

@@ -12,9 +12,9 @@ from paceline.core.service_config import Limits, ServiceConfig
 from paceline.server import create_app
 from paceline.server.admission import LONGEST_RETRY, Limiter
 from paceline.server.errors import ApiError
-from tests.server.calling import HELLO, JSON, assert_error, call
-from tests.server.live import eventually, live, post, read_reply
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, JSON, assert_error, call
+from tests.support.live_service import eventually, live, post, read_reply
+from tests.support.scripted_engine import ScriptedEngine
 
 BODY = {"model": "scripted", "messages": HELLO}
 

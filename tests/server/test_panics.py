@@ -11,11 +11,11 @@ import pytest
 from paceline import LLM
 from paceline.engine.worker import EngineWorker
 from paceline.server import create_app
-from tests.checkpoints import tiny_llama, tiny_tokenizer
-from tests.engine.panicking import TRAP, add_decoder_trap, add_trap, panic
-from tests.server.calling import assert_error, call
-from tests.server.processes import serving
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.checkpoints import tiny_llama, tiny_tokenizer
+from tests.support.http_calls import assert_error, call
+from tests.support.panicking import TRAP, add_decoder_trap, add_trap, panic
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.server_process import serving
 
 TROUBLED = [{"role": "user", "content": TRAP}]
 ENDLESS = {"ignore_eos": True, "max_tokens": 600, "temperature": 1.0, "seed": 1}

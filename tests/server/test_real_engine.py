@@ -15,9 +15,9 @@ import pytest
 
 from paceline import RequestOutput, SamplingParams
 from paceline.engine.worker import EngineWorker
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
-from tests.engine.helpers import assert_idle, make
-from tests.server.calling import call, events, post
+from tests.support.calls import assert_idle, make
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.http_calls import call, events, post
 
 TEXTS = ["The quick brown fox", "naïve café, 東京, 🙂.", "What is the capital of France?"]
 

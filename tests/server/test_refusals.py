@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 
 from paceline.server import Limits
-from tests.server.calling import HELLO, JSON, assert_error, call, chat, complete
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, JSON, assert_error, call, chat, complete
+from tests.support.scripted_engine import ScriptedEngine
 
 ENGINE = ScriptedEngine()
 BIG = 10**30

@@ -11,9 +11,9 @@ import pytest
 from paceline.core.errors import ConfigError
 from paceline.core.service_config import ServiceConfig
 from paceline.server import logs
-from tests.server.calling import HELLO, JSON, call, complete
-from tests.server.live import live, post
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, JSON, call, complete
+from tests.support.live_service import live, post
+from tests.support.scripted_engine import ScriptedEngine
 
 SAFE = ["a", "trace-1_2.3", "x" * 64, "00000000-0000-4000-8000-000000000000"]
 UNSAFE = ["", "x" * 65, "a b", "a\tb", "a;b", "<script>", "ä", "../x", "a,b", '"', "%0a", "\x1b[31m", "a=b"]

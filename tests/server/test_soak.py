@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.live import eventually
+from tests.support.live_service import eventually
 
 AT_ONCE = 12
 LEFT = 0.3

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from paceline.core.service_config import ServiceConfig
-from tests.server.calling import HELLO, JSON, assert_error, call, complete, events, post
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
 from tests.server.test_auth import ask_all, bearer
+from tests.support.http_calls import HELLO, JSON, assert_error, call, complete, events, post
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 NAMES = ServiceConfig(served_model_name=("gpt-4o", "own/name"))
 GETS = ["/health", "/ready", "/version", "/stats", "/metrics", "/openapi.json", "/v1/models", "/v1/models/scripted"]

@@ -10,8 +10,8 @@ import httpx
 import paceline
 from paceline.core.errors import EngineStalledError
 from paceline.server import create_app
-from tests.server.calling import assert_error, call
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import assert_error, call
+from tests.support.scripted_engine import ScriptedEngine
 
 
 def test_version():

@@ -8,9 +8,9 @@ import httpx
 import openai
 import pytest
 
-from tests.server.calling import HELLO, assert_error, chat, complete, events, post
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, assert_error, chat, complete, events, post
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj\rk\nl\x00m\x7fn\u0600o\U0001f600"
 """Everything that ends a line for somebody, and some characters that do not."""

@@ -9,10 +9,10 @@ import openai
 import pytest
 
 from paceline.core.service_config import ServiceConfig
-from tests.server.calling import HELLO, assert_error, call, chat, complete, post
-from tests.server.live import live
-from tests.server.scripted_engine import ScriptedEngine
 from tests.server.test_metrics import figures
+from tests.support.http_calls import HELLO, assert_error, call, chat, complete, post
+from tests.support.live_service import live
+from tests.support.scripted_engine import ScriptedEngine
 
 REFUSE = ServiceConfig(unknown_fields="refuse")
 IGNORED = "x-ignored-fields"

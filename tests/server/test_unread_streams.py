@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from paceline.server import create_app, sse
-from tests.server.calling import HELLO
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO
+from tests.support.scripted_engine import ScriptedEngine
 
 CALLS: dict[str, dict[str, Any]] = {
     "/chat": {"message": "hello"},

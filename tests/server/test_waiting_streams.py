@@ -13,9 +13,9 @@ from paceline import LLM
 from paceline.engine.worker import EngineWorker
 from paceline.server import service as service_room
 from paceline.server import sse
-from tests.server.calling import HELLO, events
-from tests.server.live import eventually, live
-from tests.server.scripted_engine import ScriptedEngine
+from tests.support.http_calls import HELLO, events
+from tests.support.live_service import eventually, live
+from tests.support.scripted_engine import ScriptedEngine
 
 CALLS = {
     "/chat": {"message": "hello"},

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paceline.models import load_model
-from tests.checkpoints import perturb, tiny_llama
-from tests.invariance.engines import Models
 from tests.speculation.joint import VOCAB, Oracle
+from tests.support.checkpoints import perturb, tiny_llama
+from tests.support.engines import Models
 
 
 def _reversed(source: Path, out: Path) -> None:

@@ -14,8 +14,8 @@ from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.intake import Intake
 from paceline.models import CausalLM
-from tests.checkpoints import full_logits
-from tests.sampling.oracle import probabilities, processed
+from tests.support.checkpoints import full_logits
+from tests.support.oracle import probabilities, processed
 
 VOCAB = 8
 LENGTH = 4

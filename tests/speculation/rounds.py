@@ -11,7 +11,7 @@ import torch
 from paceline.core.batch import SampleRows
 from paceline.core.step import DraftTrees
 from paceline.speculation import Verifier
-from tests.sampling.seating import Room, make_request
+from tests.support.seating import Room, make_request
 
 SPACING = 1000
 """Requests are one request at output indexes this far apart: their noise has nothing in common."""

@@ -9,7 +9,7 @@ import pytest
 
 from paceline import LLM, SamplingParams
 from paceline.cli.main import run
-from tests.checkpoints import perturb, tiny_llama, tiny_tokenizer
+from tests.support.checkpoints import perturb, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

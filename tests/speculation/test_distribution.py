@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.invariance.engines import Models
 from tests.speculation import plants
 from tests.speculation.joint import DEVIATIONS, Controls, Oracle, deviations, expected_deviations, sampled
+from tests.support.engines import Models
 
 PENALTIES = {"presence_penalty": 0.9, "frequency_penalty": 0.6, "repetition_penalty": 1.3}
 GRID: list[Controls] = [

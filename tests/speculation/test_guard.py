@@ -12,8 +12,8 @@ import torch
 
 from paceline.core.params import SamplingParams
 from paceline.core.step import DraftTrees
-from tests.invariance.engines import Job, Models, run
 from tests.speculation.joint import DEVIATIONS, PROMPT, VOCAB, Oracle, deviations, sampled
+from tests.support.engines import Job, Models, run
 
 Fault = Callable[[DraftTrees], Any]
 

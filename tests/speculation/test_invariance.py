@@ -14,13 +14,13 @@ from paceline.core.call import CallOptions
 from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.engine.intake import Intake
-from tests.invariance.cases import SAMPLING
 from tests.invariance.conftest import llama  # noqa: F401 - fixtures
-from tests.invariance.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts, run
 from tests.invariance.test_controls import (
     drafter_forgets_the_token_after_its_last_draft,
     drafter_keeps_one_rejected_token,
 )
+from tests.support.cases import SAMPLING
+from tests.support.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts, run
 
 SPECULATION: dict[str, dict[str, Any]] = {
     "near": {"method": "draft_model", "model": "near", "num_speculative_tokens": 3},

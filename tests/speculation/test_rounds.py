@@ -13,10 +13,10 @@ from paceline.kernels import philox
 from paceline.kernels.philox import Domain
 from paceline.speculation.verify import BlockVerifier, TokenVerifier
 from paceline.speculation.verify.ratio import RatioVerifier
-from tests.sampling.seating import Room, make_request, many_rows, random_logits
 from tests.speculation import plants
 from tests.speculation.joint import DEVIATIONS, distance
 from tests.speculation.rounds import texts
+from tests.support.seating import Room, make_request, many_rows, random_logits
 
 COUNT = 15_000
 LENGTH = 3

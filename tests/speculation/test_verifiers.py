@@ -18,9 +18,9 @@ from paceline.sampling import Pipeline
 from paceline.speculation import verifiers
 from paceline.speculation.verify import BlockVerifier, TokenVerifier
 from paceline.speculation.verify.chains import Chains
-from tests.invariance.engines import Job, Models, run
-from tests.sampling.seating import Room, chain_rows, make_request, random_logits
 from tests.speculation import plants
+from tests.support.engines import Job, Models, run
+from tests.support.seating import Room, chain_rows, make_request, random_logits
 
 VOCAB = 9
 RULES = [TokenVerifier(), BlockVerifier()]

@@ -14,8 +14,8 @@ from paceline import LLM, SamplingParams
 from paceline.core.errors import CheckpointError
 from paceline.models import load_config
 from paceline.text import Tokenizer, bad_word_ids
-from tests.checkpoints import edit_json, tiny_llama
-from tests.text.tokenizers_for_tests import byte_fallback, byte_level, unigram, write_byte_level
+from tests.support.checkpoints import edit_json, tiny_llama
+from tests.support.tokenizers import byte_fallback, byte_level, unigram, write_byte_level
 
 TEXTS = ["a<x> b", "a <x>  b<y>c", "<x><y><z>", "dog<z>y z", "hello<|end|> <x>the", "<X> a"]
 FLAGS = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paceline.core.errors import InvalidRequestError
 from paceline.templates import ChatTemplate
-from tests.text.tokenizers_for_tests import byte_fallback, byte_level, of
+from tests.support.tokenizers import byte_fallback, byte_level, of
 
 FEW = settings(max_examples=80, deadline=None)
 TURN = [{"role": "user", "content": "hello"}]

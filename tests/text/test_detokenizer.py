@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from paceline.core.params import SamplingParams
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stream_decoder import BROKEN
-from tests.text.tokenizers_for_tests import KINDS, byte_fallback, byte_level
+from tests.support.tokenizers import KINDS, byte_fallback, byte_level
 
 FEW = settings(max_examples=60, deadline=None)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text(

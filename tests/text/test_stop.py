@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from paceline.core.params import SamplingParams
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopMatcher
+from tests.support.tokenizers import byte_level
 from tests.text.test_detokenizer import stream
-from tests.text.tokenizers_for_tests import byte_level
 
 FEW = settings(max_examples=150, deadline=None)
 stops = st.lists(st.text("abé", min_size=1, max_size=5), min_size=1, max_size=4)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from paceline.core.errors import CheckpointError, InvalidRequestError
 from paceline.text import Tokenizer, bad_word_ids, token_bytes, token_text
-from tests.text.tokenizers_for_tests import CHAT, byte_fallback, byte_level, of, unigram, write_byte_level
+from tests.support.tokenizers import CHAT, byte_fallback, byte_level, of, unigram, write_byte_level
 
 
 def test_a_directory(tmp_path):

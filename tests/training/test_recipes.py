@@ -122,7 +122,7 @@ def test_transformers_and_paceline_load_the_result_with_equal_logits(toy, drafts
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
     from paceline.models import load_model  # noqa: PLC0415
-    from tests.checkpoints import full_logits  # noqa: PLC0415
+    from tests.support.checkpoints import full_logits  # noqa: PLC0415
 
     for path in (toy.target, drafts["draft"][0].out):
         ids = AutoTokenizer.from_pretrained(path).apply_chat_template(
