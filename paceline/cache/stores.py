@@ -16,6 +16,8 @@ class KVStore(Protocol):
     """The K/V cells of one layer group. A cell is addressed by (page, offset), or by page * page_size + offset."""
 
     page_size: int
+    features: torch.Tensor | None
+    """f[page, slot, F] what else is kept of each token, for drafters."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -54,9 +56,18 @@ class DenseStore:
     """K/V kept as they are, in one floating-point type."""
 
     def __init__(
-        self, specs: list[LayerSpec], *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        specs: list[LayerSpec],
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        feature_size: int = 0,
     ) -> None:
         self.page_size = page_size
+        shape, wide = (num_pages, page_size, feature_size), feature_dtype(dtype)
+        self.features = _zeros(shape, wide, device, 2 * len(specs)) if feature_size else None
         self._k, self._v = (
             [
                 _zeros((num_pages, spec.num_kv_heads, page_size, spec.head_dim), dtype, device, 2 * layer + part)
@@ -67,7 +78,12 @@ class DenseStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(cells.numel() * cells.element_size() for cells in (*self._k, *self._v))
+        return sum(cells.numel() * cells.element_size() for cells in self._memory)
+
+    @property
+    def _memory(self) -> list[torch.Tensor]:
+        """Page by page."""
+        return [*self._k, *self._v] + ([] if self.features is None else [self.features])
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, pages: torch.Tensor, offsets: torch.Tensor) -> None:
         cells_k, cells_v = self._k[layer], self._v[layer]
@@ -85,13 +101,15 @@ class DenseStore:
         to_page, to_offset = target // self.page_size, target % self.page_size
         for cells in (*self._k, *self._v):
             cells[to_page, :, to_offset] = cells[from_page, :, from_offset]
+        if self.features is not None:
+            self.features[to_page, to_offset] = self.features[from_page, from_offset]
 
     def copy_page(self, source: int, target: int) -> None:
-        for cells in (*self._k, *self._v):
+        for cells in self._memory:
             cells[target] = cells[source]
 
     def clear_pages(self, pages: list[int]) -> None:
-        for cells in (*self._k, *self._v):
+        for cells in self._memory:
             cells[pages] = 0
 
 
@@ -117,6 +135,12 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
     return torch.frombuffer(room, dtype=torch.uint8, offset=skew).view(dtype).view(shape)
 
 
-def page_bytes(specs: list[LayerSpec], page_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one page over all layers of a group, K and V."""
-    return sum(2 * spec.num_kv_heads * spec.head_dim * page_size * dtype.itemsize for spec in specs)
+def feature_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of features beside K/V of ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def page_bytes(specs: list[LayerSpec], page_size: int, dtype: torch.dtype, feature_size: int = 0) -> int:
+    """Bytes of one page over all layers of a group: K, V and features."""
+    cells = sum(2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize for spec in specs)
+    return page_size * (cells + feature_size * feature_dtype(dtype).itemsize)

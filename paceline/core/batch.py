@@ -59,6 +59,7 @@ class Output:
     """What a forward pass returns: logits f[R, V] of the logit rows, then of the prompt rows; tapped features."""
 
     logits: torch.Tensor
+    hidden: torch.Tensor | None = None  # f[T, D] after the final norm
     prompt_logits: torch.Tensor | None = None
     features: torch.Tensor | None = None
     pooled: torch.Tensor | None = None  # f[pooled rows, D] after the final norm
@@ -72,3 +73,5 @@ class Verdict:
     path: list[list[int]]  # accepted draft nodes, in order
     rows: list[list[int]]  # per token, the logit row (index into logit_rows) that it was sampled from
     dead_ends: set[int] = field(default_factory=set)  # requests without a token because their controls allow none
+    samples: Int64 | None = None  # [B, N + 1] match's sample behind the last known token and each node; -1: no row
+    best: Int32 | None = None  # [B, N + 1, num_best] the likeliest tokens there, best first; -1: no row

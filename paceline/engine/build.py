@@ -136,13 +136,20 @@ def _prefix_index(config: EngineConfig, kind: CacheKind, groups: Sequence[KVGrou
     return prefix_indexes["lru" if usable else "none"](allocators, kind.page_size, most)
 
 
+def feature_size(proposer: GuardedProposer | None) -> int:
+    """Numbers per token that are kept of the target for the drafter."""
+    kept = None if proposer is None else proposer.inner.needs.features
+    return 0 if kept is None else kept.size
+
+
 def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:
     """Lays out memory for the target and the drafter and wires everything into one engine."""
     verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
     proposer = make_proposer(config, target, load)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     max_len = context_length(config, target)
-    groups, cache = _memory(config, models, max_len + most_nodes(config, proposer), device)
+    max_slots = max_len + most_nodes(config, proposer)
+    groups, cache = _memory(config, models, max_slots, device, feature_size(proposer))
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)
@@ -150,10 +157,13 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     runners = [ModelRunner(m, part, choice=choice, device=device) for (_, m), part in zip(models, groups, strict=True)]
     target_groups = list(range(len(groups[0])))
     if proposer is not None:
+        runners[0].kept = proposer.inner.needs.features
         runner = runners[1] if len(runners) > 1 else None
         own = list(range(len(groups[0]), len(cache.groups)))
         rows, probs = config.max_num_batched_tokens, verifier.needs_probs
-        proposer.bind(ProposerTools(seats, cache, pipeline, runner, own, max_rows=rows, needs_probs=probs))
+        proposer.bind(
+            ProposerTools(seats, cache, pipeline, runner, own, max_rows=rows, target=runners[0], needs_probs=probs)
+        )
     scheduler = Scheduler(
         config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
     )
@@ -177,10 +187,14 @@ def most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
 
 
 def _memory(
-    config: EngineConfig, models: Sequence[tuple[str, CausalLM]], max_slots: int, device: torch.device
+    config: EngineConfig,
+    models: Sequence[tuple[str, CausalLM]],
+    max_slots: int,
+    device: torch.device,
+    features: int,
 ) -> tuple[list[list[KVGroup]], CacheManager]:
     """Each model's layer groups, and the manager of all of them."""
     kind = cache_kinds[config.cache](config.block_size, max_slots)
-    groups = build_groups(config, kind, models, max_slots=max_slots, device=device)
+    groups = build_groups(config, kind, models, max_slots=max_slots, device=device, feature_size=features)
     flat = [group for part in groups for group in part]
     return groups, CacheManager(flat, kind, _prefix_index(config, kind, flat))

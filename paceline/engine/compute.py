@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from paceline.core.batch import Batch, Int32, Output, SampleRows, Verdict
 from paceline.core.outputs import TokenLogprobs
@@ -28,6 +29,7 @@ from paceline.runner import (
 )
 from paceline.sampling import BANNED, Pipeline, Selector
 from paceline.speculation import GuardedProposer, Verifier
+from paceline.speculation.verify.base import by_request
 
 
 class RoundStats(NamedTuple):
@@ -152,7 +154,7 @@ class StepComputation:
         rows = verify_rows(plan, drafts, self.seats, self.runner.groups)
         batch, output = rows.batch, self.runner.forward(rows.batch)
         verdict = self.verifier.verify(output.logits, rows.samples, drafts, batch.sample_start, self.pipeline)
-        verdict = self.selector.select(plan, verdict)
+        verdict = self._with_best(self.selector.select(plan, verdict), output.logits, batch.sample_start, drafts.width)
         nodes = drafts.counts.tolist()
         return StepResult(
             plan,
@@ -167,6 +169,18 @@ class StepComputation:
             logprobs=token_logprobs(self.pipeline, plan, output, verdict),
             prompt_logprobs=tuple(prompt_logprobs(self.pipeline, plan, batch, output)),
         )
+
+    def _with_best(self, verdict: Verdict, logits: torch.Tensor, sample_start: Int32, num_nodes: int) -> Verdict:
+        """Adds the likeliest tokens of each verified row, if the drafter wants them."""
+        count = 0 if self.proposer is None else self.proposer.inner.needs.num_best
+        if not count:
+            return verdict
+        best = np.full((len(sample_start) - 1, num_nodes + 1, count), -1, dtype=np.int32)
+        owners, places = by_request(sample_start)
+        tokens, scores = self.pipeline.best(logits[: len(owners)], min(count, logits.shape[1]))
+        likeliest_first = np.take_along_axis(tokens, np.argsort(-scores, axis=1, kind="stable"), axis=1)
+        best[owners, places, : tokens.shape[1]] = likeliest_first
+        return replace(verdict, best=best)
 
     def _replayed(self, plan: StepPlan, result: GraphResult) -> StepResult:
         sampled = np.flatnonzero(plan.end == self.seats.num_tokens[plan.seats]).tolist()
@@ -200,7 +214,8 @@ def verdict_of(result: GraphResult) -> Verdict:
         first = result.tokens[0, :, 0].tolist()
         dead_ends = {number for number, tokens in enumerate(found) if not tokens and first[number] == BANNED}
     path = [list(range(len(tokens) - 1)) for tokens in found]
-    return Verdict(found, path, [[0] * len(tokens) for tokens in found], dead_ends)
+    rows = [[0] * len(tokens) for tokens in found]
+    return Verdict(found, path, rows, dead_ends, samples=result.samples, best=result.best)
 
 
 def _plain_tokens(result: GraphResult) -> list[list[int]]:

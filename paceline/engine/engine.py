@@ -47,6 +47,7 @@ class Engine:
         self.target_groups = scheduler.target_groups
         self.pacer = StepPacer(config.num_scheduler_steps)
         self.selector = selectors["sample"]
+        num_best = 0 if proposer is None else proposer.inner.needs.num_best
         self.computation = StepComputation(
             seats=seats,
             runner=runner,
@@ -54,7 +55,7 @@ class Engine:
             verifier=verifier,
             proposer=proposer,
             selector=self.selector,
-            graphs=StepGraphs(runner, seats, pipeline, enforce_eager=config.enforce_eager),
+            graphs=StepGraphs(runner, seats, pipeline, enforce_eager=config.enforce_eager, num_best=num_best),
         )
         scheduler.can_repeat = self.computation.can_repeat
         self.committing = StepCommit(

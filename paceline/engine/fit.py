@@ -13,6 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.engine.build import (
     context_length,
     draft_quantization,
+    feature_size,
     impl_choice,
     make_proposer,
     most_nodes,
@@ -70,7 +71,7 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
     max_len = context_length(config, target)
     max_slots = max_len + most_nodes(config, proposer)
     kind = cache_kinds[config.cache](config.block_size, max_slots)
-    plan = plan_memory(config, kind, models, max_slots=max_slots, free=left)
+    plan = plan_memory(config, kind, models, max_slots=max_slots, free=left, feature_size=feature_size(proposer))
     return Fit(
         device=str(device),
         dtype=_name(target.dtype),

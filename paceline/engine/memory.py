@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,8 @@ class GroupPlan:
     window: int | None
     specs: list[LayerSpec]
     dtype: torch.dtype
+    feature_size: int = 0
+    """Numbers per token that are kept for drafters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,13 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig, kind: CacheKind, models: Sequence[tuple[str, CausalLM]], *, max_slots: int, free: int
+    config: EngineConfig,
+    kind: CacheKind,
+    models: Sequence[tuple[str, CausalLM]],
+    *,
+    max_slots: int,
+    free: int,
+    feature_size: int = 0,
 ) -> MemoryPlan:
     """Finds out what fits; the models' weights are not looked at and may have no memory.
 
@@ -66,6 +74,7 @@ def plan_memory(
         models: (name, model), the target first.
         max_slots: of the longest sequence with its draft.
         free: bytes that could still be had.
+        feature_size: numbers per token that are kept of the target for drafters.
 
     Raises:
         ConfigError: too little memory, with what would fit.
@@ -81,7 +90,9 @@ def plan_memory(
         for number, (name, model) in enumerate(models)
         for window, layers in layers_by_lifetime(model.layer_specs).items()
     ]
-    bytes_per_page = sum(page_bytes(group.specs, kind.page_size, group.dtype) for group in groups)
+    if feature_size:
+        groups[_feature_home(groups)] = replace(groups[_feature_home(groups)], feature_size=feature_size)
+    bytes_per_page = sum(page_bytes(group.specs, kind.page_size, group.dtype, group.feature_size) for group in groups)
     per_sequence = -(-max_slots // kind.page_size)
     num_pages = _num_pages(config, kind.page_size, bytes_per_page, per_sequence, free)
     return MemoryPlan(groups, bytes_per_page, per_sequence, num_pages)
@@ -94,9 +105,10 @@ def build_groups(
     *,
     max_slots: int,
     device: torch.device,
+    feature_size: int = 0,
 ) -> list[list[KVGroup]]:
     """Lays out the K/V memory: for each (name, model) its groups, one per attention window."""
-    plan = plan_memory(config, kind, models, max_slots=max_slots, free=free_bytes(device))
+    plan = plan_memory(config, kind, models, max_slots=max_slots, free=free_bytes(device), feature_size=feature_size)
     result: list[list[KVGroup]] = [[] for _ in models]
     for part in plan.groups:
         store = _store(part, plan, kind.page_size, device)
@@ -106,10 +118,21 @@ def build_groups(
     return result
 
 
+def _feature_home(groups: Sequence[GroupPlan]) -> int:
+    """The group of the target that keeps features: one that keeps whole sequences, if there is one."""
+    own = [number for number, group in enumerate(groups) if group.model == 0]
+    return next((number for number in own if groups[number].window is None), own[0])
+
+
 def _store(part: GroupPlan, plan: MemoryPlan, page_size: int, device: torch.device) -> DenseStore:
     try:
         return DenseStore(
-            part.specs, num_pages=plan.num_pages + 1, page_size=page_size, dtype=part.dtype, device=device
+            part.specs,
+            num_pages=plan.num_pages + 1,
+            page_size=page_size,
+            dtype=part.dtype,
+            device=device,
+            feature_size=part.feature_size,
         )
     except MemoryError:
         raise ConfigError(

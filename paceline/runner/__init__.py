@@ -2,12 +2,14 @@
 
 from paceline.runner.batching import verify_rows
 from paceline.runner.capture import CapturedStep, GraphDraft, StepGraphs
-from paceline.runner.eager import DraftStart, EagerBuilder
+from paceline.runner.eager import EagerBuilder
 from paceline.runner.executor import GraphBuilder, GraphResult
+from paceline.runner.features import KeptFeatures
 from paceline.runner.impl import Choice, model_impls, resolve_impl
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.numerics import numerics
 from paceline.runner.rows import Rows, RowSpec, RowState, place
+from paceline.runner.stages import DraftStart
 
 __all__ = [
     "CapturedStep",
@@ -17,6 +19,7 @@ __all__ = [
     "GraphBuilder",
     "GraphDraft",
     "GraphResult",
+    "KeptFeatures",
     "ModelRunner",
     "RowSpec",
     "RowState",

@@ -44,7 +44,8 @@ class GraphDraft:
     name: str
     describe: Callable[[GraphBuilder, int], None]
     """(builder, depth): its stages, for drafts of that depth"""
-    runner: GraphModel
+    runner: GraphModel | None
+    """Whose passes its stages are; None of heads without layers."""
     makes_trees: bool
     start: Int32
     """[B] the first known token that its cache lacks."""
@@ -52,6 +53,8 @@ class GraphDraft:
     """[B] how deep each draft may be."""
     num_nodes: int
     """Most nodes of a draft as deep as the deepest."""
+    feeds_again: bool = False
+    """Accepted nodes are fed again in the next round, as known tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,12 @@ class CapturedStep:
 class StepGraphs:
     """Records rounds and keeps them, by what they draft and how much they have room for."""
 
-    def __init__(self, target: GraphModel, seats: Seats, pipeline: Pipeline, *, enforce_eager: bool) -> None:
+    def __init__(
+        self, target: GraphModel, seats: Seats, pipeline: Pipeline, *, enforce_eager: bool, num_best: int = 0
+    ) -> None:
+        """``num_best``: the likeliest tokens of each verified row that the host is told."""
         self._target, self._seats, self._pipeline = target, seats, pipeline
-        self.enforce_eager = enforce_eager
+        self.enforce_eager, self._num_best = enforce_eager, num_best
         self._graphs: OrderedDict[tuple[Any, ...], KeptGraph] = OrderedDict()
         self.num_captured = 0
 
@@ -97,7 +103,11 @@ class StepGraphs:
         """
         if self.enforce_eager:
             return "enforce_eager"
-        blocked = self._target.executor.obstacle or (draft is not None and draft.runner.executor.obstacle)
+        if self._target.kept is not None or self._num_best:
+            return "what is kept for drafters"
+        blocked = self._target.executor.obstacle
+        if draft is not None and draft.runner is not None:
+            blocked = blocked or draft.runner.executor.obstacle
         if blocked:
             return blocked
         nodes = drafts.width if drafts is not None else draft.num_nodes if draft is not None else 0
@@ -191,11 +201,18 @@ class StepGraphs:
         return GraphSizes(requests, nodes, depth, power_of_two(plan.num_rounds), rows, trees)
 
     def _capture(self, draft: GraphDraft | None, depth: int, sizes: GraphSizes, call: Any) -> StepGraph:
+        target, kept = self._target, self._target.kept
+
         def describe(graph: RoundBuilder) -> None:
             if draft is not None:
                 draft.describe(graph, depth)
-            rows = graph.place(self._target, RowSpec(num_nodes=sizes.nodes))
-            graph.accept(graph.sample(graph.forward(rows).logits, rows))
+            rows = graph.place(target, RowSpec(num_nodes=sizes.nodes))
+            found = graph.forward(rows, taps=() if kept is None else kept.taps)
+            if kept is not None:
+                graph.keep(graph.apply(kept.fuse, rows, kept.source(found.hidden, found.features)), rows)
+            if self._num_best:
+                graph.best(found.logits, rows, self._num_best)
+            graph.accept(graph.sample(found.logits, rows))
 
         with torch.inference_mode():
             return self._target.executor.capture(

@@ -5,52 +5,25 @@ B requests, K levels of the deepest draft, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.runner.executor import Pass
+from paceline.runner.features import feature_group
 from paceline.runner.model_runner import ModelRunner
-from paceline.runner.rows import Rows, RowSpec, RowState, place
+from paceline.runner.rows import RowSpec, RowState, place
+from paceline.runner.stages import DraftStart, StageRows, pass_of, select_drafts, select_state
 from paceline.runner.trees import GrowingTrees
 from paceline.sampling import NAN, Pipeline
 
 Bool = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftStart:
-    """Where B requests stand before they are drafted for."""
-
-    seats: Int32
-    context: Int32
-    """Known tokens."""
-    start: Int32
-    """The first that the drafter's cache lacks; ``context`` of a request that it is not fed."""
-    output_index: Int64
-    """Of the next output token."""
-    depth: Int32
-    """How deep a draft may be."""
-    stop_ids: Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class StageRows:
-    """The rows of a stage, of those requests that have some."""
-
-    runner: ModelRunner
-    numbers: Int64
-    """[A] of these requests, rising."""
-    rows: Rows | None
-    """None where nobody has a row."""
-    sampled: Int64
-    """[R] the request of each sampled row."""
 
 
 class EagerBuilder:
@@ -62,12 +35,13 @@ class EagerBuilder:
         *,
         seats: Seats,
         pipeline: Pipeline,
+        target: ModelRunner,
         num_nodes: int,
         max_rows: int,
         needs_probs: bool = False,
     ) -> None:
         """``needs_probs``: tokens are drawn with noise of their own; the draft carries what they were drawn from."""
-        self._start, self._seats, self._pipeline = start, seats, pipeline
+        self._start, self._seats, self._pipeline, self._target = start, seats, pipeline, target
         self._max_rows, self._needs_probs, self._level = max_rows, needs_probs, 0
         count = len(start.seats)
         shape = count, num_nodes
@@ -80,40 +54,42 @@ class EagerBuilder:
         self.fed_end: Int32 = start.start.copy()
         """[B] slots that hold K/V of known or drafted tokens, of the drafter."""
 
-    def place(self, runner: ModelRunner, spec: RowSpec) -> StageRows:
+    def place(self, runner: ModelRunner | None, spec: RowSpec) -> StageRows:
         state, drafts = self._state(), self._drafts()
         nodes = np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node
-        counts = np.clip(nodes, 0, None) + (state.context - state.start if spec.known else 0)
+        known = np.minimum(state.context - state.start, 1 if spec.last else state.context)
+        counts = np.clip(nodes, 0, None) + (known if spec.known else 0)
         numbers = np.flatnonzero(counts)
         if not len(numbers):
-            return StageRows(runner, numbers, None, numbers)
-        chosen = _select(state, numbers)
-        rows = place(spec, chosen, _select_drafts(drafts, numbers), self._seats, runner.groups)
+            self._stage = stage = StageRows(runner, spec, numbers, None, numbers)
+            return stage
+        chosen = select_state(state, numbers)
+        rows = place(spec, chosen, select_drafts(drafts, numbers), self._seats, runner.groups if runner else ())
         sampled = np.repeat(numbers, np.diff(rows.batch.sample_start))
-        return StageRows(runner, numbers, rows, sampled)
+        self._stage = stage = StageRows(runner, spec, numbers, rows, sampled)
+        return stage
 
-    def forward(self, rows: StageRows, *, taps: tuple[int, ...] = ()) -> Pass:
-        self._stage = rows
+    def forward(self, rows: StageRows, *, taps: tuple[int, ...] = (), inputs: torch.Tensor | None = None) -> Pass:
         if rows.rows is None:
             nothing = torch.zeros(0, 0)
-            return Pass(nothing, nothing, None)
-        found = self._in_pieces(rows, taps)
+            return Pass(nothing, nothing, nothing)
+        found = self._in_pieces(rows, taps, inputs)
         ends = rows.rows.batch.num_slots
         self.fed_end[rows.numbers] = np.maximum(self.fed_end[rows.numbers], ends)
         return found
 
-    def _in_pieces(self, rows: StageRows, taps: tuple[int, ...]) -> Pass:
-        """A pass, or several where there are too many rows for one: then the last rows of every request come last."""
+    def _in_pieces(self, rows: StageRows, taps: tuple[int, ...], inputs: torch.Tensor | None) -> Pass:
+        """A pass, or several where there are too many rows for one."""
         assert rows.rows is not None
+        assert rows.runner is not None
         batch = rows.rows.batch
         if len(batch.token_ids) <= self._max_rows:
-            output = rows.runner.forward(batch, taps)
-            return Pass(output.logits, output.logits, output.features)
-        state = _select(self._state(), rows.numbers)
-        logits = []
+            return pass_of(rows.runner.forward(batch, taps, inputs))
+        state = select_state(self._state(), rows.numbers)
+        found = []
         for number in range(len(rows.numbers)):
-            one = _select(state, np.array([number]))
-            first, end = int(one.start[0]), int(one.context[0])
+            one = select_state(state, np.array([number]))
+            first, end, row = int(one.start[0]), int(one.context[0]), int(batch.row_start[number])
             for piece in range(first, end, self._max_rows):
                 until = min(piece + self._max_rows, end)
                 part = replace(
@@ -122,12 +98,41 @@ class EagerBuilder:
                     context=np.array([until], dtype=np.int32),
                     sampled=one.sampled & (until == end),
                 )
-                placed = place(RowSpec(), part, DraftTrees.empty(1), self._seats, rows.runner.groups)
-                found = rows.runner.forward(placed.batch, taps).logits
-                if len(found):
-                    logits.append(found.clone())  # the next pass takes their memory
-        together = torch.cat(logits) if logits else torch.zeros(0, 0)
-        return Pass(together, together, None)
+                placed = place(rows.spec, part, DraftTrees.empty(1), self._seats, rows.runner.groups)
+                beside = None if inputs is None else inputs[row + piece - first : row + until - first]
+                # The next pass takes the memory of this one.
+                found.append(pass_of(rows.runner.forward(placed.batch, taps, beside), torch.clone))
+        parts = zip(*((part.logits, part.hidden, part.features) for part in found), strict=True)
+        return Pass(*(torch.cat(some) for some in parts))
+
+    def features(self, rows: StageRows) -> torch.Tensor:
+        """f[T, F]"""
+        home = feature_group(self._target.groups)
+        assert home is not None
+        group, features = home
+        if rows.rows is None:
+            return features[:0]
+        seats = self._start.seats[rows.numbers][rows.rows.batch.row_request]
+        cells = self._target.groups[group].cells(seats, np.maximum(rows.rows.slots - 1, 0).astype(np.int32))
+        return features[torch.from_numpy(cells).to(features.device)]
+
+    @staticmethod
+    def inherit(x: torch.Tensor, before: StageRows, rows: StageRows) -> torch.Tensor:
+        """f[T, D]"""
+        if rows.rows is None:
+            return x[:0]
+        assert before.rows is not None
+        batch = before.rows.batch
+        number = np.searchsorted(before.numbers, rows.numbers)[rows.rows.batch.row_request]
+        # Of the rows that are sampled the last known token's is the first, where there is one.
+        place = rows.rows.parents - before.spec.first_node + before.spec.known
+        parent = batch.logit_rows[batch.sample_start[number] + place]
+        return x[torch.from_numpy(parent).to(x.device)]
+
+    def apply(self, module: nn.Module, rows: StageRows, *inputs: torch.Tensor) -> torch.Tensor:
+        if rows.rows is None:
+            return inputs[0][:0]
+        return (rows.runner or self._target).executor.apply(module, *inputs)
 
     def sample(self, logits: torch.Tensor, rows: StageRows) -> Int64:
         """int64[R]"""
@@ -160,11 +165,16 @@ class EagerBuilder:
         self._growing[numbers] = goes_on
         self._limit[numbers] = np.where(goes_on, node + 1, 0)
 
-    def extend_tree(self, logits: torch.Tensor, rows: StageRows, width: int) -> None:
+    def extend_tree(self, logits: torch.Tensor, rows: StageRows, width: int, *, shared: bool = False) -> None:
         if self._trees is None:
             self._trees = GrowingTrees(len(self._start.seats), self._tokens.shape[1])
         level, self._level = self._level, self._level + 1
-        bad = self._trees.extend(self._pipeline, logits, rows.sampled, width, first=level == 0)
+        owners = rows.sampled
+        if shared and level:
+            chosen = np.flatnonzero(self._growing[owners])
+            chosen = np.repeat(chosen, self._trees.level_sizes[owners[chosen]])
+            logits, owners = logits[torch.from_numpy(chosen).to(logits.device)], owners[chosen]
+        bad = self._trees.extend(self._pipeline, logits, owners, width, first=level == 0)
         self._growing &= self._start.depth > level + 1
         if len(bad):
             self._break(bad, 0)
@@ -172,6 +182,11 @@ class EagerBuilder:
             self._trees.counts[bad] = -1
         self._counts[:] = self._trees.counts
         self._limit[:] = np.where(self._growing, self._counts, 0)
+
+    def prune(self, num_nodes: int) -> None:
+        if self._trees is not None:
+            self._trees.prune(num_nodes)
+            self._counts[:] = np.where(self._counts < 0, self._counts, self._trees.counts)
 
     def drafts(self) -> DraftTrees:
         """What has been drafted. The count is -1 where not even the first token is good.
@@ -207,7 +222,7 @@ class EagerBuilder:
         assert self._stage is not None
         seats = self._start.seats[numbers]
         self.fed_end[numbers] = slots
-        for group in self._stage.runner.groups:
+        for group in self._stage.runner.groups if self._stage.runner else ():
             group.move(seats, slots - 1, slots)  # anything finite does
 
     def _state(self) -> RowState:
@@ -220,24 +235,3 @@ class EagerBuilder:
         if not self._level:
             return DraftTrees.empty(len(self._start.seats))
         return DraftTrees.chains(self._tokens[:, : self._level], self._counts)
-
-
-def _select(state: RowState, numbers: Int64) -> RowState:
-    if len(numbers) == len(state.seats):
-        return state
-    return RowState(
-        state.seats[numbers],
-        state.context[numbers],
-        state.start[numbers],
-        state.output_index[numbers],
-        state.sampled[numbers],
-        state.limit[numbers],
-    )
-
-
-def _select_drafts(drafts: DraftTrees, numbers: Int64) -> DraftTrees:
-    if len(numbers) == len(drafts.counts):
-        return drafts
-    if drafts.is_chain:
-        return DraftTrees.chains(drafts.tokens[numbers], drafts.counts[numbers])
-    return DraftTrees(drafts.tokens[numbers], drafts.parents[numbers], drafts.counts[numbers])

@@ -13,9 +13,10 @@ from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.registry import Registry
 from paceline.layers.linear import Linear
 from paceline.models import CausalLM
-from paceline.runner.executor import Executor, TorchExecutor
+from paceline.runner.executor import Executor
 from paceline.runner.native import NativeExecutor, obstacle, obstacle_of_layers, pack_weights, packed_growth
 from paceline.runner.numerics import numerics
+from paceline.runner.torch_executor import TorchExecutor
 
 AUTO = "auto"
 

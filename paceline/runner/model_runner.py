@@ -12,6 +12,8 @@ from paceline.cache.group import KVGroup
 from paceline.core.batch import Batch, Int64, Output
 from paceline.core.layer import LayerSpec
 from paceline.models import CausalLM
+from paceline.runner.executor import Pass
+from paceline.runner.features import KeptFeatures, feature_group
 from paceline.runner.impl import Choice, build_executor
 
 T = TypeVar("T")
@@ -41,20 +43,35 @@ class ModelRunner:
             index_in_group=[home[layer][1] for layer in range(len(home))],
         )
         self.executor = build_executor(choice, model, self.layers, device)
+        self.kept: KeptFeatures | None = None
+        """What every pass leaves behind for a drafter."""
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
+    def forward(self, batch: Batch, taps: tuple[int, ...] = (), inputs: torch.Tensor | None = None) -> Output:
         """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for.
 
+        ``inputs`` f[T, ``input_size``] is what a draft module reads beside the tokens.
         The tensors are valid until the next pass.
         """
-        found = self._unless_cut_short(lambda: self.executor.run(batch, taps))
+        kept = self.kept
+        found = self._unless_cut_short(lambda: self.executor.run(batch, kept.taps if kept else taps, inputs))
+        if kept is not None:
+            self._keep(kept, batch, found)
         return Output(
             logits=found.logits,
+            hidden=found.hidden,
             prompt_logits=self._prompt_logits(found.hidden, batch),
             features=found.features,
             pooled=self._chosen(found.hidden, batch.pooled_rows) if len(batch.pooled_rows) else None,
         )
+
+    def _keep(self, kept: KeptFeatures, batch: Batch, found: Pass) -> None:
+        """Leaves features in the cells of the rows' slots, as attention leaves K/V."""
+        home = feature_group(self.groups)
+        assert home is not None
+        group, features = home
+        rows = self.executor.apply(kept.fuse, kept.source(found.hidden, found.features))
+        features[torch.from_numpy(batch.slots[group]).to(self.device)] = rows.to(features.dtype)
 
     def _unless_cut_short(self, compute: Callable[[], T]) -> T:
         """What ``compute`` returns; what raises may be half planned, and is not planned upon again."""

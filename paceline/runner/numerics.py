@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from paceline.core.batch import Batch
 from paceline.core.registry import Registry
@@ -49,6 +50,9 @@ class FastExecutor:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._few.logits(hidden)
+
+    def apply(self, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._few.apply(module, *inputs)
 
 
 numerics: Registry[Numerics] = Registry("numerics")

@@ -8,6 +8,7 @@ from paceline.attention import LayerMap
 from paceline.cache.group import KVGroup
 from paceline.models import CausalLM
 from paceline.runner.executor import Executor
+from paceline.runner.features import KeptFeatures
 
 
 class GraphModel(Protocol):
@@ -17,3 +18,5 @@ class GraphModel(Protocol):
     layers: LayerMap
     groups: list[KVGroup]
     executor: Executor
+    kept: KeptFeatures | None
+    """What every pass leaves behind for a drafter."""

@@ -21,6 +21,12 @@ class GrowingTrees:
         self._level_start: Int32 = np.full(num_requests, -1, dtype=np.int32)
         """[B] the first node of the last level; -1: the last known token."""
 
+    @property
+    def level_sizes(self) -> Int32:
+        """[B] nodes of the last level."""
+        sizes: Int32 = np.where(self._level_start < 0, 1, self.counts - self._level_start)
+        return sizes
+
     def extend(self, pipeline: Pipeline, logits: torch.Tensor, owners: Int64, width: int, *, first: bool) -> Int64:
         """Adds ``width`` nodes to each tree that has rows in ``logits`` [R, V]; row r is a parent of ``owners[r]``'s.
 

@@ -13,7 +13,7 @@ from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
-from paceline.runner import GraphBuilder, ModelRunner
+from paceline.runner import GraphBuilder, KeptFeatures, ModelRunner
 from paceline.sampling import Pipeline
 
 
@@ -25,6 +25,11 @@ class ProposerNeeds:
     """A model whose layers need K/V memory of their own."""
     makes_trees: bool = False
     """Whether a draft may be anything but a chain; a builder can ask whether the verifier ``takes_trees``."""
+    features: KeptFeatures | None = None
+    """What its stages read of the target, at the slot before each row's. Accepted nodes are then fed again, as known
+    tokens, since only now the target's features are there; so are a prompt's tokens once the target has computed it."""
+    num_best: int = 0
+    """How many of the likeliest tokens behind each verified node ``observe`` is told: ``Verdict.best``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class ProposerTools:
     """The proposer's own layer groups in ``cache``."""
     max_rows: int
     """Most rows a single forward pass may take."""
+    target: ModelRunner
     needs_probs: bool = False
     """The verifier's: drafts are drawn with noise of their own, and carry what they were drawn from."""
 

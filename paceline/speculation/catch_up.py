@@ -7,22 +7,24 @@ import numpy.typing as npt
 
 from paceline.core.batch import Int32, Verdict
 from paceline.core.step import StepPlan
-from paceline.models import CausalLM
-from paceline.speculation.base import ProposerTools
+from paceline.speculation.base import ProposerNeeds, ProposerTools
 
 Bool = npt.NDArray[np.bool_]
 
 
 class DraftCache:
-    """The cache of a drafter with a model.
+    """The cache of a drafter with stages; one without layers caches nothing.
 
     It lacks known tokens for whatever reason: a prompt chunk, the token behind an accepted draft, a while without
     drafting. They are fed first, in the next draft.
     """
 
-    def __init__(self, model: CausalLM, tools: ProposerTools, *, makes_trees: bool) -> None:
-        self.max_positions = model.config.max_position_embeddings
-        self._cache, self._numbers, self._trees = tools.cache, tools.groups, makes_trees
+    def __init__(self, needs: ProposerNeeds, tools: ProposerTools) -> None:
+        self.max_positions = (needs.model or tools.target.model).config.max_position_embeddings
+        self._cache, self._numbers = tools.cache, tools.groups
+        self._reads_features = needs.features is not None
+        self.feeds_again = needs.makes_trees or self._reads_features
+        """Accepted nodes are computed again, as known tokens."""
         self.groups = [tools.cache.groups[index] for index in tools.groups]
         self.written: Int32 = np.zeros(tools.seats.capacity, dtype=np.int32)
         """[S] slots that hold K/V of known tokens, or of drafted ones that may yet be accepted."""
@@ -32,21 +34,25 @@ class DraftCache:
         speculate = np.array([request.group.speculate for request in plan.requests], dtype=np.bool_)
         further = (plan.num_rounds - 1) * (plan.draft_depth + 1)
         fits: Bool = plan.end + plan.draft_depth + further <= self.max_positions
+        if self._reads_features:  # the target has computed all that is known but the last token
+            fits &= plan.start == plan.end - 1
         return speculate & fits
 
     def start(self, plan: StepPlan, active: Bool) -> Int32:
         """[B] the first known token that is fed; the slot behind the last one for a request that is left alone."""
-        cached = self.groups[0].num_cached[plan.seats]
+        cached = self.groups[0].num_cached[plan.seats] if self.groups else plan.end - 1
         found: Int32 = np.where(active, np.minimum(cached, plan.end), plan.end).astype(np.int32)
         return found
 
     def note(self, plan: StepPlan, active: Bool, ends: Int32) -> None:
         """``ends`` int32[B]: slots that hold K/V now, of drafted tokens too. Those of a tree are computed again."""
         seats = plan.seats[active]
-        self.written[seats] = np.minimum(ends, plan.end)[active] if self._trees else ends[active]
+        self.written[seats] = np.minimum(ends, plan.end)[active] if self.feeds_again else ends[active]
 
     def commit(self, plan: StepPlan, verdict: Verdict) -> None:
         """Keeps what was accepted."""
+        if not self.groups:
+            return
         active = self.active(plan)
         seats = plan.seats[active]
         accepted = np.array([len(path) for path in verdict.path], dtype=np.int32)[active]

@@ -42,7 +42,7 @@ class GuardedProposer:
         self.model, self.makes_trees = inner.needs.model, inner.needs.makes_trees
         self.counters = GuardCounters()
         self.cache: DraftCache | None = None
-        """Of a proposer with a model."""
+        """Of a proposer with stages."""
         self._in_a_row = Counter[str]()
         self._nodes = node_table(inner, max_depth)
         self._nodes_by_depth = np.array(self._nodes)
@@ -51,8 +51,8 @@ class GuardedProposer:
     def bind(self, tools: ProposerTools) -> None:
         self.tools = tools
         self._strikes = np.zeros(tools.seats.capacity, dtype=np.int32)
-        if self.model is not None:
-            self.cache = DraftCache(self.model, tools, makes_trees=self.makes_trees)
+        if isinstance(self.inner, DraftsInGraph):
+            self.cache = DraftCache(self.inner.needs, tools)
         self.inner.bind(tools)
 
     def num_nodes(self, depth: int) -> int:
@@ -71,11 +71,19 @@ class GuardedProposer:
         active = self.cache.active(plan)
         if not active.any() or (plan.num_rounds > 1 and (plan.draft_depth[~active] > 0).any()):
             return None
-        assert self.tools.runner is not None
         depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
         nodes = self._nodes[int(depth.max(initial=0))]
         start = self.cache.start(plan, active)
-        return GraphDraft(self.name, inner.draft, self.tools.runner, self.makes_trees, start, depth, nodes)
+        return GraphDraft(
+            self.name,
+            inner.draft,
+            self.tools.runner,
+            self.makes_trees,
+            start,
+            depth,
+            nodes,
+            feeds_again=self.cache.feeds_again,
+        )
 
     def replayed(self, plan: StepPlan, result: GraphResult) -> None:
         """Takes note of drafts that were made in the rounds of a step."""
@@ -131,6 +139,7 @@ class GuardedProposer:
             start,
             seats=tools.seats,
             pipeline=tools.pipeline,
+            target=tools.target,
             num_nodes=self._nodes[deepest],
             max_rows=tools.max_rows,
             needs_probs=tools.needs_probs,

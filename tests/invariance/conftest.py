@@ -20,7 +20,7 @@ def _models(directory, make, **options) -> Models:
     perturb(target, near, 0.03)
     perturb(target, far, 0.15, seed=2)
     load = lambda path: load_model(path, dtype=torch.float64)  # noqa: E731
-    return Models(load(target), {"near": load(near), "far": load(far)})
+    return Models(load(target), {"near": load(near), "far": load(far), "reader": load(near)})
 
 
 @pytest.fixture(scope="session")

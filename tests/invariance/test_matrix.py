@@ -64,7 +64,7 @@ def test_full_product(speculation: str, cache: str, family: str, llama: Models, 
         check(case, {"llama": llama, "gpt2": gpt2}[family])
 
 
-@pytest.mark.parametrize("speculation", ["near", "far", "ngram", "tree", "big_tree"])
+@pytest.mark.parametrize("speculation", ["near", "far", "features", "ngram", "tree", "big_tree"])
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculation: str, llama: Models) -> None:
     """Without this the matrix could pass because nothing was ever accepted, or nothing ever rejected."""
     case = Case(speculation, 4, "mixed", 2048, "page4", 0, "greedy", 1, "sdpa", "llama")

@@ -61,6 +61,7 @@ class Growing:
             self.start,
             seats=self.seats,
             pipeline=Room(vocab=growth.vocab).pipeline,
+            target=None,
             num_nodes=nodes,
             max_rows=10**6,
         )

@@ -184,8 +184,8 @@ def passes(model: CausalLM, impl: str, shape: Shape) -> tuple[list[Tokens], list
     found: list[Seen] = []
     compute = engine.runner.executor.run
 
-    def watched(batch: Batch, taps: tuple[int, ...]) -> Any:
-        result = compute(batch, taps)
+    def watched(batch: Batch, taps: tuple[int, ...], *more: Any) -> Any:
+        result = compute(batch, taps, *more)
         found.append(Seen(batch, result.logits.clone()))
         return result
 

@@ -34,9 +34,10 @@ class Part:
     logits: Sequence[torch.Tensor] = ()
     model: None = None
     executor: None = None
+    kept: None = None
 
-    def forward(self, batch: Batch, taps: tuple[int, ...] = ()) -> Output:
-        return Output(torch.zeros(len(batch.logit_rows), 1))
+    def forward(self, batch: Batch, *_more: object) -> Output:
+        return Output(torch.zeros(len(batch.logit_rows), 1), torch.zeros(len(batch.token_ids), 1))
 
 
 def make_part(

@@ -13,8 +13,8 @@ from paceline.kernels.native import library
 from paceline.layers.linear import Linear
 from paceline.models import load_model
 from paceline.runner import Choice, resolve_impl
-from paceline.runner.executor import TorchExecutor
 from paceline.runner.native import NativeExecutor, obstacle, pack_weights
+from paceline.runner.torch_executor import TorchExecutor
 from tests.support.checkpoints import tiny_gpt2
 from tests.support.engines import Job, Models, one_by_one, run
 from tests.support.native import needs_library
@@ -52,7 +52,7 @@ def passes(model, impl):
     found = []
     compute = one_by_one(engine).runner.executor.run
 
-    def recorded(batch, _taps):
+    def recorded(batch, *_more):
         result = compute(batch, TAPS)
         found.append((result.logits.clone(), result.hidden.clone(), result.features.clone()))
         return result
@@ -108,7 +108,7 @@ def recorded(engine, jobs):
     """What computes the engine's passes, and the batches of these jobs."""
     batches = []
     compute = one_by_one(engine).runner.executor.run
-    engine.runner.executor.run = lambda batch, taps: batches.append(batch) or compute(batch, taps)
+    engine.runner.executor.run = lambda batch, *more: batches.append(batch) or compute(batch, *more)
     for job in jobs:
         run(engine, [job])
     return compute, batches

@@ -9,10 +9,10 @@ from paceline.core.config import EngineConfig
 from paceline.layers.linear import Linear
 from paceline.models import load_model
 from paceline.runner import Choice
-from paceline.runner.executor import TorchExecutor
 from paceline.runner.impl import model_impls
 from paceline.runner.native import NativeExecutor
 from paceline.runner.numerics import MANY_ROWS, FastExecutor
+from paceline.runner.torch_executor import TorchExecutor
 from tests.support.engines import Job, Models, one_by_one, run
 from tests.support.native import needs_library
 from tests.support.zoo import random_tokens, tiny

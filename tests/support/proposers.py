@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.step import DraftTrees, StepPlan
+from paceline.layers.linear import Linear
+from paceline.layers.placement import Placement
 from paceline.models import CausalLM
-from paceline.runner import GraphBuilder, RowSpec
+from paceline.models.base import Entry
+from paceline.runner import GraphBuilder, KeptFeatures, RowSpec
 from paceline.speculation import ProposerNeeds, ProposerTools, proposers
 
 Key = tuple[tuple[int, ...], int]
@@ -116,6 +120,49 @@ class ModelTreeProposer:
         pass
 
 
+class AddedFeatures(Entry):
+    """Token rows plus a little of what the target left."""
+
+    def __init__(self, model: CausalLM, num_taps: int) -> None:
+        super().__init__()
+        width = model.config.hidden_size
+        on = Placement(model.dtype, model.device)
+        self.input_size = width
+        self.fuse, self.join = (Linear.empty(size, (width,), bias=False, on=on) for size in (num_taps * width, width))
+        random = torch.Generator().manual_seed(5)
+        for linear in (self.fuse, self.join):
+            linear.weight.copy_(0.02 * torch.randn(linear.weight.shape, generator=random, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        return x + self.join(inputs)
+
+
+class FeatureTreeProposer(ModelTreeProposer):
+    """As its parent, but the model also reads the target's features, and drafts from its own where there are none."""
+
+    TAPS = (0, 2)
+
+    def __init__(self, model: CausalLM, width: int) -> None:
+        super().__init__(model, width)
+        if model.entry is None:
+            model.entry = AddedFeatures(model, len(self.TAPS))
+        assert isinstance(model.entry, AddedFeatures)
+        kept = KeptFeatures(model.entry.input_size, self.TAPS, model.entry.fuse)
+        self.needs = ProposerNeeds(model, makes_trees=True, features=kept)
+        self.last = model.config.num_layers
+
+    def draft(self, graph: GraphBuilder, depth: int) -> None:
+        rows = graph.place(self.runner, RowSpec(first_slot=1))
+        found = graph.forward(rows, taps=(self.last,), inputs=graph.features(rows))
+        for level in range(depth):
+            if level:
+                spec = RowSpec(known=False, first_node=(level - 1) * self.width, num_nodes=self.width, first_slot=1)
+                before, rows = rows, graph.place(self.runner, spec)
+                inputs = graph.inherit(found.features, before, rows)
+                found = graph.forward(rows, taps=(self.last,), inputs=inputs)
+            graph.extend_tree(found.logits, rows, self.width)
+
+
 class FaultyProposer(RandomTreeProposer):
     """Answers with whatever ``fault`` makes of a good tree."""
 
@@ -133,6 +180,11 @@ def random_tree(config: SpeculativeConfig, target: CausalLM, _load: Any) -> Rand
 @proposers.add("model_tree")
 def model_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> ModelTreeProposer:
     return ModelTreeProposer(load(config.model or ""), 3)
+
+
+@proposers.add("feature_tree")
+def feature_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> FeatureTreeProposer:
+    return FeatureTreeProposer(load(config.model or ""), 3)
 
 
 @proposers.add("late_truth")

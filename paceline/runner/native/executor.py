@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from paceline.attention import LayerMap
 from paceline.core.batch import Batch
@@ -51,6 +52,10 @@ class NativeExecutor:
         if self.model.narrow is not None:
             hidden = linear(hidden, packed_of(self.model.narrow))
         return self.model.expanded(self.model.capped(linear(hidden, packed_of(self.model.head))))
+
+    def apply(self, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = module(*inputs)
+        return found
 
     def _recording(self, taps: tuple[int, ...], rows: dict[str, int]) -> Recording:
         found = self._recordings.get(taps)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 
-from paceline.core.batch import Int32, SampleRows, Verdict
+from paceline.core.batch import Int32, Int64, SampleRows, Verdict
 from paceline.core.registry import Registry
 from paceline.core.step import DraftTrees
 from paceline.sampling import BANNED, Pipeline
@@ -41,6 +42,12 @@ class Verifier(Protocol):
 
 
 verifiers: Registry[type[Verifier]] = Registry("verifier")
+
+
+def by_request(sample_start: Int32) -> tuple[Int64, Int64]:
+    """Of each row, which request's it is, and its place among these: 0 the last known token, 1 + i node i."""
+    owners = np.repeat(np.arange(len(sample_start) - 1), np.diff(sample_start))
+    return owners, np.arange(len(owners)) - sample_start[owners]
 
 
 def undrafted(sampled: list[int], starts: list[int]) -> Verdict:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from paceline.core.batch import Int32, SampleRows, Verdict
 from paceline.core.step import DraftTrees
 from paceline.sampling import Pipeline
-from paceline.speculation.verify.base import append, undrafted, verifiers
+from paceline.speculation.verify.base import append, by_request, undrafted, verifiers
 
 
 @verifiers.add("match")
@@ -28,7 +30,13 @@ class MatchVerifier:
     def verify(
         self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
-        return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
+        sampled = pipeline.sample(logits, rows)
+        verdict = self.judge(sampled.tolist(), drafts, sample_start)
+        if not drafts.width:
+            return verdict
+        samples = np.full((len(drafts.counts), drafts.width + 1), -1, dtype=np.int64)
+        samples[by_request(sample_start)] = sampled
+        return replace(verdict, samples=samples)
 
     def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
         starts = sample_start.tolist()
