@@ -13,9 +13,9 @@ from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
 from paceline.runner import EagerBuilder
 from paceline.runner.features import feature_group
-from tests.support.checkpoints import dense_attend
-from tests.support import proposers as _proposers  # noqa: F401 (registers them)
 from tests.invariance.conftest import VOCAB_SIZE
+from tests.support import proposers as _proposers  # noqa: F401 (registers them)
+from tests.support.checkpoints import dense_attend
 from tests.support.engines import Job, Models, preempt_every, prompts, run
 
 PROMPTS = prompts(4, VOCAB_SIZE, [23, 7, 40, 3])
