@@ -44,6 +44,7 @@ def commands(name: str, arguments: list[str]) -> list[list[str]]:
             [*python, "mypy"],
             [str(environment.BIN / "lint-imports")],
             [str(environment.PYTHON), "scripts/check_banned.py"],
+            [str(environment.PYTHON), "scripts/check_structure.py"],
         ]
     return [[*python, "paceline.cli.main", name, *arguments]]
 

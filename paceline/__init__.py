@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from paceline.core.config import EngineConfig, SpeculativeConfig
-    from paceline.core.errors import CheckpointError, ConfigError, InvalidRequestError, PacelineError
-    from paceline.core.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
-    from paceline.core.params import SamplingParams
-    from paceline.engine.llm import LLM
+from typing import Any
 
 __version__ = "0.1.0"
 
-# Resolved on first use, so that importing the package loads neither torch nor a model.
+# Resolved on first use, so that importing the package loads neither torch nor a model; __init__.pyi has their types.
 _HOMES = {
     "LLM": "paceline.engine.llm",
     "SamplingParams": "paceline.core.params",

@@ -126,7 +126,7 @@ def compared(sides: dict[str, Checkout], case: dict[str, Any], rounds: int) -> d
     return {**case, "model": case["label"], "blocks": found}  # no place of this machine
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", action="append", metavar="NAME=CHECKOUT", help="the first is compared with")
     parser.add_argument("--model", action="append", help="LABEL=DIRECTORY; default: the embedded target")
@@ -139,16 +139,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        child()
-        return
-    sides = {
-        name: Checkout(Path(path).resolve(), asked.threads)
-        for name, _, path in (text.partition("=") for text in asked.side)
-    }
+    return parser.parse_args()
+
+
+def cases(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """What both sides are asked: models x speculation x batch sizes."""
     options = dict(text.split("=", 1) for text in asked.option)
-    cases = [
+    return [
         {
             "label": label,
             "model": path or None,
@@ -163,7 +160,18 @@ def main() -> None:
         for speculation in asked.speculation or ("off", "draft_model")
         for batch in asked.batch or (1, 8, 64)
     ]
-    records = [compared(sides, case, asked.rounds) for case in cases]
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.child:
+        child()
+        return
+    sides = {
+        name: Checkout(Path(path).resolve(), asked.threads)
+        for name, _, path in (text.partition("=") for text in asked.side)
+    }
+    records = [compared(sides, case, asked.rounds) for case in cases(asked)]
     for side in sides.values():
         side.end()
     if asked.out:

@@ -132,7 +132,7 @@ def watch(process: subprocess.Popen[bytes], what: str) -> int:
     say(f"{what} ...")
     while True:
         try:
-            code = process.wait(timeout=1)
+            return process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             now = time.monotonic()
             if now - last >= 20:
@@ -141,8 +141,6 @@ def watch(process: subprocess.Popen[bytes], what: str) -> int:
         except BaseException:
             process.terminate()
             raise
-        else:
-            return code
 
 
 def pip_install(what: str, arguments: list[str]) -> None:

@@ -85,6 +85,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def save(asked: argparse.Namespace, seconds: dict[str, list[float]], tokens_per_step: list[float]) -> None:
+    ratio = paired_ratio(seconds["replay"], seconds["plain"], lower_is_better=True, seed=0)
+    interval = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    figures = f"{interval} times as fast, {np.mean(tokens_per_step):.2f} tokens a step"
+    print(f"replay, acceptance {asked.acceptance:g}, depth {asked.depth}: {figures}")
+    record = {
+        "environment": environment(),
+        "replay": True,
+        "parameters": {name: str(value) for name, value in vars(asked).items()},
+        "seconds": seconds,
+        "tokens_per_step": tokens_per_step,
+        "ratio": asdict(ratio),
+    }
+    asked.out.write_text(json.dumps(record) + "\n")
+
+
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(asked.threads)
@@ -104,7 +120,7 @@ def main() -> None:
     TEXTS[tuple(prompt)] = plain.outputs[0].token_ids
     answer(True)
     seconds: dict[str, list[float]] = {"plain": [], "replay": []}
-    steps = []
+    steps: list[float] = []
     for number in range(asked.pairs):
         for name in ("plain", "replay") if number % 2 else ("replay", "plain"):
             spent, found = answer(name == "replay")
@@ -113,20 +129,7 @@ def main() -> None:
             seconds[name].append(spent)
             if name == "replay":
                 steps.append(found.metrics.mean_acceptance_length)
-    ratio = paired_ratio(seconds["replay"], seconds["plain"], lower_is_better=True, seed=0)
-    figures = (
-        f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times as fast, {np.mean(steps):.2f} tokens a step"
-    )
-    print(f"replay, acceptance {asked.acceptance:g}, depth {asked.depth}: {figures}")
-    record = {
-        "environment": environment(),
-        "replay": True,
-        "parameters": {name: str(value) for name, value in vars(asked).items()},
-        "seconds": seconds,
-        "tokens_per_step": steps,
-        "ratio": asdict(ratio),
-    }
-    asked.out.write_text(json.dumps(record) + "\n")
+    save(asked, seconds, steps)
 
 
 if __name__ == "__main__":

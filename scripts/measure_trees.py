@@ -92,7 +92,7 @@ def block(llm: LLM, batch: int, steps: int) -> float:
     return statistics.median(calls.seconds)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="default: the embedded target")
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the engine")
@@ -101,13 +101,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def load(asked: argparse.Namespace) -> dict[str, LLM]:
+    """An engine that drafts chains, and one that drafts trees of as many nodes."""
     for name, trees in (("chain", False), ("tree", True)):
         proposers.add(f"random_{name}")(
             lambda _config, target, _load, trees=trees: RandomDrafts(asked.nodes, target.config.vocab_size, trees=trees)
         )
     options: dict[str, Any] = dict(text.split("=", 1) for text in asked.option)
-    llms = {
+    return {
         name: LLM(
             asked.model,
             speculative_config={"method": f"random_{name}", "num_speculative_tokens": depth},
@@ -118,7 +122,11 @@ def main() -> None:
         )
         for name, depth in (("chain", asked.nodes), ("tree", DEPTH))
     }
-    records = []
+
+
+def main() -> None:
+    asked = arguments()
+    llms, records = load(asked), []
     for batch in asked.batch or (1, 8):
         found: dict[str, list[float]] = {name: [] for name in llms}
         for number in range(asked.rounds + 1):

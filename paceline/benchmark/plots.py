@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from paceline.benchmark.environment import describe
 from paceline.benchmark.report import SIDES, trials
-from paceline.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
-Draw = Callable[["Axes", Record, Record], bool]
+Draw = Callable[[Axes, Record, Record], bool]
 """(axes, record, report) -> whether there was anything to draw"""
 COLOURS = {"subject": "tab:green", "control": "tab:gray"}
 MS, MIB = 1e3, 2**-20
@@ -33,18 +32,8 @@ def plot(name: str, title: str) -> Callable[[Draw], Draw]:
     return register
 
 
-def require_matplotlib() -> None:
-    """Raises ConfigError if there is none."""
-    if find_spec("matplotlib") is None:
-        raise ConfigError("plots need matplotlib\nInstall it: pip install 'paceline[bench]'")
-
-
 def draw(record: Record, report: Record, directory: Path, *, raw_name: str) -> list[Path]:
     """Draws every plot that the record has figures for; returns the files."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     directory.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, (title, draw_it) in plots.items():

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,8 @@ def check_output(output: OutputOptions) -> None:
     for path in (output.json, output.csv):
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"there is no directory {path.parent}\nMake it, or write elsewhere.")
-    if output.plots is not None:
-        from paceline.benchmark.plots import require_matplotlib
-
-        require_matplotlib()
+    if output.plots is not None and find_spec("matplotlib") is None:
+        raise ConfigError("plots need matplotlib\nInstall it: pip install 'paceline[bench]'")
 
 
 def run_and_show(

@@ -43,10 +43,7 @@ def serve(
     from paceline.benchmark.controls import controls
 
     plan, control, loads = plan_of(measuring), controls[measuring.control], _loads(concurrency, rates, arrivals)
-    if metric not in METRICS:
-        raise ConfigError(f"unknown metric {metric!r}\nChoose one of: {', '.join(METRICS)}.")
-    if url is not None and control.options:
-        raise ConfigError("a service that runs has one set of options\nAdd --control speculation or same, or no --url.")
+    _check(metric, control, url)
     what = asked(asking, sizes=[_at_least_one(num_requests)], seed=measuring.seed)
     check_output(output)
     set_threads(measuring.threads)
@@ -70,6 +67,13 @@ def serve(
             for shape in shapes(model, what)
         ]
         run_and_show("serve", points, plan, parameters, output, probes=_probes(measuring))
+
+
+def _check(metric: str, control: Control, url: str | None) -> None:
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}\nChoose one of: {', '.join(METRICS)}.")
+    if url is not None and control.options:
+        raise ConfigError("a service that runs has one set of options\nAdd --control speculation or same, or no --url.")
 
 
 def _at_least_one(count: int) -> int:

@@ -118,10 +118,9 @@ def _pair() -> Check:
 
 def _model(subject: Subject) -> Check:
     """What the chosen model would take, before it is loaded."""
-    from paceline.cli.parts import check_parts
     from paceline.engine.fit import fit
 
-    check_parts(subject.engine)
+    subject.engine.check_parts()
     found = fit(subject.engine.model, subject.engine.engine_config())
     few = found.num_full_sequences < 1
     pages = -(-found.max_model_len // found.page_size)

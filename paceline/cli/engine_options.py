@@ -37,11 +37,21 @@ class EngineChoice:
         Raises:
             PacelineError: naming what cannot work.
         """
-        from paceline.cli.parts import check_parts
         from paceline.engine.llm import LLM
 
-        check_parts(self)
+        self.check_parts()
         return LLM(self.model, speculative_config=self.speculative, **self.options)
+
+    def check_parts(self) -> None:
+        """Looks up every part that the choice names, before any model is read.
+
+        Raises:
+            ConfigError: naming the flag, the variable or the file's key, and the parts there are.
+        """
+        from paceline.cli.parts import check_parts
+
+        speculative = self.speculative if isinstance(self.speculative, Mapping) else {}
+        check_parts({**self.options, **speculative}, self.sources)
 
     def engine_config(self) -> EngineConfig:
         """The options as ``LLM`` builds them.

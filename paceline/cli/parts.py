@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paceline.cli.engine_options import EngineChoice
 from paceline.core.errors import ConfigError
 from paceline.core.registry import Registry
+from paceline.core.resolution import Source
 
 AUTO = "auto"
 
@@ -36,19 +36,17 @@ def registries() -> Mapping[str, Registry[Any]]:
     }
 
 
-def check_parts(choice: EngineChoice) -> None:
-    """Looks up every part that the choice names.
+def check_parts(options: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """Looks up every part that options name; ``sources`` says where each option came from.
 
     Raises:
         ConfigError: naming the flag, the variable or the file's key, and the parts there are.
     """
-    speculative = choice.speculative if isinstance(choice.speculative, Mapping) else {}
-    named = {**choice.options, **speculative}
     for name, parts in registries().items():
-        if named.get(name, AUTO) == AUTO:
+        if options.get(name, AUTO) == AUTO:
             continue
         try:
-            parts[named[name]]
+            parts[options[name]]
         except ConfigError as error:
-            source = choice.sources.get(name)
+            source = sources.get(name)
             raise ConfigError(f"{source.name}: {error}" if source is not None else str(error)) from None

@@ -73,10 +73,8 @@ def _in_child(engine: EngineChoice, service: ServiceConfig) -> EngineProcess:
             **engine.options,
         )
     except ConfigError:
-        from paceline.cli.parts import check_parts
-
         # Names where the option came from. Not before, since it reads all that the child alone needs.
-        check_parts(engine)
+        engine.check_parts()
         raise
 
 

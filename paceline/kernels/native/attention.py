@@ -37,17 +37,7 @@ def attend(
         TypeError, ValueError: tensors that do not fit, pages that there are not.
         NativeUnavailableError: there are no native kernels.
     """
-    pages, kv_heads, page_size, head_dim = check_pools(pools)
-    heads = check_rows("q", q, [seen.num_rows, None, head_dim]).shape[1]
-    if not heads or heads % kv_heads:
-        raise ValueError(f"{heads} query heads cannot share {kv_heads} K/V heads evenly")
-    if seen.num_pages > pages:
-        raise ValueError(f"the page table names page {seen.num_pages - 1}, but the pools have {pages}")
-    if seen.most_slots > seen.page_table.shape[1] * page_size:
-        raise ValueError(
-            f"{seen.most_slots} slots do not fit {seen.page_table.shape[1]} pages of {page_size}\n"
-            f"Give a page table of {-(-seen.most_slots // page_size)} pages a request."
-        )
+    _check_fits(q, pools, seen)
     if not math.isfinite(scale) or not (softcap is None or 0 < softcap < math.inf):
         raise ValueError(f"scores cannot be scaled by {scale!r} and capped at {softcap!r}")
     y = output("out", out, q, q.shape)
@@ -80,6 +70,20 @@ def arguments(
         pool_structs.arguments(pools),
         ctypes.addressof(visibility),
     )
+
+
+def _check_fits(q: torch.Tensor, pools: Pools, seen: Visibility) -> None:
+    pages, kv_heads, page_size, head_dim = check_pools(pools)
+    heads = check_rows("q", q, [seen.num_rows, None, head_dim]).shape[1]
+    if not heads or heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} K/V heads evenly")
+    if seen.num_pages > pages:
+        raise ValueError(f"the page table names page {seen.num_pages - 1}, but the pools have {pages}")
+    if seen.most_slots > seen.page_table.shape[1] * page_size:
+        raise ValueError(
+            f"{seen.most_slots} slots do not fit {seen.page_table.shape[1]} pages of {page_size}\n"
+            f"Give a page table of {-(-seen.most_slots // page_size)} pages a request."
+        )
 
 
 def _check_packed(**tensors: torch.Tensor) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 from enum import IntEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 NAMES = ("float32", "bfloat16", "float16")
 """Types of activations and outputs, in the order of ``paceline_dtype``."""
