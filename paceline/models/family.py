@@ -33,12 +33,9 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """A model family."""
+class TensorNames:
+    """How a checkpoint calls its tensors."""
 
-    read_config: Callable[[Fields, Fields | None], Any]
-    """(config.json, generation_config.json) -> the family's ModelConfig."""
-    build: Callable[[Any, Placement], CausalLM]
     names: Mapping[str, Part]
     """Checkpoint module -> Part; ``{layer}`` stands for each layer's number in both. Modules that the model does not
     have (an absent norm, a tied head) are passed over."""
@@ -46,6 +43,15 @@ class Family:
     """Regular expressions of checkpoint tensors that hold nothing learned, or nothing that is served."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """(what some exports put in front of a tensor's name, what ``names`` has there)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family(TensorNames):
+    """A model family."""
+
+    read_config: Callable[[Fields, Fields | None], Any]
+    """(config.json, generation_config.json) -> the family's ModelConfig."""
+    build: Callable[[Any, Placement], CausalLM]
 
 
 families: Registry[Family] = Registry("model family")

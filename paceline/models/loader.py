@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,18 +12,15 @@ from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.files import is_fetched
 from paceline.layers.placement import Placement
 from paceline.models.base import CausalLM
-from paceline.models.checkpoint import FLOATS, TensorEntry, opened, read_index, weights_are_there
-from paceline.models.compressed import Stored
+from paceline.models.checkpoint import FLOATS, TensorEntry, read_index, weights_are_there
 from paceline.models.config import DTYPES, Fields, ModelConfig, read_json
-from paceline.models.destination import Destination
-from paceline.models.family import Family, Part, families
+from paceline.models.family import Family, families
+from paceline.models.filling import outline_of, read_weights
 from paceline.models.hub import configs_of, resolve_model
-from paceline.models.placing import MISMATCH, destinations, match
-from paceline.models.planning import expected_layouts, plan_matrices
-from paceline.models.progress import load_progress
-from paceline.models.quantization import HEAD, Quantization, QuantizationPlan, linears, outline_matrices
+from paceline.models.planning import expected_layouts
+from paceline.models.quantization import Quantization, outline_matrices
 from paceline.models.quantization_config import read_quantization
-from paceline.models.tying import TABLE, is_stored, settle_head
+from paceline.models.tying import settle_head
 
 # Keys that make other loaders import or download code.
 CODE_KEYS = ("auto_map", "trust_remote_code", "_attn_implementation_internal", "_experts_implementation_internal")
@@ -89,53 +85,9 @@ def load_model(
     directory = resolve_model(path)
     config, family, entries = read_checkpoint(directory)
     on = Placement(_resolve_dtype(dtype, config, entries, torch.device(device)), torch.device(device))
-    outline = outline_config(config, directory)
     as_stored = read_quantization(_read_fields(directory / "config.json"))
-    plan = plan_matrices(outline, family, entries, as_stored, quantization)
-    room = _room(outline, plan, torch.device("meta"))
-    placed = match(entries, destinations(outline, family, plan, room), family, directory)
-    model = _build(config, on, plan)
-    room = _room(model, plan, torch.device("cpu"))
-    _stream(placed, destinations(model, family, plan, room))
-    if not is_stored(TABLE, family):
-        table = model.embedding.tokens.weight
-        Destination(table.detach(), Part(TABLE)).fill(room[HEAD].dequantised())
-    _pack(model, plan, room)
-    return model.eval()
-
-
-def _build(config: ModelConfig, on: Placement, plan: QuantizationPlan) -> CausalLM:
-    """The model, in which matrices that are quantised have no memory."""
-    if not plan.layouts:
-        return families[config.family].build(config, on)
-    model = families[config.family].build(config, replace(on, matrices=torch.device("meta")))
-    for name, linear in linears(model).items():
-        if name not in plan.layouts and linear.weight.is_meta:
-            linear.weight = on.parameter(*linear.weight.shape)
-    return model
-
-
-def _room(model: CausalLM, plan: QuantizationPlan, device: torch.device) -> dict[str, Stored]:
-    """Room for the integers and scales of the linears that tensors of the checkpoint fill."""
-    filled = {name: layout for name, layout in plan.layouts.items() if not _from_embedding(model, name)}
-    found = linears(model)
-    return {name: Stored.empty(layout, found[name].weight.shape, device) for name, layout in filled.items()}
-
-
-def _from_embedding(model: CausalLM, name: str) -> bool:
-    return name == HEAD and model.config.tied
-
-
-def _pack(model: CausalLM, plan: QuantizationPlan, room: dict[str, Stored]) -> None:
-    """Packs each linear's integers and gives up their first form before the next."""
-    found = linears(model)
-    for name, layout in plan.layouts.items():
-        linear = found[name]
-        stored = Stored.of(linear.weight.detach().cpu(), layout) if _from_embedding(model, name) else room.pop(name)
-        try:
-            linear.quantise_to(stored.pack(None if linear.bias is None else linear.bias.cpu()))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"the quantised weights of {name} cannot be used: {error}") from None
+    build = partial(families[config.family].build, config)
+    return read_weights(directory, build, family, entries, on, as_stored=as_stored, wanted=quantization)
 
 
 def _read_fields(path: Path) -> Fields:
@@ -206,25 +158,4 @@ def outline_config(config: ModelConfig, directory: Path, dtype: torch.dtype = to
     Raises:
         CheckpointError: the config describes no possible model.
     """
-    try:
-        return families[config.family].build(config, Placement(dtype, torch.device("meta")))
-    except (RuntimeError, ArithmeticError, ValueError) as error:
-        cause = f"{directory / 'config.json'} describes no possible model: {error}"
-        raise CheckpointError(f"{cause}\n{MISMATCH}") from None
-
-
-def _stream(placed: Mapping[str, TensorEntry], wanted: Mapping[str, Destination]) -> None:
-    """Copies file by file, one tensor in memory at a time."""
-    files: dict[Path, list[str]] = defaultdict(list)
-    for name, entry in placed.items():
-        files[entry.file].append(name)
-    total = sum(destination.num_bytes for destination in wanted.values())
-    with load_progress(total) as advance:
-        for file, names in files.items():
-            with opened(file) as tensors:
-                for name in names:
-                    try:
-                        wanted[name].fill(tensors.get_tensor(placed[name].name))
-                    except ValueError as error:
-                        raise CheckpointError(f"{file}: tensor {placed[name].name!r}: {error}") from None
-                    advance(wanted[name].num_bytes)
+    return outline_of(partial(families[config.family].build, config), directory, dtype)

@@ -17,7 +17,7 @@ from paceline.models.base import CausalLM
 from paceline.models.checkpoint import INDEX, TensorEntry, why_incomplete
 from paceline.models.compressed import Stored
 from paceline.models.destination import Destination, ExpectedShape, Quantising, Scales
-from paceline.models.family import Family, Part
+from paceline.models.family import Part, TensorNames
 from paceline.models.quantization import UNQUANTISED, QuantizationPlan
 
 MISMATCH = "config.json and the safetensors do not describe the same model; download both again."
@@ -43,7 +43,7 @@ class Place:
     part: Part
 
 
-def places(model: CausalLM, family: Family) -> list[Place]:
+def places(model: CausalLM, family: TensorNames) -> list[Place]:
     """What every checkpoint module fills; a tied head is filled by none."""
     return [
         Place(theirs, ours, _module(model, ours), part)
@@ -54,7 +54,10 @@ def places(model: CausalLM, family: Family) -> list[Place]:
 
 
 def destinations(
-    model: CausalLM, family: Family, plan: QuantizationPlan = UNQUANTISED, stored: Mapping[str, Stored] | None = None
+    model: CausalLM,
+    family: TensorNames,
+    plan: QuantizationPlan = UNQUANTISED,
+    stored: Mapping[str, Stored] | None = None,
 ) -> dict[str, Destination]:
     """Checkpoint tensor name -> what it fills; ``stored`` has room for the matrices that the plan names."""
     return {
@@ -122,7 +125,7 @@ def _tensors(module: nn.Module, part: Part) -> Iterator[tuple[str, torch.Tensor]
 
 
 def match(
-    entries: Sequence[TensorEntry], wanted: Mapping[str, Destination], family: Family, directory: Path
+    entries: Sequence[TensorEntry], wanted: Mapping[str, Destination], family: TensorNames, directory: Path
 ) -> dict[str, TensorEntry]:
     """Wanted name -> the entry that fills it; every tensor of the checkpoint must have its place.
 
@@ -150,7 +153,7 @@ def match(
     return placed
 
 
-def names_of(entry: TensorEntry, family: Family) -> list[str]:
+def names_of(entry: TensorEntry, family: TensorNames) -> list[str]:
     """What the family may call the tensor: its own name first, then with an export's prefix put right."""
     matching = [(theirs, ours) for theirs, ours in family.prefixes if entry.name.startswith(theirs)]
     return [entry.name, *(ours + entry.name.removeprefix(theirs) for theirs, ours in matching)]
@@ -176,7 +179,7 @@ def _check(entry: TensorEntry, wanted: Destination) -> None:
         raise CheckpointError(f"{entry.file}: tensor {entry.name!r} is {entry.dtype}, not {allowed}")
 
 
-def _skipped(names: Sequence[str], family: Family) -> bool:
+def _skipped(names: Sequence[str], family: TensorNames) -> bool:
     # A tied checkpoint may store the embedding a second time as its output matrix; the embedding is what counts.
     heads = {f"{theirs}.weight" for theirs, part in family.names.items() if part.module == "head"}
     return bool(heads.intersection(names)) or any(re.fullmatch(pattern, names[0]) for pattern in family.skipped)

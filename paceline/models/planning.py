@@ -9,7 +9,7 @@ from paceline.layers.linear import Linear
 from paceline.models.base import CausalLM
 from paceline.models.checkpoint import TensorEntry
 from paceline.models.compressed import PackedLayout
-from paceline.models.family import Family
+from paceline.models.family import TensorNames
 from paceline.models.placing import MISMATCH, Place, names_of, places
 from paceline.models.quantization import HEAD, UNQUANTISED, Quantization, QuantizationPlan, linears, schemes
 from paceline.models.quantization_config import StoredQuantization
@@ -35,7 +35,7 @@ def choose(stored: StoredQuantization | None, wanted: Quantization | None) -> No
 
 def plan_matrices(
     model: CausalLM,
-    family: Family,
+    family: TensorNames,
     entries: Sequence[TensorEntry],
     stored: StoredQuantization | None,
     wanted: Quantization | None,
@@ -71,7 +71,7 @@ def expected_layouts(
 
 
 def _read(
-    model: CausalLM, family: Family, entries: Sequence[TensorEntry], stored: StoredQuantization
+    model: CausalLM, family: TensorNames, entries: Sequence[TensorEntry], stored: StoredQuantization
 ) -> dict[str, PackedLayout]:
     renamed = {name: entry for entry in entries for name in names_of(entry, family)}
     by_name = renamed | {entry.name: entry for entry in entries}

@@ -10,7 +10,7 @@ import torch
 
 from paceline.models.checkpoint import FLOATS, TensorEntry, opened
 from paceline.models.config import DTYPES, ModelConfig
-from paceline.models.family import Family
+from paceline.models.family import Family, TensorNames
 from paceline.models.placing import names_of
 from paceline.models.quantization import HEAD
 
@@ -55,12 +55,12 @@ def settle_head(config: ModelConfig, family: Family, entries: Sequence[TensorEnt
     return replace(config, tied=False), family
 
 
-def is_stored(module: str, family: Family) -> bool:
+def is_stored(module: str, family: TensorNames) -> bool:
     """Whether tensors fill one of our modules; the table of a tied pair may be made of the output matrix."""
     return any(part.module == module for part in family.names.values())
 
 
-def _stored(module: str, family: Family, entries: Sequence[TensorEntry]) -> list[TensorEntry]:
+def _stored(module: str, family: TensorNames, entries: Sequence[TensorEntry]) -> list[TensorEntry]:
     """The tensors that fill one of our modules: one, or several of a quantised matrix."""
     prefixes = tuple(f"{theirs}." for theirs, part in family.names.items() if part.module == module)
     return [entry for entry in entries if any(name.startswith(prefixes) for name in names_of(entry, family))]
