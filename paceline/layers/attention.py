@@ -27,16 +27,18 @@ class Attention(nn.Module):
         output_bias: bool,
         on: Placement,
         head_norm: HeadNorm | None = None,
+        input_size: int | None = None,
     ) -> None:
+        """``input_size``: width of the rows that are read, if other than ``hidden``, the width of those returned."""
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         sizes = [count * spec.head_dim for count in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
-        self.qkv = Linear.empty(hidden, sizes, bias=bias, on=on, unit=spec.head_dim)
+        self.qkv = Linear.empty(input_size or hidden, sizes, bias=bias, on=on, unit=spec.head_dim)
         self.head_norm = head_norm
         self.out = Linear.empty(sizes[0], (hidden,), bias=output_bias, on=on)
 
     def forward(self, layer: int, x: torch.Tensor, rotation: Rotation | None, attend: Attend) -> torch.Tensor:
-        """[T, D] -> [T, D]."""
+        """[T, ``input_size``] -> [T, D]."""
         num_rotated = self.num_heads + self.num_kv_heads
         rows = self.qkv(x).view(-1, num_rotated + self.num_kv_heads, self.head_dim)  # [T, H + 2 KV, head_dim]
         qk, v = rows.split((num_rotated, self.num_kv_heads), dim=1)

@@ -13,7 +13,7 @@ from paceline.layers.rotary import Rotation
 class Block(nn.Module):
     """Attention and MLP, each with a norm of its own; subclasses say how they join the residual stream x.
 
-    Their ``forward(layer, x, rotation, attend)`` maps [T, D] to [T, D].
+    Their ``forward(layer, x, rotation, attend)`` maps [T, D] to [T, D], unless they say otherwise.
     """
 
     def __init__(self, *, attention_norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: nn.Module) -> None:
@@ -71,4 +71,35 @@ class SandwichNormBlock(Block):
     def forward(self, layer: int, x: torch.Tensor, rotation: Rotation | None, attend: Attend) -> torch.Tensor:
         x = x + self.attention_out_norm(self.attention(layer, self.attention_norm(x), rotation, attend))
         y: torch.Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
+        return y
+
+
+class JoinedBlock(Block):
+    """Attention reads token rows and features side by side: the first layer of EAGLE-3 (arXiv 2503.01840).
+
+    ``f + attention(cat(norm(e), hidden_norm(f)))``, then ``x + mlp(norm(x))``: maps cat(e, f) [T, 2D] to [T, D].
+    """
+
+    def __init__(
+        self,
+        *,
+        attention_norm: nn.Module,
+        hidden_norm: nn.Module,
+        attention: Attention,
+        mlp_norm: nn.Module,
+        mlp: nn.Module,
+        norm_before_residual: bool,
+    ) -> None:
+        """``norm_before_residual``: the residual stream starts with normed features."""
+        super().__init__(attention_norm=attention_norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp)
+        self.hidden_norm = hidden_norm
+        self.norm_before_residual = norm_before_residual
+
+    def forward(self, layer: int, x: torch.Tensor, rotation: Rotation | None, attend: Attend) -> torch.Tensor:
+        tokens, features = x.chunk(2, dim=-1)
+        normed = self.hidden_norm(features)
+        joined = torch.cat((self.attention_norm(tokens), normed), dim=-1)
+        residual = normed if self.norm_before_residual else features
+        x = residual + self.attention(layer, joined, rotation, attend)
+        y: torch.Tensor = x + self.mlp(self.mlp_norm(x))
         return y

@@ -73,14 +73,14 @@ def read_index(directory: Path) -> list[TensorEntry]:
     """
     single, index = directory / SINGLE, directory / INDEX
     if single.is_file():
-        return _read_either(single, index) if index.is_file() else _read_header(single)
+        return _read_either(single, index) if index.is_file() else read_header(single)
     if not index.is_file():
         raise _without_safetensors(directory)
     return _read_indexed(index)
 
 
 def _read_either(single: Path, index: Path) -> list[TensorEntry]:
-    alone, indexed = (_attempt(read, path) for read, path in ((_read_header, single), (_read_indexed, index)))
+    alone, indexed = (_attempt(read, path) for read, path in ((read_header, single), (_read_indexed, index)))
     if isinstance(indexed, CheckpointError):
         if isinstance(alone, CheckpointError):
             raise CheckpointError(f"{_cause(alone)}; and {_cause(indexed)}\nDownload the model again.")
@@ -127,7 +127,7 @@ def why_incomplete(directory: Path) -> str | None:
 def _read_indexed(index: Path) -> list[TensorEntry]:
     """The tensors that an index lists, each from the file in which it places it."""
     directory, placed = index.parent, _weight_map(index)
-    entries = [entry for file in sorted(set(placed.values())) for entry in _read_header(directory / file)]
+    entries = [entry for file in sorted(set(placed.values())) for entry in read_header(directory / file)]
     found = {entry.name: entry.file.name for entry in entries}
     for name, file in placed.items():
         if found.get(name) != file:
@@ -137,7 +137,8 @@ def _read_indexed(index: Path) -> list[TensorEntry]:
     return [entry for entry in entries if placed.get(entry.name) == entry.file.name]
 
 
-def _read_header(file: Path) -> list[TensorEntry]:
+def read_header(file: Path) -> list[TensorEntry]:
+    """Every tensor of one safetensors file; raises as ``opened``."""
     with opened(file) as tensors:
         slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
         return [TensorEntry(file, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices]

@@ -104,21 +104,21 @@ def read_decoder(fields: Fields, generation: Fields | None, *, tied: bool = Fals
 
 
 def build(config: DecoderConfig, on: Placement) -> CausalLM:
-    specs = [_spec(config, window) for window in config.windows]
+    specs = [build_spec(config, window) for window in config.windows]
     return CausalLM(
         config,
         embedding=InputEmbedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale, on=on),
         rotaries=[Rotary(rotary, on=on) for rotary in config.rotaries],
         rotary_of=config.rotary_of,
-        blocks=[_block(config, spec, on) for spec in specs],
+        blocks=[build_block(config, spec, on) for spec in specs],
         layer_specs=specs,
-        norm=_norm(config, on),
+        norm=build_norm(config, on),
         logit_softcap=config.logit_softcap,
         on=on,
     )
 
 
-def _spec(config: DecoderConfig, window: int | None) -> LayerSpec:
+def build_spec(config: DecoderConfig, window: int | None) -> LayerSpec:
     # A window that nothing can leave would only cost a layer group of its own, and shared prefixes.
     slides = window is not None and window < config.max_position_embeddings
     return LayerSpec(
@@ -131,12 +131,9 @@ def _spec(config: DecoderConfig, window: int | None) -> LayerSpec:
     )
 
 
-def _block(config: DecoderConfig, spec: LayerSpec, on: Placement) -> Block:
-    hidden, out_bias = config.hidden_size, config.output_bias
-    norm = partial(_norm, config, on)
-    head_norm = _head_norm(config, on) if config.head_norm else None
-    attention = Attention(hidden, spec, bias=config.qkv_bias, output_bias=out_bias, head_norm=head_norm, on=on)
-    mlp = GatedMLP(hidden, config.intermediate_size, activation=config.activation, bias=config.mlp_bias, on=on)
+def build_block(config: DecoderConfig, spec: LayerSpec, on: Placement) -> Block:
+    norm = partial(build_norm, config, on)
+    attention, mlp = build_attention(config, spec, on), build_mlp(config, on)
     if not config.sandwich:
         return PreNormBlock(attention_norm=norm(), attention=attention, mlp_norm=norm(), mlp=mlp)
     return SandwichNormBlock(
@@ -149,8 +146,28 @@ def _block(config: DecoderConfig, spec: LayerSpec, on: Placement) -> Block:
     )
 
 
-def _norm(config: DecoderConfig, on: Placement) -> RMSNorm:
-    return RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rounds_last=config.rounds_last, on=on)
+def build_attention(config: DecoderConfig, spec: LayerSpec, on: Placement, input_size: int | None = None) -> Attention:
+    """``input_size``: width of the rows that are read, if other than ``hidden_size``."""
+    return Attention(
+        config.hidden_size,
+        spec,
+        bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        head_norm=_head_norm(config, on) if config.head_norm else None,
+        input_size=input_size,
+        on=on,
+    )
+
+
+def build_mlp(config: DecoderConfig, on: Placement) -> GatedMLP:
+    activation, bias = config.activation, config.mlp_bias
+    return GatedMLP(config.hidden_size, config.intermediate_size, activation=activation, bias=bias, on=on)
+
+
+def build_norm(config: DecoderConfig, on: Placement, size: int | None = None) -> RMSNorm:
+    """Of rows of ``size``, or of ``hidden_size``."""
+    size = size or config.hidden_size
+    return RMSNorm(size, epsilon=config.norm_epsilon, rounds_last=config.rounds_last, on=on)
 
 
 def _head_norm(config: DecoderConfig, on: Placement) -> HeadNorm:

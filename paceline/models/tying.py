@@ -78,10 +78,10 @@ def _equal(one: TensorEntry, other: TensorEntry) -> bool:
     if one.shape != other.shape or other.dtype not in FLOATS:
         return False
     dtype = min((DTYPES[FLOATS[entry.dtype]] for entry in (one, other)), key=lambda dtype: dtype.itemsize)
-    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(_pieces(one), _pieces(other), strict=True))
+    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(pieces(one), pieces(other), strict=True))
 
 
-def _pieces(entry: TensorEntry) -> Iterator[torch.Tensor]:
+def pieces(entry: TensorEntry) -> Iterator[torch.Tensor]:
     """The tensor, some rows at a time."""
     rows = entry.shape[0] if entry.shape else 0
     step = max(1, COMPARED_BYTES * rows // max(entry.num_bytes, 1))
