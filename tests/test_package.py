@@ -132,6 +132,10 @@ def test_engine_options():
         "verifier",
         "prompt_lookup_max",
         "prompt_lookup_min",
+        "suffix_decoding_max_tree_depth",
+        "suffix_decoding_max_cached_requests",
+        "suffix_decoding_max_spec_factor",
+        "suffix_decoding_min_token_prob",
     ]
 
 

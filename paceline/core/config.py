@@ -25,7 +25,7 @@ def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
 class SpeculativeConfig:
     """How drafts are made and verified."""
 
-    method: Annotated[str, About("How drafts are made: draft_model, ngram, ...", flag="speculative_method")]
+    method: Annotated[str, About("How drafts are made: draft_model, ngram, suffix, ...", flag="speculative_method")]
     model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
     revision: Annotated[
         str | None,
@@ -38,6 +38,18 @@ class SpeculativeConfig:
     verifier: Annotated[str, About("match never changes the text; token and block keep more of a draft.")] = "match"
     prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
     prompt_lookup_min: Annotated[int, About("ngram: shortest n-gram that is looked up.", low=1, high=32)] = 2
+    suffix_decoding_max_tree_depth: Annotated[
+        int, About("suffix: most tokens that a match and its draft have together.", low=2, high=256)
+    ] = 24
+    suffix_decoding_max_cached_requests: Annotated[
+        int, About("suffix: finished answers that drafts are taken from; 0: none.", low=0, high=1_000_000)
+    ] = 10_000
+    suffix_decoding_max_spec_factor: Annotated[
+        float, About("suffix: draft tokens per token of the match.", above=0, high=64)
+    ] = 1.0
+    suffix_decoding_min_token_prob: Annotated[
+        float, About("suffix: least part of the occurrences that went on as the draft does.", low=0, high=1)
+    ] = 0.1
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,6 +5,7 @@ from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.ngram import NgramProposer
 from paceline.speculation.policy import DraftPolicy, draft_policies
+from paceline.speculation.suffix import SuffixProposer
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Proposer",
     "ProposerNeeds",
     "ProposerTools",
+    "SuffixProposer",
     "Verifier",
     "draft_policies",
     "proposers",

@@ -36,6 +36,7 @@ SPECULATION: dict[str, Any] = {
     "off": None,
     "near": {"method": "draft_model", "model": "near", "num_speculative_tokens": 4},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1},
+    "suffix": {"method": "suffix"},
 }
 SMALL: dict[str, Any] = {"block_size": 4, "num_blocks": 60, "max_num_batched_tokens": 24}
 ERRORS = [RuntimeError("poison"), torch.OutOfMemoryError("out of memory"), MemoryError()]

@@ -24,6 +24,7 @@ SPECULATION: dict[str, dict[str, Any] | None] = {
     "near": {"method": "draft_model", "model": "near", "num_speculative_tokens": 5},
     "far": {"method": "draft_model", "model": "far", "num_speculative_tokens": 3},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1},
+    "suffix": {"method": "suffix"},
     "tree": {"method": "random_tree", "model": "9"},
 }
 ENGINES: dict[str, dict[str, Any]] = {

@@ -32,11 +32,13 @@ def jobs() -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize("method", [None, "near", "ngram"])
+@pytest.mark.parametrize("method", [None, "near", "ngram", "suffix"])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_hits_are_invisible(method: str | None, block_size: int, llama: Models) -> None:
     expected = run(llama.engine(enable_prefix_caching=False), jobs())
-    speculation = {"near": {"method": "draft_model", "model": "near"}, "ngram": {"method": "ngram"}}.get(method or "")
+    speculation = None if method is None else {"method": method}
+    if method == "near":
+        speculation = {"method": "draft_model", "model": "near"}
     engine = llama.engine(speculation, block_size=block_size)
     first = run(engine, jobs())
     hits = engine.cache.num_prefix_hits

@@ -26,6 +26,7 @@ SPECULATION: dict[str, dict[str, Any]] = {
     "near": {"method": "draft_model", "model": "near", "num_speculative_tokens": 3},
     "far": {"method": "draft_model", "model": "far", "num_speculative_tokens": 4},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+    "suffix": {"method": "suffix"},
 }
 JOBS = [
     Job(prompt, SamplingParams(**controls, max_tokens=length, ignore_eos=True))

@@ -17,6 +17,7 @@ SPECULATION: dict[str, dict[str, Any] | None] = {
     "far": {"method": "draft_model", "model": "far"},
     "features": {"method": "feature_tree", "model": "reader"},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+    "suffix": {"method": "suffix"},
     "tree": {"method": "random_tree", "model": "9"},
     "big_tree": {"method": "random_tree", "model": "70"},  # more nodes than one word of ancestor bits
 }
