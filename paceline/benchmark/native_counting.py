@@ -114,6 +114,12 @@ counts(Code.GROW_CHAIN, OTHER, step_structures.GrowChain)(lambda a: (6 * WORD * 
 counts(Code.GROW_TREE, OTHER, step_structures.GrowTree)(lambda a: (6 * WORD * a.requests * a.width * a.most, 0))
 counts(Code.ACCEPT, OTHER, step_structures.Accept)(lambda a: (8 * WORD * a.requests * (a.length + 1), 0))
 counts(Code.MOVE_CELLS, OTHER, step_structures.MoveCells)(lambda a: (WORD * a.num_pools, 0))
+counts(Code.INHERIT_ROWS, OTHER, step_structures.InheritRows)(lambda a: (4 * WORD * a.requests, 0))
+counts(Code.PRUNE_TREE, OTHER, step_structures.PruneTree)(lambda a: (6 * WORD * a.requests * a.num_nodes, 0))
+counts(Code.SCATTER, OTHER, structures.ScatterArgs)(
+    lambda a: (moved(a.x, a.rows, a.size) + moved(a.out, a.rows, a.size), 0)
+)
+counts(Code.EXPAND, OTHER, structures.ExpandArgs)(lambda a: (2 * moved(a.out, a.rows, a.size), 0))
 
 
 @counts(Code.HEADS, OTHER, structures.HeadsArgs)

@@ -84,7 +84,7 @@ class Rows:
 def place(spec: RowSpec, state: RowState, drafts: DraftTrees, seats: Seats, groups: Sequence[KVGroup]) -> Rows:
     """Lays out the rows of a stage, request by request, known tokens before nodes."""
     nodes = np.clip(np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node, 0, None)
-    start = state.context - np.int32(1) if spec.last else state.start
+    start = np.maximum(state.start, state.context - np.int32(1)) if spec.last else state.start
     known = state.context - start if spec.known else np.zeros_like(state.context)
     first = start if spec.known else state.context + np.int32(spec.first_node)
     made = layout(known.astype(np.int32), nodes.astype(np.int32), state.sampled)

@@ -27,6 +27,22 @@ class GrowingTrees:
         sizes: Int32 = np.where(self._level_start < 0, 1, self.counts - self._level_start)
         return sizes
 
+    def prune(self, num_nodes: int) -> None:
+        """Leaves of each tree the ``num_nodes`` nodes of the best scores, of equals the first ones, in their order.
+
+        No path scores more than a path that it goes on from, so that a node's ancestors stay with it. Nothing grows
+        afterwards.
+        """
+        for number in np.flatnonzero(self.counts > num_nodes).tolist():
+            count = int(self.counts[number])
+            kept = np.sort(np.argsort(-self._scores[number, :count], kind="stable")[:num_nodes])
+            numbers = np.full(count + 1, -1, dtype=np.int32)  # the last one is that of parent -1
+            numbers[kept] = np.arange(len(kept))
+            self.parents[number, : len(kept)] = numbers[self.parents[number, kept]]
+            self.tokens[number, : len(kept)] = self.tokens[number, kept]
+            self._scores[number, : len(kept)] = self._scores[number, kept]
+            self.counts[number] = len(kept)
+
     def extend(self, pipeline: Pipeline, logits: torch.Tensor, owners: Int64, width: int, *, first: bool) -> Int64:
         """Adds ``width`` nodes to each tree that has rows in ``logits`` [R, V]; row r is a parent of ``owners[r]``'s.
 

@@ -46,6 +46,10 @@ class One:
     nodes: int
     limit: int
 
+    def known(self, spec: RowSpec) -> int:
+        """How many known tokens a stage feeds."""
+        return (min(self.missing, 1) if spec.last else self.missing) if spec.known else 0
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -77,9 +81,17 @@ def scenes(draw: Any) -> Scene:
         missing = draw(st.integers(0, min(context, 5)))
         return One(context, missing, draw(st.integers(0, 9)), *flags, nodes, draw(st.integers(0, nodes)))
 
+    spec = RowSpec(
+        known,
+        first,
+        draw(st.integers(0, width - first)),
+        draw(st.sampled_from([0, 0, 1, -1, 7])),
+        last=known and draw(st.sampled_from([False, False, True])),
+        first_slot=draw(st.sampled_from([0, 0, 1, 3])),
+    )
     return Scene(
         requests=draw(st.lists(ones(), min_size=1, max_size=8)),
-        spec=RowSpec(known, first, draw(st.integers(0, width - first)), draw(st.sampled_from([0, 0, 1, -1, 7]))),
+        spec=spec,
         layouts=draw(
             st.lists(st.tuples(st.integers(1, 16), st.none() | st.integers(1, MAX_LEN)), min_size=1, max_size=3)
         ),
@@ -99,6 +111,8 @@ class World:
         random = np.random.default_rng(scene.seed)
         self.scene, self.requests = scene, scene.requests
         self.part, self.seats = make_part(random, scene.layouts), make_seats(random)
+        self.other = make_part(random, [(6, None)])
+        """Another model, in whose cells something lies for each slot."""
         self.numbers = some_seats(random, len(scene.requests))
         self.drafts = draw_drafts(random, [one.nodes for one in scene.requests], scene.width, chain=scene.chain)
         self.limits = [one.nodes if scene.verifies else one.limit for one in scene.requests]
@@ -126,6 +140,7 @@ class World:
             builder.target = make_part(np.random.default_rng(0), scene.layouts)
         starts = [one.context - one.missing for one in ones]
         rows = builder.place(self.part, scene.spec)
+        rows.cells_before(builder.side(self.other).pages, 0)
         others = [one.context for one in ones]
         load(
             builder,

@@ -31,12 +31,14 @@ def check_placed(world: World) -> None:
         seat, context, found = int(world.numbers[number]), one.context, []
         assert (batch.row_start[number], batch.sample_start[number]) == (row, sample)
         if not one.ended:
-            found = [(slot, -1) for slot in range(context - one.missing, context) if spec.known]
+            found = [(slot, -1) for slot in range(context - one.known(spec), context)]
             nodes = range(spec.first_node, spec.first_node + spec.num_nodes)
             found += [(context + node, node) for node in nodes if node < world.limits[number]]
         for slot, node in found:
             path = path_to(drafts, number, node)
             sees = set(range(slot + 1)) if node < 0 else {*range(context), *(context + one for one in path)}
+            assert rows.slots[row] == slot
+            assert rows.parents[row] == (path[-2] if len(path) > 1 else -1)
             token = world.seats.tokens[seat, slot] if node < 0 else drafts.tokens[number, node]
             assert batch.token_ids[row] == token
             assert batch.positions[row] == len(sees) - 1 + spec.position_shift
@@ -45,8 +47,9 @@ def check_placed(world: World) -> None:
             for group, cells, first in zip(world.part.groups, batch.slots, batch.first_visible, strict=True):
                 page, offset = group.page_table[seat, slot // group.page_size], slot % group.page_size
                 assert cells[row] == page * group.page_size + offset
-                assert (first is None) == (group.window is None)
-                assert first is None or first[row] == max(0, len(sees) - group.window)
+                assert (first is None) == (group.window is None and not spec.first_slot)
+                least = 0 if group.window is None else len(sees) - group.window
+                assert first is None or first[row] == max(min(slot, spec.first_slot), least)
             if one.sampled and slot >= context - 1:
                 assert batch.logit_rows[sample] == row
                 assert (samples.seats[sample], samples.output_index[sample]) == (seat, one.index + len(path))
@@ -83,14 +86,17 @@ def check_native(world: World, plant: Plant | None = None) -> None:
     for number, group in enumerate(world.part.groups):
         assert np.array_equal(rows.cells[number][:T], batch.slots[number])
         first = rows._first_visible[number]
-        assert (first is None) == (group.window is None)
+        assert (first is None) == (group.window is None and not scene.spec.first_slot)
         assert first is None or np.array_equal(first[:T], batch.first_visible[number])
+    slots = np.maximum(np.minimum(expected.slots, batch.context[batch.row_request]) - 1, 0)
+    before = world.other.groups[0].cells(world.numbers[batch.row_request], slots)
+    assert np.array_equal(rows._before[:T], before)
     assert np.array_equal(rows.logit_rows[:R], batch.logit_rows)
     assert np.array_equal(rows.sample_seats[:R], samples.seats)
     assert np.array_equal(rows.output_index[:R], samples.output_index)
     # Where a row's token goes: one place of a request per node, behind one for its last known token.
     node = batch.logit_rows - batch.row_start[owner] + scene.spec.first_node
-    missing = np.array([one.missing for one in world.requests])[owner] if scene.spec.known else 0
+    missing = np.array([one.known(scene.spec) for one in world.requests])[owner]
     width = scene.width + scene.spare + scene.verifies
     assert np.array_equal(rows.places[:R], owner * width + node - missing + 1)
 
@@ -132,6 +138,7 @@ TREES = Scene(
     verifies=True,
     seed=1,
 )
+HIDDEN = replace(TREES, spec=RowSpec(num_nodes=67, first_slot=1))
 LATER = replace(TREES, spec=RowSpec(known=False, first_node=2, num_nodes=40))
 NUMBERS = {
     "first_node": 1,
@@ -140,6 +147,8 @@ NUMBERS = {
     "places_stride": 1,
     "tokens_stride": -1,
     "requests": -1,
+    "first_slot": 1,
+    "last": 1,
 }
 ARRAYS = ("seats", "context", "start", "first_index", "limit", "angle_base")
 
@@ -150,7 +159,7 @@ def test_a_wrong_number_in_the_op_shows(name: str) -> None:
     def plant(struct: PrepareRows, rows: PreparedRows) -> None:
         setattr(struct, name, getattr(struct, name) + NUMBERS[name])
 
-    shows(plant, LATER if name == "first_node" else TREES)
+    shows(plant, {"first_node": LATER, "first_slot": HIDDEN}.get(name, TREES))
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -182,6 +191,14 @@ def test_a_missing_array_of_the_op_shows(name: str) -> None:
 def test_a_wrong_number_of_a_group_shows(group: int, name: str) -> None:
     def plant(struct: PrepareRows, rows: PreparedRows) -> None:
         setattr(rows._structs[group], name, getattr(rows._structs[group], name) - 1)
+
+    shows(plant)
+
+
+@needs_library
+def test_a_wrong_page_of_the_slots_before_shows() -> None:
+    def plant(struct: PrepareRows, rows: PreparedRows) -> None:
+        rows._before_structs[0].page_size -= 1
 
     shows(plant)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from paceline.core.errors import ConfigError, PacelineError
 
-INTERFACE_VERSION = 9
+INTERFACE_VERSION = 11
 VARIABLE = "PACELINE_KERNELS"
 """Names the widest level to use; "off" means none."""
 OFF = "off"

@@ -35,12 +35,12 @@ class PrepareRows(ctypes.Structure):
         ("draft", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("first_node", "num_nodes")),
         ("limit", ctypes.c_void_p),
-        ("position_shift", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("position_shift", "first_slot", "last")),
         *((name, ctypes.c_void_p) for name in ("angle_base", "token_ids", "positions", "angle_rows", "visible")),
         *((name, ctypes.c_void_p) for name in ("tree_bits", "row_start", "sample_start", "logit_rows")),
         *((name, ctypes.c_void_p) for name in ("output_index", "sample_seats", "places")),
         *((name, ctypes.c_int64) for name in ("places_stride", "num_groups")),
-        ("groups", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("groups", "before")),
         *((name, ctypes.c_int64) for name in ("num_row_fields", "num_sample_fields")),
         *((name, ctypes.c_void_p) for name in ("row_fields", "sample_fields")),
     )
@@ -57,15 +57,31 @@ class GrowChain(ctypes.Structure):
 
 class GrowTree(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("requests", "level", "width", "most")),
+        *((name, ctypes.c_int64) for name in ("requests", "level", "width", "most", "shared")),
         *((name, ctypes.c_void_p) for name in ("draft", "depth", "sample_start", "top_tokens", "top_logits")),
         *((name, ctypes.c_void_p) for name in ("log_sums", "broken", "limit", "room")),
     )
 
 
+class PruneTree(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("requests", "num_nodes")),
+        *((name, ctypes.c_void_p) for name in ("draft", "room")),
+    )
+
+
+class InheritRows(ctypes.Structure):
+    _fields_ = (
+        ("requests", ctypes.c_int64),
+        ("draft", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("first_node", "first_sample")),
+        *((name, ctypes.c_void_p) for name in ("row_start", "sample_start", "logit_rows", "parents")),
+    )
+
+
 class Accept(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("requests", "length")),
+        *((name, ctypes.c_int64) for name in ("requests", "length", "feeds_again")),
         *((name, ctypes.c_void_p) for name in ("draft", "samples", "seats", "depth", "sampled", "ended")),
         *((name, ctypes.c_void_p) for name in ("context", "target_start", "draft_start", "first_index", "tokens")),
         ("tokens_stride", ctypes.c_int64),

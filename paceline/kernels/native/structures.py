@@ -32,6 +32,10 @@ class Code(IntEnum):
     GROW_TREE = 13
     ACCEPT = 14
     MOVE_CELLS = 15
+    SCATTER = 16
+    EXPAND = 17
+    INHERIT_ROWS = 18
+    PRUNE_TREE = 19
 
 
 class NativeStatus(IntEnum):
@@ -161,6 +165,22 @@ class GatherArgs(ctypes.Structure):
         ("index", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "size", "offset", "add")),
         ("scale", ctypes.c_double),
+    )
+
+
+class ScatterArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("x", "out")),
+        ("index", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "size")),
+    )
+
+
+class ExpandArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, Matrix) for name in ("x", "out")),
+        ("columns", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "size")),
     )
 
 

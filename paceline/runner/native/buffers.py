@@ -9,9 +9,11 @@ import ctypes
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import KVGroup
+from paceline.cache.stores import KVStore
 from paceline.core.batch import Int32, Int64
 from paceline.kernels.native.step_structures import Cells, Draft, RowGroup, Stops
 from paceline.kernels.native.structures import address
@@ -95,12 +97,12 @@ class ResultBuffers:
 class GroupBuffers:
     """One model's pages of the requests, and per stage the cells of its rows, by layer group."""
 
-    def __init__(self, layers: LayerMap, groups: Sequence[KVGroup], sizes: GraphSizes) -> None:
+    def __init__(self, groups: Sequence[KVGroup], sizes: GraphSizes) -> None:
         self.groups, self.windows = list(groups), [group.window for group in groups]
         self.tables: list[Int32] = [
             np.zeros((sizes.requests, group.page_table.shape[1]), dtype=np.int32) for group in groups
         ]
-        self.num_pages = [len(store.pools(0)[0]) for store in layers.stores]
+        self.num_pages = [len(group.store.pools(0)[0]) for group in groups]
 
     def load(self, seats: Int32) -> None:
         """Copies the page tables of seats."""
@@ -118,12 +120,23 @@ class GroupBuffers:
         return made
 
 
+def features_of(store: KVStore) -> torch.Tensor | None:
+    """f[cells, F] what is kept of tokens beside their K/V, in the memory of the store itself."""
+    found: torch.Tensor | None = getattr(store, "features", None)
+    return None if found is None else found.view(-1, found.shape[2])
+
+
 def pools_of(layers: LayerMap, moves: Sequence[Int64]) -> ctypes.Array[Cells]:
-    """K and V of every layer, whose cells move as ``moves`` says, by layer group."""
+    """K and V of every layer, and features, whose cells move as ``moves`` says, by layer group."""
     found = []
     for group, number in zip(layers.group_of, layers.index_in_group, strict=True):
         store = layers.stores[group]
         for pool in store.pools(number):
             size = pool.shape[3] * pool.element_size()
             found.append(Cells(pool.data_ptr(), size, store.page_size, pool.shape[1], address(moves[group])))
+    for store, some in zip(layers.stores, moves, strict=True):
+        features = features_of(store)
+        if features is not None:
+            size = features.shape[1] * features.element_size()
+            found.append(Cells(features.data_ptr(), size, store.page_size, 1, address(some)))
     return (Cells * len(found))(*found)

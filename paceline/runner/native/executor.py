@@ -41,8 +41,6 @@ class NativeExecutor:
 
     @property
     def obstacle(self) -> str | None:
-        if self.model.token_map is not None:
-            return "the output matrix lacks tokens"
         return None if self.model.logit_softcap is None else "logits have a soft cap"  # which torch computes
 
     def capture(self, describe: Callable[[RoundBuilder], None], **tools: Any) -> StepGraph:

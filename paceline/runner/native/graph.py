@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from paceline.core.batch import Int32
+from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.kernels.native.sampling import Edits, SampleCall
-from paceline.kernels.native.step_structures import Accept, GrowChain, GrowTree
+from paceline.kernels.native.step_structures import Accept, GrowChain, GrowTree, InheritRows, PruneTree
 from paceline.kernels.native.structures import SampleArgs
 from paceline.runner.executor import GraphResult, GraphSizes, GraphStart, RoundBuilder
 from paceline.runner.native.buffer_pool import BufferPool
@@ -18,7 +19,7 @@ from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import check_pages
 from paceline.runner.part import GraphModel
 
-STRUCTS = {kind.__name__: kind for kind in (Accept, GrowChain, GrowTree)}
+STRUCTS = {kind.__name__: kind for kind in (Accept, GrowChain, GrowTree, InheritRows, PruneTree)}
 
 
 class NativeGraph:
@@ -62,8 +63,27 @@ class NativeGraph:
         self._set_edits(start.edits, number)
         results = self._builder.results
         results.round[0] = results.all_ended[0] = 0
+        samples = self._samples(number)
+        samples[:] = -1
         self._program.replay(self._counts, times=num_rounds)
-        return self._result(number, int(results.round[0]))
+        found = self._result(number, int(results.round[0]))
+        return found if num_rounds > 1 else replace(found, samples=samples.copy(), best=self._best(number))
+
+    def _samples(self, number: int) -> Int64:
+        """[B, nodes + 1]"""
+        width = self.sizes.nodes + 1
+        return self._builder.samples[: number * width].reshape(number, width)
+
+    def _best(self, number: int) -> Int32 | None:
+        """[B, nodes + 1, count] the best tokens of each row, the likeliest first, of equals the lowest."""
+        if self._builder.best_tokens is None:
+            return None
+        best, rows, count = self._builder.best_tokens
+        sampled, width = int(rows.sample_start[number]), self.sizes.nodes + 1
+        order = np.argsort(-best.logits[:sampled], axis=1, kind="stable")
+        found: Int32 = np.full((number * width, count), -1, dtype=np.int32)
+        found[rows.places[:sampled], : order.shape[1]] = np.take_along_axis(best.tokens[:sampled], order, axis=1)
+        return found.reshape(number, width, count)
 
     def _load_requests(self, start: GraphStart, number: int) -> None:
         """What stays as it is for as long as the same requests run; whoever makes steps then names the same seats."""

@@ -5,6 +5,7 @@ A new layer type is one function registered here; a model that has a type withou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +15,9 @@ from paceline.kernels.native import gate, library
 from paceline.layers.attention import Attention
 from paceline.layers.block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichNormBlock
 from paceline.layers.embedding import InputEmbedding
+from paceline.layers.linear import Linear
 from paceline.layers.mlp import MLP, GatedMLP
-from paceline.layers.norm import HeadNorm
+from paceline.layers.norm import HeadNorm, LayerNorm, RMSNorm
 from paceline.layers.quantized import FLOAT_KINDS
 from paceline.models import CausalLM
 from paceline.runner.native.by_type import ByType
@@ -53,9 +55,14 @@ class RecordEntry(Protocol):
         ...
 
 
+RecordModule = Callable[..., torch.Tensor]
+"""(module, recorder, *inputs): inputs [T, in], which stay, -> [T, out], in a new buffer or in an input itself."""
+
 blocks: ByType[RecordBlock] = ByType()
 entries: ByType[RecordEntry] = ByType()
 mlps: ByType[RecordMLP] = ByType()
+modules: ByType[RecordModule] = ByType()
+"""Of modules that stand by themselves: heads that draft, and what fuses the features that they read."""
 
 
 def _mlp(mlp: nn.Module, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
@@ -125,6 +132,24 @@ def _plain_mlp(mlp: MLP, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
     recorder.activate(activated, gate.activations[mlp.activation_name], None)
     out = recorder.linear(activated, packed_of(mlp.down))
     recorder.give(activated)
+    return out
+
+
+@modules.add(nn.Identity)
+def _identity(_module: nn.Identity, _recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+@modules.add(Linear)
+def _linear(module: Linear, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
+    return recorder.linear(x, packed_of(module))
+
+
+@modules.add(RMSNorm)
+@modules.add(LayerNorm)
+def _norm(module: nn.Module, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
+    out = recorder.take(x.shape[1])
+    norms.of(module)(module, recorder, x, out, None)
     return out
 
 

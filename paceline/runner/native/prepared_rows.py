@@ -28,7 +28,7 @@ class PreparedRows:
 
     def __init__(
         self,
-        runner: GraphModel,
+        runner: GraphModel | None,
         spec: RowSpec,
         stage: int,
         *,
@@ -39,11 +39,16 @@ class PreparedRows:
         seats: Seats,
         verifies: bool,
     ) -> None:
-        """``verifies``: the rows are the target's, and their samples decide about the draft."""
+        """
+        Args:
+            runner: whose rows these are; None of heads without layers.
+            verifies: the rows are the target's, and their samples decide about the draft.
+        """
         self.runner, self.spec, self.groups, self.verifies = runner, spec, groups, verifies
         self.row_count, self.sample_count = f"rows {stage}", f"samples {stage}"
         nodes = sizes.requests * min(spec.num_nodes, sizes.nodes)
-        self.num_rows = max(1, nodes + (sizes.rows if spec.known else 0))
+        known = sizes.requests if spec.last else sizes.rows
+        self.num_rows = max(1, nodes + (known if spec.known else 0))
         self.num_samples = max(1, nodes + (sizes.requests if spec.known else 0))
         self._state, self._draft, self._seats = state, draft, seats
         self._rows(len(groups.groups), sizes)
@@ -51,6 +56,7 @@ class PreparedRows:
         self.output_index, self.places, self.logit_rows = (np.zeros(self.num_samples, dtype=np.int64) for _ in range(3))
         self._structs = groups.structures(self.cells, self._first_visible)
         self._fields: list[object] = []
+        self._before: Int64 | None = None
         self.seen = [self._visibility(group) for group in range(len(groups.groups))]
 
     def _rows(self, num_groups: int, sizes: GraphSizes) -> None:
@@ -62,7 +68,8 @@ class PreparedRows:
         self.angle_base: Int64 = np.zeros(sizes.requests, dtype=np.int64)
         self.cells: list[Int64] = [np.zeros(count, dtype=np.int64) for _ in range(num_groups)]
         self._first_visible: list[Int32 | None] = [
-            None if window is None else np.zeros(count, dtype=np.int32) for window in self.groups.windows
+            None if window is None and not self.spec.first_slot else np.zeros(count, dtype=np.int32)
+            for window in self.groups.windows
         ]
 
     def _visibility(self, group: int) -> VisibilityArgs:
@@ -80,13 +87,14 @@ class PreparedRows:
     def record(self, recorder: Recorder, width: int) -> None:
         """``width``: places of one request's samples."""
         recorder.capacity |= {self.row_count: self.num_rows, self.sample_count: self.num_samples}
-        self._number = recorder.add(Code.PREPARE_ROWS, self._structure(width), self, count="")
+        self._recorded = self._structure(width)
+        self._number = recorder.add(Code.PREPARE_ROWS, self._recorded, self, count="")
 
     def _structure(self, width: int) -> PrepareRows:
         state, spec, tokens = self._state, self.spec, self._seats.tokens
         struct = PrepareRows(tokens_stride=tokens.shape[1], places_stride=width, num_groups=len(self._structs))
         struct.first_node, struct.num_nodes = spec.first_node, spec.num_nodes
-        struct.position_shift = spec.position_shift
+        struct.position_shift, struct.first_slot, struct.last = spec.position_shift, spec.first_slot, spec.last
         struct.seats, struct.context, struct.first_index, struct.ended, struct.tokens = map(
             address, (state.seats, state.context, state.first_index, state.ended, tokens)
         )
@@ -101,6 +109,15 @@ class PreparedRows:
         for name in ("logit_rows", "output_index", "sample_seats", "places", "angle_base"):
             setattr(struct, name, address(getattr(self, name)))
         return struct
+
+    def cells_before(self, groups: GroupBuffers, group: int) -> Int64:
+        """[T] the cells of the known slots before the rows in a group of another model. Asked for until ``finish``."""
+        if self._before is None:
+            self._before = np.zeros(self.num_rows, dtype=np.int64)
+            none = [None] * len(groups.groups)
+            self._before_structs = groups.structures([self._before] * len(none), none)
+            self._recorded.before = ctypes.addressof(self._before_structs[group])
+        return self._before
 
     def inputs(self) -> PassInputs:
         return PassInputs(

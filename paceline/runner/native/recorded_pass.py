@@ -36,7 +36,7 @@ class PassInputs:
 class RecordedPass:
     """What a model computes of ``recorder.count`` rows; ``bind`` comes once the program is finished.
 
-    ``hidden`` f32[T, D] after the final norm, ``logits`` f32[R, V] without a soft cap.
+    ``hidden`` f32[T, D] after the final norm, ``logits`` f32[R, V], which ``finished`` completes.
     """
 
     def __init__(
@@ -97,11 +97,23 @@ class RecordedPass:
             recorder.give(wide)
         logits = recorder.linear(chosen, head, self._samples)
         recorder.give(chosen)
+        if self.model.token_map is None or self.model.logit_softcap is not None:
+            return logits
+        narrow_logits, columns = logits, columns_of(self.model.token_map, self.model.config.vocab_size)
+        logits = recorder.expand(narrow_logits, columns, self._samples)
+        recorder.give(narrow_logits)
         return logits
 
+    def finished(self, logits: torch.Tensor) -> torch.Tensor:
+        """[R, V] what ``logits`` lack: torch caps them softly, and may only then expand them."""
+        if self.model.logit_softcap is None:
+            return logits
+        return self.model.expanded(self.model.capped(logits))
+
     def give(self, recorder: Recorder) -> None:
-        """Nothing recorded from now on reads ``hidden`` or ``logits``."""
-        recorder.give(self.hidden)
+        """Nothing recorded from now on reads ``logits``, nor ``hidden``, unless passes hand on what they computed."""
+        if self.features is None and self.model.entry is None:
+            recorder.give(self.hidden)
         recorder.give(self.logits)
 
     def plan(self, batch: Batch) -> None:
@@ -124,6 +136,20 @@ class RecordedPass:
         """
         if self._num_positions is not None:
             check_below(positions, self._num_positions, "position")
+
+
+def columns_of(token_map: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """i64[V] the row of the output matrix that each token has, or -1.
+
+    Raises:
+        ValueError: tokens that there are not, or twice.
+    """
+    check_below(token_map.numpy(), vocab_size, "token of the output matrix")
+    if len(token_map.unique()) != len(token_map):
+        raise ValueError("two rows of the output matrix are of the same token")
+    columns = torch.full((vocab_size,), -1, dtype=torch.int64)
+    columns[token_map] = torch.arange(len(token_map))
+    return columns
 
 
 def _learned_positions(model: CausalLM) -> int | None:

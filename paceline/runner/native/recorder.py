@@ -14,7 +14,7 @@ import torch
 from paceline.kernels.native import gather, linear
 from paceline.kernels.native.packing import PackedLinear
 from paceline.kernels.native.program import Program
-from paceline.kernels.native.structures import Code, GateArgs, Matrix, NormArgs, pointer
+from paceline.kernels.native.structures import Code, ExpandArgs, GateArgs, Matrix, NormArgs, ScatterArgs, pointer
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.sizes import check_size
 
@@ -92,6 +92,19 @@ class Recorder:
         """x becomes activation(x), times ``up`` if that is given."""
         check_size("gate", x.shape[1] if up is None else up.shape[1], x.shape[1])
         self.add(Code.GATE, GateArgs(*map(Matrix.of, (x, up, x)), *x.shape, code), x, up)
+
+    def scatter(self, x: torch.Tensor, out: torch.Tensor, index: torch.Tensor) -> None:
+        """Rows of ``out`` by index become those of x."""
+        check_size("row of a table", x.shape[1], out.shape[1])
+        struct = ScatterArgs(Matrix.of(x), Matrix.of(out), pointer(index), x.shape[0], x.shape[1])
+        self.add(Code.SCATTER, struct, x, out, index)
+
+    def expand(self, x: torch.Tensor, columns: torch.Tensor, count: str | None = None) -> torch.Tensor:
+        """x [rows, in] -> [rows, len(columns)]: columns by number, -inf where it is negative, in a new buffer."""
+        out = self.take(len(columns), count)
+        struct = ExpandArgs(Matrix.of(x), Matrix.of(out), pointer(columns), *out.shape)
+        self.add(Code.EXPAND, struct, x, columns, out, count=count)
+        return out
 
     def gather(
         self,

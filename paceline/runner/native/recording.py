@@ -36,7 +36,7 @@ class Recording:
             self._beside[:rows] = inputs
         self._program.run({TOKENS: rows, LOGITS: num_logits})
         return Pass(
-            recorded.model.expanded(recorded.model.capped(recorded.logits[:num_logits])),
+            recorded.finished(recorded.logits[:num_logits]),
             recorded.hidden[:rows],
             None if recorded.features is None else recorded.features[:rows],
         )

@@ -45,8 +45,10 @@ class Side:
             IndexError: a known token or a position that the model does not have.
         """
         fed = past > first
-        self._check_tokens(seats, start, first)
         reached = past[fed] - 1
+        if not self.passes:
+            return
+        self._check_tokens(seats, start, first)
         for found in self.passes:
             found.check_positions(reached)
         if self._num_positions is not None:

@@ -53,6 +53,8 @@ namespace {
 
 #include "logprobs.h"
 
+#include "trees.h"
+
 #include "step.h"
 
 }  // namespace
@@ -82,6 +84,10 @@ const Level PACELINE_OBJECT(PACELINE_LEVEL) = {
         {run_grow_tree, no_scratch},
         {run_accept, no_scratch},
         {run_move_cells, no_scratch},
+        {run_scatter, no_scratch},
+        {run_expand, no_scratch},
+        {run_inherit_rows, no_scratch},
+        {run_prune_tree, no_scratch},
     },
 };
 

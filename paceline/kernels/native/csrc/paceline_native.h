@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 9
+#define PACELINE_INTERFACE_VERSION 11
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,6 +33,10 @@ enum paceline_code {
     PACELINE_GROW_TREE,
     PACELINE_ACCEPT,
     PACELINE_MOVE_CELLS,
+    PACELINE_SCATTER,
+    PACELINE_EXPAND,
+    PACELINE_INHERIT_ROWS,
+    PACELINE_PRUNE_TREE,
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
@@ -169,6 +173,20 @@ typedef struct {
     double scale;
 } paceline_gather;
 
+// out[index[row]] = x[row]. No two rows have the same index.
+typedef struct {
+    paceline_matrix x, out;
+    const int64_t *index;
+    int64_t rows, size;
+} paceline_scatter;
+
+// out[row][i] = x[row][columns[i]], or -inf where the column is negative; `size` columns of out, both of float32.
+typedef struct {
+    paceline_matrix x, out;
+    const int64_t *columns;
+    int64_t rows, size;
+} paceline_expand;
+
 // What the log-probabilities of tokens under rows of logits are made of: a token's is its logit less the row's log sum of
 // exponentials. Ranks count from 1; the best tokens come in the order of their numbers, of equals the lowest.
 typedef struct {
@@ -208,12 +226,13 @@ typedef struct {
     int64_t page_table_stride, page_size;
     int64_t window;          // 0: rows see all before them
     int64_t *cells;          // [rows]; of an accepted path: pairs of a cell and where it moves
-    int32_t *first_visible;  // [rows]; of a window
+    int32_t *first_visible;  // [rows]; NULL where rows see all before them
 } paceline_row_group;
 
 // Lays out the rows of a stage, request by request: known tokens from `start` on, then nodes of the draft. The last known
 // token and the nodes are sampled. A known token at slot s has position s and sees slots up to s; a node of a chain as
-// well. A node of a tree has position context + depth - 1 and sees known tokens and its ancestors.
+// well. A node of a tree has position context + depth - 1 and sees known tokens and its ancestors. No row sees a slot
+// before `first_slot`, except its own.
 typedef struct {
     int64_t requests;
     const int32_t *seats, *context;  // [requests]; context: known tokens
@@ -226,7 +245,8 @@ typedef struct {
     const paceline_draft *draft;
     int64_t first_node, num_nodes;  // nodes [first_node, first_node + num_nodes) below ...
     const int32_t *limit;           // [requests]
-    int64_t position_shift;
+    int64_t position_shift, first_slot;
+    int64_t last;               // 1: of the known tokens only the last one is fed
     const int64_t *angle_base;  // [requests]: positions less what their rows of angles are numbered
     int64_t *token_ids, *positions, *angle_rows;  // [rows]; angle_rows may be NULL
     int32_t *visible;                             // [rows]
@@ -238,6 +258,7 @@ typedef struct {
     int64_t places_stride;
     int64_t num_groups;
     const paceline_row_group *groups;
+    const paceline_row_group *before;  // the known slot before each row, in another model's group; NULL: nobody asks
     int64_t num_row_fields, num_sample_fields;  // numbers in later ops that become the number of rows, and of samples
     int64_t *const *row_fields, *const *sample_fields;
 } paceline_prepare_rows;
@@ -257,20 +278,42 @@ typedef struct {
 typedef struct {
     int64_t requests, level;       // of these nodes' parents; 0: the last known token
     int64_t width, most;           // nodes of a level; tokens behind each parent
+    int64_t shared;                // 1: a request has one row, which tells of all parents
     const paceline_draft *draft;
     const int32_t *depth;          // [requests]
-    const int32_t *sample_start;   // [requests + 1]: of the parents, in the order of their nodes
+    const int32_t *sample_start;   // [requests + 1]: of the parents' rows, in the order of their nodes
     const int32_t *top_tokens;     // [parents, most]
     const float *top_logits;       // [parents, most]
     const double *log_sums;        // [parents]
     uint8_t *broken;               // [requests]
     int32_t *limit;                // [requests]: nodes that are fed next
-    double *room;                  // [width * most]: scores of candidates
+    double *room;                  // [parents * most]: scores of candidates
 } paceline_grow_tree;
+
+// Leaves of each tree the `num_nodes` nodes of the best scores, of equals the first ones, numbered anew in their order. No
+// path scores more than a path that it goes on from, so that a node's ancestors stay with it.
+typedef struct {
+    int64_t requests, num_nodes;
+    const paceline_draft *draft;
+    int32_t *room;  // [draft width]
+} paceline_prune_tree;
+
+// Where in an earlier stage the row of each node's parent lies: parents[row] of its rows, for a stage of nodes alone.
+typedef struct {
+    int64_t requests;
+    const paceline_draft *draft;
+    int64_t first_node;           // of the stage
+    int64_t first_sample;         // the node of the earlier stage's first sample; -1: the last known token
+    const int32_t *row_start;     // [requests + 1]: of the stage
+    const int32_t *sample_start;  // [requests + 1]: of the earlier one
+    const int64_t *logit_rows;    // [samples]: of the earlier one
+    int64_t *parents;             // [rows]
+} paceline_inherit_rows;
 
 // Ends a round: walks each draft as far as it equals what was sampled, and moves on what is known.
 typedef struct {
     int64_t requests, length;      // length: most tokens of a path
+    int64_t feeds_again;           // 1: the drafter keeps K/V of no node, also of a chain
     const paceline_draft *draft;
     const int64_t *samples;        // [requests, draft width + 1]: of the last known token, and of each node
     const int32_t *seats;

@@ -16,12 +16,18 @@ struct RowSpan {
 // The slots of a request that a stage feeds: known tokens from `start` on, then nodes of its draft.
 inline RowSpan span_of(const paceline_prepare_rows &a, int64_t request) {
     const int64_t context = a.context[request];
-    const int64_t first = a.start == nullptr ? context + a.first_node : a.start[request];
+    const int64_t known = a.start == nullptr ? context : a.last ? larger(a.start[request], context - 1) : a.start[request];
+    const int64_t first = a.start == nullptr ? context + a.first_node : known;
     if (a.ended != nullptr && a.ended[request]) return {first, first};
     if (a.num_nodes == 0) return {first, larger(first, context)};
     const int64_t last = smaller(a.first_node + a.num_nodes, a.limit[request]);
     const int64_t end = context + (a.start == nullptr ? last : larger(last, 0));
     return {first, larger(first, end)};
+}
+
+inline int64_t cell_of(const paceline_row_group &group, int64_t request, int64_t slot) {
+    const int64_t page = group.page_table[request * group.page_table_stride + slot / group.page_size];
+    return page * group.page_size + slot % group.page_size;
 }
 
 inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t row) {
@@ -46,10 +52,13 @@ inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t
     a.visible[row] = (int32_t)visible;
     for (int64_t number = 0; number < a.num_groups; ++number) {
         const paceline_row_group &group = a.groups[number];
-        const int64_t page = group.page_table[request * group.page_table_stride + slot / group.page_size];
-        group.cells[row] = page * group.page_size + slot % group.page_size;
-        if (group.window > 0) group.first_visible[row] = (int32_t)larger(0, position - group.window + 1);
+        group.cells[row] = cell_of(group, request, slot);
+        if (group.first_visible == nullptr) continue;
+        const int64_t least = smaller(slot, a.first_slot);
+        group.first_visible[row] = (int32_t)(group.window > 0 ? larger(least, position - group.window + 1) : least);
     }
+    if (a.before != nullptr)
+        a.before->cells[row] = cell_of(*a.before, request, larger(0, smaller(slot, context) - 1));
 }
 
 inline void prepare_sample(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t row, int64_t number) {
@@ -81,6 +90,22 @@ inline void run_prepare_rows(const void *arguments, const Team &team) {
     for (int64_t i = 0; i < a.num_sample_fields; ++i) *a.sample_fields[i] = number;
 }
 
+// Of requests whose earlier rows are not there anything will do: nobody reads their nodes.
+inline void run_inherit_rows(const void *arguments, const Team &team) {
+    const paceline_inherit_rows &a = *(const paceline_inherit_rows *)arguments;
+    if (team.index != 0) return;
+    for (int64_t request = 0; request < a.requests; ++request) {
+        const int64_t first = a.sample_start[request], count = a.sample_start[request + 1] - first;
+        int64_t node = a.first_node;
+        for (int64_t row = a.row_start[request]; row < a.row_start[request + 1]; ++row, ++node) {
+            const int32_t *parents = a.draft->parents;
+            const int64_t parent = parents == nullptr ? node - 1 : parents[request * a.draft->width + node];
+            const int64_t place = larger(0, parent - a.first_sample);
+            a.parents[row] = place < count ? a.logit_rows[first + place] : 0;
+        }
+    }
+}
+
 // A chain goes on as long as its tokens are good, end nothing, and it may be deeper.
 inline void run_grow_chain(const void *arguments, const Team &team) {
     const paceline_grow_chain &a = *(const paceline_grow_chain *)arguments;
@@ -98,60 +123,6 @@ inline void run_grow_chain(const void *arguments, const Team &team) {
     }
 }
 
-// The best candidate that is left: of equals the first. Those that are taken are NaN, for any number may be a score.
-inline int64_t best_of(const double *scores, int64_t count) {
-    int64_t best = 0;
-    for (int64_t i = 0; i < count; ++i)
-        if (scores[i] > scores[best] || scores[best] != scores[best]) best = i;
-    return best;
-}
-
-inline void add_node(const paceline_draft &draft, int64_t request, int64_t parent, int64_t token, double score) {
-    const int64_t number = draft.counts[request]++, first = request * draft.width, node = first + number;
-    draft.tokens[node] = token;
-    draft.parents[node] = (int32_t)parent;
-    draft.depths[node] = parent < 0 ? 1 : draft.depths[first + parent] + 1;
-    draft.scores[node] = score;
-    int64_t *bits = draft.bits + node * draft.words;
-    for (int64_t i = 0; i < draft.words; ++i) bits[i] = parent < 0 ? 0 : draft.bits[(first + parent) * draft.words + i];
-    bits[number / 64] |= (int64_t)((uint64_t)1 << number % 64);
-}
-
-// `width` nodes of the next level, whose paths are the likeliest.
-inline void grow_level(const paceline_grow_tree &a, int64_t request) {
-    const paceline_draft &draft = *a.draft;
-    const int64_t row = a.sample_start[request], parents = a.sample_start[request + 1] - row;
-    const int64_t candidates = parents * a.most, first = request * draft.width;
-    // A level has fewer nodes than `width` where its parents have fewer children: there are no more tokens.
-    const int64_t first_parent = a.level == 0 ? -1 : draft.counts[request] - parents;
-    for (int64_t i = 0; i < candidates; ++i) {
-        const int64_t parent = i / a.most;
-        const double before = a.level == 0 ? 0.0 : draft.scores[first + first_parent + parent];
-        const double own = (double)a.top_logits[row * a.most + i] - a.log_sums[row + parent];
-        if (own != own) {
-            a.broken[request] = 1;
-            return;
-        }
-        a.room[i] = before + own;
-    }
-    for (int64_t i = 0; i < smaller(a.width, candidates); ++i) {
-        const int64_t best = best_of(a.room, candidates);
-        add_node(draft, request, first_parent + best / a.most, a.top_tokens[row * a.most + best], a.room[best]);
-        a.room[best] = NAN;
-    }
-}
-
-inline void run_grow_tree(const void *arguments, const Team &team) {
-    const paceline_grow_tree &a = *(const paceline_grow_tree *)arguments;
-    if (team.index != 0) return;
-    for (int64_t request = 0; request < a.requests; ++request) {
-        if (a.level == 0) a.draft->counts[request] = 0;
-        const bool grows = a.level < a.depth[request] && !a.broken[request];
-        if (grows) grow_level(a, request);
-        a.limit[request] = grows && a.level + 1 < a.depth[request] && !a.broken[request] ? a.draft->counts[request] : 0;
-    }
-}
-
 // The node behind `node` that has the token; of several the first. -1 if none has.
 inline int64_t child_of(const paceline_draft &draft, int64_t request, int64_t node, int64_t token) {
     const int64_t first = request * draft.width, count = draft.counts[request];
@@ -166,11 +137,9 @@ inline void move_path(const paceline_accept &a, int64_t request, const int32_t *
         if (path[i] == i) continue;
         for (int64_t number = 0; number < a.num_groups; ++number) {
             const paceline_row_group &group = a.groups[number];
-            const int32_t *pages = group.page_table + request * group.page_table_stride;
-            const int64_t from = a.context[request] + path[i], to = a.context[request] + i;
             int64_t *move = group.cells + 2 * *a.num_moves;
-            move[0] = pages[from / group.page_size] * group.page_size + from % group.page_size;
-            move[1] = pages[to / group.page_size] * group.page_size + to % group.page_size;
+            move[0] = cell_of(group, request, a.context[request] + path[i]);
+            move[1] = cell_of(group, request, a.context[request] + i);
         }
         ++*a.num_moves;
     }
@@ -210,7 +179,8 @@ inline void accept_request(const paceline_accept &a, int64_t round, int64_t requ
     a.out_accepted[place] = (int32_t)accepted;
     if (a.num_moves != nullptr) move_path(a, request, path, accepted);
     if (a.draft_start != nullptr) {
-        const int64_t fed = draft.parents == nullptr ? larger(0, nodes - 1) : 0;  // nodes whose K/V the drafter keeps
+        // Nodes whose K/V the drafter keeps.
+        const int64_t fed = draft.parents == nullptr && !a.feeds_again ? larger(0, nodes - 1) : 0;
         const int64_t kept = a.depth[request] > 0 ? smaller(accepted, fed) : count;
         a.draft_start[request] = a.context[request] + (int32_t)kept;
     }
