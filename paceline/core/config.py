@@ -35,7 +35,12 @@ class SpeculativeConfig:
         str | None, About("The draft model's quantization: int8, int4 or none; by default the target's.")
     ] = None
     num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
-    verifier: Annotated[str, About("match never changes the text; token and block keep more of a draft.")] = "match"
+    verifier: Annotated[
+        str,
+        About(
+            "match never changes the text; token and block keep more of a chain, tree and traversal of a drawn tree."
+        ),
+    ] = "match"
     prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
     prompt_lookup_min: Annotated[int, About("ngram: shortest n-gram that is looked up.", low=1, high=32)] = 2
     suffix_decoding_max_tree_depth: Annotated[

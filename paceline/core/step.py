@@ -59,7 +59,12 @@ class DraftTrees:
     parents: Int32  # [B, N]
     counts: Int32  # [B] nodes in use; the rest is padding
     probs: torch.Tensor | None = None
-    """f32[B, N, V] the very numbers that each token was drawn from; None where each was certain, given those before."""
+    """f32[B, N, V] the very numbers that each token was drawn from, given all nodes before it; None where each was
+    certain, given those before.
+
+    Siblings are in the order in which they were drawn. Drawn without replacement, each has a row of its own: its
+    parent's distribution without the siblings before it, normalised anew.
+    """
 
     @staticmethod
     def empty(num_requests: int) -> DraftTrees:
@@ -91,6 +96,19 @@ class DraftTrees:
             parent = self.parents[:, node]
             depths[:, node] = np.where(parent < 0, 1, depths[rows, parent] + 1)
         return depths
+
+    @cached_property
+    def places(self) -> Int32:
+        """[B, N] how many nodes before each one are as deep as it is."""
+        places = np.zeros(self.tokens.shape, dtype=np.int32)
+        if self.is_chain:
+            return places
+        rows, seen = np.arange(len(self.tokens)), np.zeros((len(self.tokens), self.width + 1), dtype=np.int32)
+        for node in range(self.width):
+            depth = self.depths[:, node]
+            places[:, node] = seen[rows, depth]
+            seen[rows, depth] += 1
+        return places
 
     @property
     def deepest(self) -> Int32:

@@ -39,7 +39,9 @@ class Domain(IntEnum):
 
 
 DEPTH_SHIFT = 8
-"""Of the counter's last word the low bits are the domain, those above a draw's depth in its draft."""
+"""Of the counter's last word the low bits are the domain, the twelve above them a draw's depth in its draft."""
+PLACE_SHIFT = 20
+"""The bits above these are a draw's place among those of its depth."""
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from torch import nn
 from paceline.core.batch import Int32, Int64
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
+from paceline.runner.drawn import DrawnTrees
 from paceline.runner.executor import Pass
 from paceline.runner.features import feature_group
 from paceline.runner.model_runner import ModelRunner
@@ -49,7 +50,7 @@ class EagerBuilder:
         self._probs: torch.Tensor | None = None
         self._counts, self._limit = (np.zeros(count, dtype=np.int32) for _ in range(2))
         self._growing: Bool = start.depth > 0
-        self._trees: GrowingTrees | None = None
+        self._trees: GrowingTrees | DrawnTrees | None = None
         self._stage: StageRows | None = None
         self.fed_end: Int32 = start.start.copy()
         """[B] slots that hold K/V of known or drafted tokens, of the drafter."""
@@ -167,24 +168,35 @@ class EagerBuilder:
 
     def extend_tree(self, logits: torch.Tensor, rows: StageRows, width: int, *, shared: bool = False) -> None:
         if self._trees is None:
-            self._trees = GrowingTrees(len(self._start.seats), self._tokens.shape[1])
-        level, self._level = self._level, self._level + 1
+            self._trees = GrowingTrees(*self._tokens.shape)
+        assert isinstance(self._trees, GrowingTrees)
         owners = rows.sampled
-        if shared and level:
+        if shared and self._level:
             chosen = np.flatnonzero(self._growing[owners])
             chosen = np.repeat(chosen, self._trees.level_sizes[owners[chosen]])
             logits, owners = logits[torch.from_numpy(chosen).to(logits.device)], owners[chosen]
-        bad = self._trees.extend(self._pipeline, logits, owners, width, first=level == 0)
-        self._growing &= self._start.depth > level + 1
+        self._grown(self._trees, self._trees.extend(self._pipeline, logits, owners, width, first=self._level == 0))
+
+    def extend_drawn(self, logits: torch.Tensor, rows: StageRows, width: int) -> None:
+        """Takes the next level of each tree: ``width`` tokens behind each node, drawn without replacement."""
+        if self._trees is None:
+            self._trees = DrawnTrees(*self._tokens.shape)
+        assert isinstance(self._trees, DrawnTrees)
+        if rows.rows is not None:
+            self._grown(self._trees, self._trees.extend(self._pipeline, logits, rows.rows.samples, rows.sampled, width))
+
+    def _grown(self, trees: GrowingTrees | DrawnTrees, bad: Int64) -> None:
+        self._level += 1
+        self._growing &= self._start.depth > self._level
         if len(bad):
             self._break(bad, 0)
             self._growing[bad] = False
-            self._trees.counts[bad] = -1
-        self._counts[:] = self._trees.counts
+            trees.counts[bad] = -1
+        self._counts[:] = trees.counts
         self._limit[:] = np.where(self._growing, self._counts, 0)
 
     def prune(self, num_nodes: int) -> None:
-        if self._trees is not None:
+        if isinstance(self._trees, GrowingTrees):
             self._trees.prune(num_nodes)
             self._counts[:] = np.where(self._counts < 0, self._counts, self._trees.counts)
 
@@ -194,7 +206,7 @@ class EagerBuilder:
         Then the logits were NaN, and so may be what is cached: the drafter must start over.
         """
         if self._trees is not None:
-            return DraftTrees(self._trees.tokens, self._trees.parents, self._counts)
+            return self._trees.finished(self._counts)
         used = int(self._counts.max(initial=0))
         probs = None if self._probs is None else self._probs[:, :used]
         return DraftTrees.chains(np.ascontiguousarray(self._tokens[:, :used]), self._counts, probs)

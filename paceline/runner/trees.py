@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from paceline.core.batch import Int32, Int64
+from paceline.core.step import DraftTrees
 from paceline.sampling import Pipeline
 
 
@@ -69,3 +70,6 @@ class GrowingTrees:
             self._scores[number, nodes] = paths[best]
             self._level_start[number], self.counts[number] = start, start + len(best)
         return np.array(bad, dtype=np.int64)
+
+    def finished(self, counts: Int32) -> DraftTrees:
+        return DraftTrees(self.tokens, self.parents, counts)

@@ -11,8 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.core.batch import SampleRows
-from paceline.kernels.philox import DEPTH_SHIFT, GUMBEL_MAX, GUMBEL_MIN, Domain, gumbel, gumbel_rows, uniform
+from paceline.core.batch import Int64, SampleRows
+from paceline.kernels.philox import (
+    DEPTH_SHIFT,
+    GUMBEL_MAX,
+    GUMBEL_MIN,
+    PLACE_SHIFT,
+    Domain,
+    gumbel,
+    gumbel_rows,
+    uniform,
+)
 from paceline.sampling.controls import Controls
 
 POINTWISE_COST = 6
@@ -41,15 +50,18 @@ class Noise:
         # Counting candidates would stall a GPU, which evaluates every token in about the same time.
         self._prunes = controls.device.type == "cpu"
 
-    def keys(self, rows: SampleRows, domain: Domain = Domain.TARGET) -> NoiseKeys:
+    def keys(self, rows: SampleRows, domain: Domain = Domain.TARGET, places: Int64 | None = None) -> NoiseKeys:
         """The keys of ``rows``; in domains that belong to a draft, a row's depth in it is part of the key.
 
+        So is its place int64[R] among the nodes of that depth, where a draft may have several; in a chain it is 0.
         An output index is drafted anew, at a smaller depth, after a draft of which only a part stood. What became of
         that draft may tell of the noise of all its depths, so the next one must not draw the same numbers again.
         """
         device, stream = self._controls.device, np.full(len(rows), int(domain), dtype=np.int64)
         if domain is not Domain.TARGET:
             stream |= np.count_nonzero(rows.path >= 0, axis=1) << DEPTH_SHIFT
+            if places is not None:
+                stream |= places << PLACE_SHIFT
         seed, sample_index = self._controls.seed[rows.seats], self._controls.sample_index[rows.seats]
         arrays = (seed, sample_index, rows.output_index.astype(np.int64), stream)
         return NoiseKeys(*(torch.from_numpy(array).to(device) for array in arrays))

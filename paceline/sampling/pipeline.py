@@ -102,10 +102,25 @@ class Pipeline:
         """
         probs = probabilities(self.log_weights(logits, rows)).float()
         tokens = self.choose(probs.log(), self._noise.keys(rows, Domain.DRAFT))
-        # Neither kind of row without a token has probabilities: the logits tell which it is.
-        tokens.masked_fill_(~(logits.amax(-1) > -torch.inf), NAN)
-        result: Int64 = tokens.cpu().numpy()
-        return result, probs
+        return _told_apart(tokens, logits), probs
+
+    def draft_distinct(self, logits: Tensor, rows: SampleRows, width: int, places: Int64) -> tuple[Int64, Tensor]:
+        """As ``draft``, ``width`` tokens of each row one after another without replacement: [R, width], [R, width, V].
+
+        What a token was drawn from is what the tokens before it leave, normalised; a row may run out, which is BANNED.
+        One noise does for all of a row's tokens: the best sum says nothing of which is the next (Gumbel top-k,
+        1903.06059). ``places`` int64[R] tells apart the rows of one depth of a draft.
+        """
+        probs = probabilities(self.log_weights(logits, rows)).float()
+        keys = self._noise.keys(rows, Domain.DRAFT, places)
+        tokens, drawn = [self.choose(probs.log(), keys)], [probs]
+        while len(tokens) < width:
+            probs = probs.scatter(-1, tokens[-1].clamp(min=0)[:, None], 0.0)
+            total = probs.sum(-1, keepdim=True, dtype=torch.float64)
+            probs = (probs / total.where(total > 0, 1.0)).float()
+            tokens.append(self.choose(probs.log(), keys))
+            drawn.append(probs)
+        return _told_apart(torch.stack(tokens, dim=1), logits), torch.stack(drawn, dim=1)
 
     def choose(self, log_weights: Tensor, keys: NoiseKeys) -> Tensor:
         """int64[R] the first of the best sums of ``log_weights`` [R, V] and noise; NAN and BANNED as in ``sample``."""
@@ -116,9 +131,9 @@ class Pipeline:
         """What the noise of ``rows`` depends on, by row, on the device of the controls."""
         return self._noise.keys(rows, domain)
 
-    def uniform(self, rows: SampleRows, domain: Domain) -> Tensor:
-        """f64[R]: a number in (0, 1) of each row's seed, sample and output index in ``domain``."""
-        return self._noise.uniform(self._noise.keys(rows, domain))
+    def uniform(self, rows: SampleRows, domain: Domain, places: Int64 | None = None) -> Tensor:
+        """f64[R]: a number in (0, 1) of each row's seed, sample and output index in ``domain``; ``places`` as above."""
+        return self._noise.uniform(self._noise.keys(rows, domain, places))
 
     def perturbed(self, logits: Tensor, rows: SampleRows, domain: Domain = Domain.TARGET) -> Tensor:
         """f[R, V]: the scores plus the noise of ``domain``, of which ``sample`` is the argmax; greedy rows get none."""
@@ -144,6 +159,13 @@ def probabilities(log_weights: Tensor) -> Tensor:
     """f[R, V]: the distributions of ``Pipeline.log_weights``; rows without a token are 0 everywhere."""
     without = ~(log_weights.amax(-1, keepdim=True) > -torch.inf)
     return log_weights.softmax(-1).masked_fill_(without, 0.0)
+
+
+def _told_apart(tokens: Tensor, logits: Tensor) -> Int64:
+    """``tokens`` [R, ...] of rows of ``logits``: neither kind of row without a token has probabilities to tell by."""
+    broken = ~(logits.amax(-1) > -torch.inf)
+    found: Int64 = tokens.masked_fill_(broken.view(-1, *[1] * (tokens.dim() - 1)), NAN).cpu().numpy()
+    return found
 
 
 def _only_best(scores: Tensor) -> Tensor:

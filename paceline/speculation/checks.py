@@ -18,12 +18,13 @@ TOLERANCE = 1e-3
 
 
 def drawn(drafts: DraftTrees, probs: torch.Tensor) -> Int32:
-    """[B] how much of each chain can be kept, its tokens being drawn from ``probs`` f[B, N, V].
+    """[B] how many nodes of each draft can be kept, being drawn from ``probs`` f[B, N, V].
 
-    A chain ends before the first row that is no distribution. That row hangs on the tokens before it alone, so cutting
-    there is as good as never having drafted further, whereas dropping the whole chain would make the tokens before it
-    count the less the oftener they lead to such a row. A token that its row gives no probability was not drawn from it:
-    nothing true is known of such a chain, and it goes as a whole. That never befalls a token that was.
+    A draft ends before the first row that is no distribution. That row hangs on the nodes before it alone, so cutting
+    there, in a tree also what lies beside it, is as good as never having drafted further, whereas dropping the whole
+    draft would make the nodes before it count the less the oftener they lead to such a row. A token that its row gives
+    no probability was not drawn from it: nothing true is known of such a draft, and it goes as a whole. That never
+    befalls a token that was.
     """
     tokens = torch.from_numpy(drafts.tokens.astype(np.int64)).clamp(0, probs.shape[-1] - 1).to(probs.device)
     least, total = probs.amin(-1), probs.sum(-1)

@@ -59,7 +59,7 @@ def _one_domain(monkeypatch: pytest.MonkeyPatch, mine: Domain, theirs: Domain) -
     monkeypatch.setattr(
         Noise,
         "keys",
-        lambda self, rows, domain=Domain.TARGET: true(self, rows, theirs if domain is mine else domain),
+        lambda self, rows, domain=Domain.TARGET, *rest: true(self, rows, theirs if domain is mine else domain, *rest),
     )
 
 
@@ -78,14 +78,14 @@ def acceptance_reuses_the_noise_of_drafts(monkeypatch: pytest.MonkeyPatch) -> No
 def drafts_share_the_noise_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they do for ``match``; with it everything that a ratio rule draws."""
     true = Noise.keys
-    monkeypatch.setattr(Noise, "keys", lambda self, rows, domain=Domain.TARGET: true(self, rows))
+    monkeypatch.setattr(Noise, "keys", lambda self, rows, *_: true(self, rows))
 
 
 def a_draft_reuses_the_noise_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Depths are no part of the key: what a rejected draft drew is drawn again at the same output index."""
     true = Noise.keys
 
-    def keys(self: Noise, rows: SampleRows, domain: Domain = Domain.TARGET) -> NoiseKeys:
+    def keys(self: Noise, rows: SampleRows, domain: Domain = Domain.TARGET, *_: Any) -> NoiseKeys:
         found = true(self, rows, domain)
         return found._replace(domain=torch.full_like(found.domain, int(domain)))
 

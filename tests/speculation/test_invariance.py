@@ -5,6 +5,7 @@ It is not the text of plain decoding, and a step that leaves no room for a draft
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,20 +45,32 @@ JOBS = [
     )
 ]
 by_verifier = pytest.mark.parametrize("verifier", ["token", "block"])
-by_method = pytest.mark.parametrize("method", SPECULATION)
+TREES: dict[str, dict[str, Any]] = {
+    "drawn": {"method": "drawn_tree", "model": "near", "num_speculative_tokens": 2},
+    "likeliest": {"method": "model_tree", "model": "near", "num_speculative_tokens": 3},
+}
+by_pair = pytest.mark.parametrize(
+    ("verifier", "method"),
+    [
+        *itertools.product(["token", "block"], SPECULATION),
+        ("tree", "drawn"),
+        ("traversal", "drawn"),
+        ("traversal", "likeliest"),
+        ("tree", "ngram"),
+    ],
+)
 
 
 def texts(
     models: Models, verifier: str, method: str, jobs: list[Job] = JOBS, hook: Hook | None = None, **options: Any
 ) -> list[Tokens]:
-    engine = models.engine({**SPECULATION[method], "verifier": verifier}, **options)
+    engine = models.engine({**(SPECULATION | TREES)[method], "verifier": verifier}, **options)
     found = run(engine, jobs, hook=hook)
     assert engine.counters.num_accepted > 0 or len(jobs) == 1
     return found
 
 
-@by_method
-@by_verifier
+@by_pair
 def test_a_seed_repeats_its_text(verifier: str, method: str, llama: Models) -> None:  # noqa: F811
     together = texts(llama, verifier, method)
     assert texts(llama, verifier, method) == together
@@ -65,13 +78,12 @@ def test_a_seed_repeats_its_text(verifier: str, method: str, llama: Models) -> N
         assert texts(llama, verifier, method, [job]) == [expected]
 
 
-@by_method
-@by_verifier
+@by_pair
 def test_memory_and_chunks_are_invisible(verifier: str, method: str, llama: Models) -> None:  # noqa: F811
     expected = texts(llama, verifier, method)
     for options in ({"block_size": 1}, {"cache": "static"}, {"cache": "none", "attention_backend": "reference"}):
         assert texts(llama, verifier, method, **options) == expected
-    for chunk in (5, 10):  # each leaves room for a draft behind the prompt's last token
+    for chunk in (5, 10) if method in SPECULATION else ():  # each leaves room for a chain behind the last token
         assert texts(llama, verifier, method, JOBS[2:3], max_num_batched_tokens=chunk) == expected[2:3]
     assert texts(llama, verifier, method, hook=preempt_every(3), block_size=4) == expected
 
@@ -86,8 +98,7 @@ def test_other_seeds_and_samples_give_other_texts(verifier: str, llama: Models) 
     assert len(set(found)) == 12
 
 
-@by_method
-@by_verifier
+@by_pair
 def test_greedy_texts_are_those_of_plain_decoding(verifier: str, method: str, llama: Models) -> None:  # noqa: F811
     jobs = [
         Job(job.prompt, SamplingParams(temperature=0.0, max_tokens=15, ignore_eos=True, **controls))
@@ -165,4 +176,5 @@ def test_trees_are_refused_at_the_start(verifier: str, llama: Models) -> None:  
     refusal = "random_tree method drafts trees.*\n.*trees: match"
     with pytest.raises(ConfigError, match=refusal):
         llama.engine({"method": "random_tree", "verifier": verifier})
-    assert llama.engine({"method": "random_tree", "verifier": "match"})
+    for able in ("match", "tree", "traversal"):
+        assert llama.engine({"method": "random_tree", "verifier": able})

@@ -212,7 +212,10 @@ def test_a_token_from_nothing_is_caught(rule: Any, monkeypatch: pytest.MonkeyPat
 
 def test_what_verifiers_ask_of_drafters() -> None:
     needs = {name: (verifiers[name].needs_probs, verifiers[name].takes_trees) for name in verifiers}
-    assert needs == {"match": (False, True), "token": (True, False), "block": (True, False)}
+    assert needs == {"match": (False, True), "token": (True, False), "block": (True, False)} | {
+        "tree": (True, True),
+        "traversal": (True, True),
+    }
 
 
 END = 1

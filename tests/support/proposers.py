@@ -163,6 +163,22 @@ class FeatureTreeProposer(ModelTreeProposer):
             graph.extend_tree(found.logits, rows, self.width)
 
 
+class DrawnTreeProposer(ModelTreeProposer):
+    """Trees of tokens that a draft model draws, ``width`` behind each node without replacement."""
+
+    def num_nodes(self, depth: int) -> int:
+        return sum(self.width**level for level in range(1, depth + 1))
+
+    def draft(self, graph: Any, depth: int) -> None:
+        rows = graph.place(self.runner, RowSpec())
+        first, count = 0, self.width
+        for level in range(depth):
+            if level:
+                rows = graph.place(self.runner, RowSpec(known=False, first_node=first, num_nodes=count))
+                first, count = first + count, count * self.width
+            graph.extend_drawn(graph.forward(rows).logits, rows, self.width)
+
+
 class FaultyProposer(RandomTreeProposer):
     """Answers with whatever ``fault`` makes of a good tree."""
 
@@ -185,6 +201,11 @@ def model_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> Model
 @proposers.add("feature_tree")
 def feature_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> FeatureTreeProposer:
     return FeatureTreeProposer(load(config.model or ""), 3)
+
+
+@proposers.add("drawn_tree")
+def drawn_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> DrawnTreeProposer:
+    return DrawnTreeProposer(load(config.model or ""), 2)
 
 
 @proposers.add("late_truth")

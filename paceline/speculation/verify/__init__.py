@@ -4,5 +4,15 @@ from paceline.speculation.verify.base import Verifier, verifiers
 from paceline.speculation.verify.block import BlockVerifier
 from paceline.speculation.verify.match import MatchVerifier
 from paceline.speculation.verify.token import TokenVerifier
+from paceline.speculation.verify.traversal import TraversalVerifier
+from paceline.speculation.verify.tree import TreeVerifier
 
-__all__ = ["BlockVerifier", "MatchVerifier", "TokenVerifier", "Verifier", "verifiers"]
+__all__ = [
+    "BlockVerifier",
+    "MatchVerifier",
+    "TokenVerifier",
+    "TraversalVerifier",
+    "TreeVerifier",
+    "Verifier",
+    "verifiers",
+]
