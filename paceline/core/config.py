@@ -37,9 +37,7 @@ class SpeculativeConfig:
     num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
     verifier: Annotated[
         str,
-        About(
-            "match never changes the text; token and block keep more of a chain, tree and traversal of a drawn tree."
-        ),
+        About("match never changes the text; token, block keep more of a chain; tree, traversal of a drawn tree."),
     ] = "match"
     prompt_lookup_max: Annotated[int, About("ngram: longest n-gram that is looked up.", low=1, high=32)] = 4
     prompt_lookup_min: Annotated[int, About("ngram: shortest n-gram that is looked up.", low=1, high=32)] = 2
