@@ -174,6 +174,6 @@ class CacheManager:
         for group in self.groups:
             group.pages.check()
             held = np.zeros_like(group.pages.references)
-            for seat in range(len(group.num_pages)):
-                np.add.at(held, group.held_pages(seat), 1)
+            for seat in np.flatnonzero(group.num_pages):
+                np.add.at(held, group.held_pages(int(seat)), 1)
             assert np.array_equal(held, group.pages.references), f"{group.name}: references differ from the tables"

@@ -16,6 +16,7 @@ from paceline.core.outputs import CompletionDelta, StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Group, Request
 from paceline.engine.commit import failure_of
+from paceline.engine.idle_check import IdleCheck
 from paceline.engine.llm import LLM
 from paceline.engine.patience import STALL_SECONDS
 from paceline.engine.report import engine_stats
@@ -43,6 +44,7 @@ class EngineLoop:
         self._streams: dict[str, tuple[Group, Emit]] = {}
         self._busy_since: float | None = None
         """time.monotonic() when the turn now running began; None while there is nothing to do."""
+        self._idle_check = IdleCheck(llm.engine)
         self._stopped = False
         self._door = threading.Lock()
         """Guards ``_stopped``: no command comes in after the last were carried out."""
@@ -107,6 +109,8 @@ class EngineLoop:
     def _obey(self) -> bool:
         """Carries out what was asked since the last step, and waits for it without work; false once told to stop."""
         waits = not self.llm.engine.has_work
+        if waits and self._busy_since is not None and self._commands.empty():
+            self._idle_check.run()
         self._busy_since = None if waits else time.monotonic()
         while True:
             try:
