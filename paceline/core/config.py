@@ -35,6 +35,12 @@ class SpeculativeConfig:
         str | None, About("The draft model's quantization: int8, int4 or none; by default the target's.")
     ] = None
     num_speculative_tokens: Annotated[int, About("Draft tokens per step.", low=1, high=64)] = 4
+    draft_top_k: Annotated[
+        int, About("Draft tokens per level: 1 drafts chains, more drafts trees of the likeliest paths.", low=1, high=16)
+    ] = 1
+    draft_max_nodes: Annotated[
+        int | None, About("Most tokens of a drafted tree that are verified, the likeliest; by default all.", low=1)
+    ] = None
     verifier: Annotated[
         str,
         About("match never changes the text; token, block keep more of a chain; tree, traversal of a drawn tree."),

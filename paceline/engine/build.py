@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,61 +11,16 @@ from paceline.cache import CacheKind, CacheManager, KVGroup, PrefixIndex, cache_
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
 from paceline.core.seats import Seats
+from paceline.engine.choices import impl_choice, resolve_device
 from paceline.engine.engine import Engine
+from paceline.engine.loading import ModelLoader
 from paceline.engine.memory import build_groups
 from paceline.engine.threads import limit_threads
-from paceline.models import CausalLM, Quantization, is_quantised, load_model, outline_model, resolve_model
-from paceline.models.config import DTYPES
-from paceline.runner import Choice, ModelRunner, model_impls, resolve_impl
+from paceline.models import CausalLM
+from paceline.runner import ModelRunner
 from paceline.sampling import Pipeline, SamplingState
 from paceline.scheduling import Scheduler
-from paceline.speculation import GuardedProposer, ProposerTools, proposers, verifiers
-
-
-def resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"unknown device {name!r}\nChoose one of: auto, cpu, cuda, cuda:0, ...") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported\nChoose one of: auto, cpu, cuda, cuda:0, ...")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError('device="cuda" was asked for, but torch sees no GPU\nSet device="cpu" or "auto".')
-    return device
-
-
-def resolve_dtype(config: EngineConfig, model: str | Path, device: torch.device) -> torch.dtype:
-    """ "auto" is the checkpoint's type on a GPU and with native kernels, float32 else.
-
-    Torch on a CPU rounds a row's logits differently with the number of rows beside it, and the coarse steps of the
-    half types make ties common: float32 keeps "the same text with speculation on or off" true there.
-    """
-    if config.dtype != "auto":
-        if config.dtype not in DTYPES:
-            raise ConfigError(f"unknown dtype {config.dtype!r}\nChoose one of: auto, {', '.join(DTYPES)}.")
-        return DTYPES[config.dtype]
-    own = outline_model(model, device=device)
-    keeps_half = device.type != "cpu" or model_impls[resolve_impl(impl_choice(config), own, device)].keeps_half
-    return own.dtype if keeps_half else torch.float32
-
-
-def impl_choice(config: EngineConfig) -> Choice:
-    return Choice(config.model_impl, config.attention_backend, config.numerics)
-
-
-def target_quantization(config: EngineConfig) -> Quantization | None:
-    """What the options want of the target's weights; None: as they are stored."""
-    return None if config.quantization is None else Quantization(config.quantization, config.quantization_group_size)
-
-
-def draft_quantization(config: EngineConfig, model: str | Path) -> Quantization | None:
-    """The same of the draft model's: as the target's, unless the options say otherwise or it is stored quantised."""
-    wanted = config.speculative.draft_quantization if config.speculative else None
-    if wanted is None:
-        return None if is_quantised(model) else target_quantization(config)
-    return None if wanted == "none" else Quantization(wanted, config.quantization_group_size)
+from paceline.speculation import DraftLoader, GuardedProposer, ProposerTools, proposers, verifiers
 
 
 def build_engine(model_path: Path, config: EngineConfig) -> Engine:
@@ -77,18 +32,8 @@ def build_engine(model_path: Path, config: EngineConfig) -> Engine:
     """
     device = resolve_device(config.device)
     limit_threads()
-
-    def load(path: Path, wanted: Quantization | None) -> CausalLM:
-        model = load_model(path, dtype=resolve_dtype(config, path, device), device=device, quantization=wanted)
-        choice = impl_choice(config)
-        model_impls[resolve_impl(choice, model, device)].settle(choice, model)
-        return model
-
-    def load_draft(name: str) -> CausalLM:
-        path = resolve_model(name, revision=config.speculative.revision if config.speculative else None)
-        return load(path, draft_quantization(config, path))
-
-    return join_parts(load(model_path, target_quantization(config)), config, device, load_draft)
+    loader = ModelLoader(model_path, config, device)
+    return join_parts(loader.target(), config, device, loader)
 
 
 def context_length(config: EngineConfig, target: CausalLM) -> int:
@@ -102,7 +47,7 @@ def context_length(config: EngineConfig, target: CausalLM) -> int:
     return config.max_model_len or longest
 
 
-def make_proposer(config: EngineConfig, target: CausalLM, load: Callable[[str], CausalLM]) -> GuardedProposer | None:
+def make_proposer(config: EngineConfig, target: CausalLM, load: DraftLoader) -> GuardedProposer | None:
     """The drafter that the options name.
 
     Raises:
@@ -142,7 +87,7 @@ def feature_size(proposer: GuardedProposer | None) -> int:
     return 0 if kept is None else kept.size
 
 
-def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: Callable[[str], CausalLM]) -> Engine:
+def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, load: DraftLoader) -> Engine:
     """Lays out memory for the target and the drafter and wires everything into one engine."""
     verifier = verifiers[config.speculative.verifier if config.speculative else "match"]()
     proposer = make_proposer(config, target, load)

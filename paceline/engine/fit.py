@@ -10,20 +10,12 @@ import torch
 from paceline.cache import cache_kinds
 from paceline.core.config import EngineConfig
 from paceline.core.errors import ConfigError
-from paceline.engine.build import (
-    context_length,
-    draft_quantization,
-    feature_size,
-    impl_choice,
-    make_proposer,
-    most_nodes,
-    resolve_device,
-    resolve_dtype,
-    target_quantization,
-)
+from paceline.engine.build import context_length, feature_size, make_proposer, most_nodes
+from paceline.engine.choices import impl_choice, resolve_device
+from paceline.engine.loading import ModelOutliner
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
-from paceline.models import CausalLM, Quantization, configs_of, outline_model
+from paceline.models import CausalLM, configs_of
 from paceline.runner import model_impls, resolve_impl
 from paceline.speculation import GuardedProposer
 
@@ -91,17 +83,10 @@ def _outlines(
 ) -> tuple[CausalLM, GuardedProposer | None]:
     """The target and the drafter, without the memory of their weights."""
 
-    def outline(path: Path, wanted: Quantization | None) -> CausalLM:
-        dtype = resolve_dtype(config, path, device)
-        return outline_model(path, dtype=dtype, device=device, quantization=wanted, look_at_head=True)
-
-    def outline_draft(name: str | Path) -> CausalLM:
-        path = configs_of(name, config.speculative.revision if config.speculative else None)
-        return outline(path, draft_quantization(config, path))
-
     path = EMBEDDED_TARGET if model is None else configs_of(model, config.revision)
-    target = outline(path, target_quantization(config))
-    return target, make_proposer(config, target, outline_draft)
+    outliner = ModelOutliner(path, config, device)
+    target = outliner.target()
+    return target, make_proposer(config, target, outliner)
 
 
 def _weight_bytes(model: CausalLM) -> int:

@@ -3,6 +3,7 @@
 from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi3, qwen2, qwen3
 from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
+from paceline.models.drafters import DraftModule, load_draft_module, outline_draft_module
 from paceline.models.family import families
 from paceline.models.hub import configs_of, resolve_model
 from paceline.models.loader import is_quantised, load_config, load_model, outline_model
@@ -14,13 +15,16 @@ FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi
 __all__ = [
     "FAMILY_MODULES",
     "CausalLM",
+    "DraftModule",
     "ModelConfig",
     "Quantization",
     "configs_of",
     "families",
     "is_quantised",
     "load_config",
+    "load_draft_module",
     "load_model",
+    "outline_draft_module",
     "outline_model",
     "resolve_model",
     "schemes",

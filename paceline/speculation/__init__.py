@@ -1,7 +1,8 @@
 """How drafts are proposed and verified; one file per method and per verifier."""
 
-from paceline.speculation.base import Proposer, ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.base import DraftLoader, Proposer, ProposerNeeds, ProposerTools, proposers
 from paceline.speculation.draft_model import DraftModelProposer
+from paceline.speculation.feature_model import FeatureModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.ngram import NgramProposer
 from paceline.speculation.policy import DraftPolicy, draft_policies
@@ -9,8 +10,10 @@ from paceline.speculation.suffix import SuffixProposer
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
+    "DraftLoader",
     "DraftModelProposer",
     "DraftPolicy",
+    "FeatureModelProposer",
     "GuardedProposer",
     "NgramProposer",
     "Proposer",

@@ -12,7 +12,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
-from paceline.models import CausalLM
+from paceline.models import CausalLM, DraftModule
 from paceline.runner import GraphBuilder, KeptFeatures, ModelRunner
 from paceline.sampling import Pipeline
 
@@ -102,7 +102,19 @@ class DraftsOnHost(Protocol):
         ...
 
 
-ProposerBuilder = Callable[[SpeculativeConfig, CausalLM, Callable[[str], CausalLM]], Proposer]
+class DraftLoader(Protocol):
+    """Loads what drafts, on the target's device."""
+
+    def __call__(self, name: str) -> CausalLM:
+        """A whole model."""
+        ...
+
+    def module(self, name: str | None, target: CausalLM) -> DraftModule:
+        """A module that reads the target's features; None: the one in the target's own directory."""
+        ...
+
+
+ProposerBuilder = Callable[[SpeculativeConfig, CausalLM, DraftLoader], Proposer]
 """(config, target, loader of further models) -> proposer"""
 
 proposers: Registry[ProposerBuilder] = Registry("speculative method")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
-from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools, proposers
 
 
 class NgramIndex:
@@ -76,5 +74,5 @@ class NgramProposer:
 
 
 @proposers.add("ngram")
-def build(config: SpeculativeConfig, _target: CausalLM, _load: Callable[[str], CausalLM]) -> NgramProposer:
+def build(config: SpeculativeConfig, _target: CausalLM, _load: DraftLoader) -> NgramProposer:
     return NgramProposer(config)
