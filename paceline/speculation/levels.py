@@ -35,9 +35,7 @@ class DraftShape:
 
     def level(self, number: int, *, first_slot: int = 0) -> RowSpec:
         """The rows of the nodes of a level, from 0."""
-        return RowSpec(
-            known=False, first_node=number * self.top_k, num_nodes=self.top_k, first_slot=first_slot
-        )
+        return RowSpec(known=False, first_node=number * self.top_k, num_nodes=self.top_k, first_slot=first_slot)
 
     def extend(self, graph: GraphBuilder, logits: Any, rows: Any, *, shared: bool = False) -> None:
         """Takes the next level from what a model says behind the last one."""

@@ -1,0 +1,171 @@
+"""EAGLE-3 within the engine: drafts are those of the paper's own loop, and never change a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.core.batch import Int32, SampleRows, Verdict
+from paceline.core.config import EngineConfig, SpeculativeConfig
+from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.layer import PassContext
+from paceline.core.params import SamplingParams
+from paceline.core.step import DraftTrees
+from paceline.engine.build import build_engine
+from paceline.engine.engine import Engine
+from paceline.engine.fit import fit
+from paceline.models import CausalLM, load_model
+from paceline.sampling import Pipeline
+from paceline.speculation.verify import verifiers
+from paceline.speculation.verify.match import MatchVerifier
+from tests.draft_checkpoints import Tensors, tiny_eagle3
+from tests.models.drafters.reference import double, eagle3, eagle3_features
+from tests.support.checkpoints import dense_attend, tiny_llama
+from tests.support.engines import Job, one_by_one, preempt_every, prompts, run
+from tests.support.native import needs_library
+
+VOCAB, DEPTH, LAYERS = 31, 4, 4
+PROMPTS = prompts(4, VOCAB, [19, 6, 33, 3])
+JOBS = [
+    Job(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)),
+    Job(PROMPTS[1], SamplingParams(temperature=0.8, seed=4, n=2, max_tokens=25, ignore_eos=True)),
+    Job(PROMPTS[2], SamplingParams(temperature=0.0, max_tokens=12, repetition_penalty=1.2)),
+    Job(PROMPTS[3], SamplingParams(temperature=1.0, seed=9, max_tokens=28, top_p=0.9, ignore_eos=True)),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Tensors]:
+    """A target, and a module for it that says few of its tokens."""
+    directory = tmp_path_factory.mktemp("eagle")
+    tiny_llama(directory / "target", vocab_size=VOCAB, layers=LAYERS, hidden=32, max_positions=128)
+    config = load_model(directory / "target").config
+    tensors = tiny_eagle3(directory / "module", config, draft_vocab_size=20, taps=(1, 2, 4))
+    return directory / "target", directory / "module", tensors
+
+
+def engine_of(places: Any, *, speculation: dict[str, Any] | None = None, **options: Any) -> Engine:
+    wanted = None if speculation is None else {"method": "eagle3", "model": str(places[1]), **speculation}
+    speculative = SpeculativeConfig.of(wanted)
+    return build_engine(
+        places[0], EngineConfig.of(**{"max_num_seqs": 8, "device": "cpu", **options}, speculative=speculative)
+    )
+
+
+NOTED: list[tuple[Int32, Int32]] = []
+
+
+@verifiers.add("noting")
+class NotingVerifier(MatchVerifier):
+    """Keeps the tokens and counts of the drafts that it is given."""
+
+    def verify(
+        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
+    ) -> Verdict:
+        NOTED.append((drafts.tokens.copy(), drafts.counts.copy()))
+        return super().verify(logits, rows, drafts, sample_start, pipeline)
+
+
+def reference_draft(target: CausalLM, weights: Tensors, known: list[int], depth: int) -> list[int]:
+    """What the module drafts greedily behind known tokens, of which the target computed all but the last."""
+    with torch.inference_mode():
+        context = PassContext(attend=dense_attend(target), taps=(1, 2, 4))
+        _, tapped = target(torch.tensor(known[:-1]), torch.arange(len(known) - 1), context)
+        assert tapped is not None
+        read = eagle3_features(weights, *tapped.chunk(3, dim=-1))
+        tokens = known[1:]
+        for _ in range(depth):
+            embedded = target.embedding(torch.tensor(tokens), torch.arange(len(tokens)))
+            positions = torch.arange(1, 1 + len(tokens), dtype=torch.float64)
+            logits, output, _ = eagle3(weights, embedded, read, positions, vocab_size=VOCAB)
+            tokens = [*tokens, int(logits[-1].argmax())]
+            read = torch.cat((read, output[-1:]))
+    return tokens[-depth:]
+
+
+def test_drafts_are_those_of_the_papers_own_loop(places: Any) -> None:
+    NOTED.clear()
+    speculation = {"num_speculative_tokens": DEPTH, "verifier": "noting"}
+    engine = engine_of(places, speculation=speculation, dtype="float64")
+    known: list[list[int]] = []
+    (found,) = run(engine, JOBS[:1], hook=lambda engine, _: known.extend(r.window for r in engine.scheduler.running))
+    drafts = [tokens[0, : counts[0]].tolist() for tokens, counts in NOTED if tokens.shape[1]]
+    assert len(drafts) > 8
+    target, weights = load_model(places[0], dtype=torch.float64), double(places[2])
+    text = [*PROMPTS[0], *found[0]]
+    starts = [list(tokens) for tokens in known]
+    for draft, tokens in zip(drafts, starts, strict=False):
+        assert tokens == text[: len(tokens)]
+        assert draft == reference_draft(target, weights, tokens, DEPTH)[: len(draft)]
+    NOTED.clear()
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("preempt", [0, 3])
+def test_texts_are_those_without_drafts(top_k: int, preempt: int, places: Any) -> None:
+    plain = run(engine_of(places, dtype="float64"), JOBS)
+    options = {"num_speculative_tokens": 3, "draft_top_k": top_k, "draft_max_nodes": 5}
+    engine = engine_of(places, speculation=options, dtype="float64", block_size=4, max_num_batched_tokens=40)
+    hook = preempt_every(preempt) if preempt else None
+    assert run(engine, JOBS, hook=hook) == plain
+    assert engine.counters.num_accepted > 3
+    assert run(engine, JOBS) == plain
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(1, None), (3, None), (3, 4)], ids=["chain", "tree", "pruned"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rounds_of_a_call_are_those_of_passes(shape: tuple[int, int | None], dtype: str, places: Any) -> None:
+    """Texts, drafts and what stands of them."""
+    plain = run(engine_of(places, dtype=dtype), JOBS)
+    options = {"num_speculative_tokens": 3, "draft_top_k": shape[0], "draft_max_nodes": shape[1]}
+    eager = one_by_one(engine_of(places, speculation=options, dtype=dtype, num_scheduler_steps=1))
+    assert run(eager, JOBS) == plain
+    engine = engine_of(places, speculation=options, dtype=dtype, num_scheduler_steps=3)
+    assert run(engine, JOBS) == plain
+    assert engine.computation.graphs.num_captured
+    assert "enforce_eager" not in engine.computation.eager_steps
+    found, wanted = engine.counters, eager.counters
+    assert (found.num_drafted, found.num_accepted) == (wanted.num_drafted, wanted.num_accepted)
+    assert found.num_accepted > 3
+
+
+def test_a_prefix_that_is_found_again_costs_no_acceptance(places: Any) -> None:
+    """Pairs lie at the later token's slot, and features in the target's pages."""
+
+    def accepted(**options: Any) -> list[int]:
+        engine = engine_of(places, speculation={"num_speculative_tokens": 3}, dtype="float64", **options)
+        counts = []
+        for _ in range(2):
+            before = engine.counters.num_accepted
+            run(engine, JOBS[:1])
+            counts.append(engine.counters.num_accepted - before)
+        assert bool(engine.cache.num_prefix_hits) == options.get("enable_prefix_caching", True)
+        return counts
+
+    cold, warm = accepted(block_size=4)
+    assert [cold, warm] == accepted(block_size=4, enable_prefix_caching=False)
+    assert cold == warm
+
+
+def test_a_module_that_does_not_fit_is_refused_at_start(places: Any, tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "other", vocab_size=VOCAB, layers=LAYERS, hidden=48)
+    with pytest.raises(PacelineError, match="48"):
+        engine_of((tmp_path / "other", places[1]), speculation={})
+    with pytest.raises(ConfigError, match="needs a draft module"):
+        engine_of(places, speculation={"model": None})
+
+
+def test_what_is_kept_counts_in_what_fits(places: Any) -> None:
+    speculative = SpeculativeConfig.of({"method": "eagle3", "model": str(places[1])})
+    options = {"device": "cpu", "num_blocks": 10, "dtype": "float32"}
+    plain = fit(places[0], EngineConfig.of(**options))
+    reading = fit(places[0], EngineConfig.of(**options, speculative=speculative))
+    kept, module_kv = 32 * 4, 2 * 2 * 8 * 4
+    per_page = (reading.kv_cache_bytes - plain.kv_cache_bytes) / reading.num_pages
+    assert per_page == reading.page_size * (kept + module_kv)
+    assert np.isclose(reading.weight_bytes["target"], plain.weight_bytes["target"])
