@@ -103,9 +103,10 @@ class StepGraphs:
         """
         if self.enforce_eager:
             return "enforce_eager"
-        if self._target.kept is not None or self._num_best:
-            return "what is kept for drafters"
         blocked = self._target.executor.obstacle
+        kept = self._target.kept
+        if not blocked and kept is not None and not self._target.executor.takes(kept.fuse):
+            blocked = f"{type(kept.fuse).__name__} has no native form"
         if draft is not None and draft.runner is not None:
             blocked = blocked or draft.runner.executor.obstacle
         if blocked:

@@ -208,6 +208,10 @@ class Executor(Protocol):
         """A module of f[T, in] -> f[T, out] that belongs to this model; valid until the next pass."""
         ...
 
+    def takes(self, module: nn.Module) -> bool:
+        """Whether ``apply`` can compute such a module."""
+        ...
+
 
 def power_of_two(count: int) -> int:
     """The least that is at least ``count``: buffers grow by doubling."""

@@ -54,6 +54,9 @@ class FastExecutor:
     def apply(self, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         return self._few.apply(module, *inputs)
 
+    def takes(self, module: nn.Module) -> bool:
+        return self._few.takes(module)
+
 
 numerics: Registry[Numerics] = Registry("numerics")
 numerics.add("exact")(Numerics(lambda native, _torch: native, keeps_weights=False))

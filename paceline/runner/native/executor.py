@@ -15,6 +15,8 @@ from paceline.models import CausalLM
 from paceline.runner.executor import Pass, RoundBuilder, StepGraph, power_of_two
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.graph import NativeGraph
+from paceline.runner.native.lowering import modules
+from paceline.runner.native.recorded_module import RecordedModule
 from paceline.runner.native.recorder import LOGITS, TOKENS
 from paceline.runner.native.recording import Recording
 from paceline.runner.native.weights import pack_weights, packed_of
@@ -31,13 +33,14 @@ class NativeExecutor:
         self._pool = BufferPool()
         """Of graphs."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
+        self._modules: dict[nn.Module, RecordedModule] = {}
 
     def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
         recording = self._recording(taps, {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)})
         return recording.run(batch, inputs)
 
     def forget(self) -> None:
-        self._recordings = {}
+        self._recordings, self._modules = {}, {}
 
     @property
     def obstacle(self) -> str | None:
@@ -52,8 +55,16 @@ class NativeExecutor:
         return self.model.expanded(self.model.capped(linear(hidden, packed_of(self.model.head))))
 
     def apply(self, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = module(*inputs)
-        return found
+        rows = len(inputs[0])
+        found = self._modules.get(module)
+        if found is None or found.capacity < rows:
+            widths = tuple(some.shape[1] for some in inputs)
+            self._modules[module] = found = RecordedModule(module, widths, max(LEAST_ROWS, power_of_two(rows)))
+        return found.run(*inputs)
+
+    @staticmethod
+    def takes(module: nn.Module) -> bool:
+        return module in modules
 
     def _recording(self, taps: tuple[int, ...], rows: dict[str, int]) -> Recording:
         found = self._recordings.get(taps)

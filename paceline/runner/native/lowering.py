@@ -65,44 +65,44 @@ modules: ByType[RecordModule] = ByType()
 """Of modules that stand by themselves: heads that draft, and what fuses the features that they read."""
 
 
-def _mlp(mlp: nn.Module, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
+def record_mlp(mlp: nn.Module, recorder: Recorder, x: torch.Tensor) -> torch.Tensor:
     return mlps.of(mlp)(mlp, recorder, x)
 
 
 @blocks.add(PreNormBlock)
 def _pre_norm(block: PreNormBlock, stream: Stream, layer: int, attend: RecordAttend) -> None:
-    stream.add(_attention(block.attention, stream.recorder, stream.normed(block.attention_norm), layer, attend))
-    stream.add(_mlp(block.mlp, stream.recorder, stream.normed(block.mlp_norm)))
+    stream.add(record_attention(block.attention, stream.recorder, stream.normed(block.attention_norm), layer, attend))
+    stream.add(record_mlp(block.mlp, stream.recorder, stream.normed(block.mlp_norm)))
 
 
 @blocks.add(PostNormBlock)
 def _post_norm(block: PostNormBlock, stream: Stream, layer: int, attend: RecordAttend) -> None:
-    stream.add(_attention(block.attention, stream.recorder, stream.copied(), layer, attend))
+    stream.add(record_attention(block.attention, stream.recorder, stream.copied(), layer, attend))
     stream.replace(stream.normed(block.attention_norm))
-    stream.add(_mlp(block.mlp, stream.recorder, stream.copied()))
+    stream.add(record_mlp(block.mlp, stream.recorder, stream.copied()))
     stream.replace(stream.normed(block.mlp_norm))
 
 
 @blocks.add(ParallelBlock)
 def _parallel(block: ParallelBlock, stream: Stream, layer: int, attend: RecordAttend) -> None:
-    attended = _attention(block.attention, stream.recorder, stream.normed(block.attention_norm), layer, attend)
+    attended = record_attention(block.attention, stream.recorder, stream.normed(block.attention_norm), layer, attend)
     widened = stream.normed(block.mlp_norm)
     stream.add(attended)
-    stream.add(_mlp(block.mlp, stream.recorder, widened))
+    stream.add(record_mlp(block.mlp, stream.recorder, widened))
 
 
 @blocks.add(SandwichNormBlock)
 def _sandwich_norm(block: SandwichNormBlock, stream: Stream, layer: int, attend: RecordAttend) -> None:
     recorder = stream.recorder
-    attended = _attention(block.attention, recorder, stream.normed(block.attention_norm), layer, attend)
+    attended = record_attention(block.attention, recorder, stream.normed(block.attention_norm), layer, attend)
     norms.of(block.attention_out_norm)(block.attention_out_norm, recorder, attended, attended, None)
     stream.add(attended)
-    widened = _mlp(block.mlp, recorder, stream.normed(block.mlp_norm))
+    widened = record_mlp(block.mlp, recorder, stream.normed(block.mlp_norm))
     norms.of(block.mlp_out_norm)(block.mlp_out_norm, recorder, widened, widened, None)
     stream.add(widened)
 
 
-def _attention(
+def record_attention(
     attention: Attention, recorder: Recorder, x: torch.Tensor, layer: int, attend: RecordAttend
 ) -> torch.Tensor:
     """x [T, D], whose buffer is given back, -> [T, D]."""
