@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.batch import Int32, SampleRows, Verdict
+from paceline.core.batch import SampleRows, Verdict
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.errors import ConfigError, PacelineError
 from paceline.core.layer import PassContext
@@ -19,8 +19,6 @@ from paceline.engine.build import build_engine
 from paceline.engine.engine import Engine
 from paceline.engine.fit import fit
 from paceline.models import CausalLM, load_model
-from paceline.sampling import Pipeline
-from paceline.speculation.verify import verifiers
 from paceline.speculation.verify.match import MatchVerifier
 from tests.draft_checkpoints import Tensors, tiny_eagle3
 from tests.models.drafters.reference import double, eagle3, eagle3_features
@@ -56,18 +54,19 @@ def engine_of(places: Any, *, speculation: dict[str, Any] | None = None, **optio
     )
 
 
-NOTED: list[tuple[Int32, Int32]] = []
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The drafts of the first request of each step."""
+    found: list[list[int]] = []
+    verify = MatchVerifier.verify
 
+    def noted(self: MatchVerifier, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, *more: Any) -> Verdict:
+        if drafts.width:
+            found.append(drafts.tokens[0, : drafts.counts[0]].tolist())
+        return verify(self, logits, rows, drafts, *more)
 
-@verifiers.add("noting")
-class NotingVerifier(MatchVerifier):
-    """Keeps the tokens and counts of the drafts that it is given."""
-
-    def verify(
-        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
-    ) -> Verdict:
-        NOTED.append((drafts.tokens.copy(), drafts.counts.copy()))
-        return super().verify(logits, rows, drafts, sample_start, pipeline)
+    monkeypatch.setattr(MatchVerifier, "verify", noted)
+    return found
 
 
 def reference_draft(target: CausalLM, weights: Tensors, known: list[int], depth: int) -> list[int]:
@@ -87,21 +86,18 @@ def reference_draft(target: CausalLM, weights: Tensors, known: list[int], depth:
     return tokens[-depth:]
 
 
-def test_drafts_are_those_of_the_papers_own_loop(places: Any) -> None:
-    NOTED.clear()
-    speculation = {"num_speculative_tokens": DEPTH, "verifier": "noting"}
-    engine = engine_of(places, speculation=speculation, dtype="float64")
+def test_drafts_are_those_of_the_papers_own_loop(places: Any, verified: list[list[int]]) -> None:
+    engine = engine_of(places, speculation={"num_speculative_tokens": DEPTH}, dtype="float64")
     known: list[list[int]] = []
-    (found,) = run(engine, JOBS[:1], hook=lambda engine, _: known.extend(r.window for r in engine.scheduler.running))
-    drafts = [tokens[0, : counts[0]].tolist() for tokens, counts in NOTED if tokens.shape[1]]
-    assert len(drafts) > 8
+    (found,) = run(
+        engine, JOBS[:1], hook=lambda engine, _: known.extend(list(r.window) for r in engine.scheduler.running)
+    )
+    assert len(verified) > 8
     target, weights = load_model(places[0], dtype=torch.float64), double(places[2])
     text = [*PROMPTS[0], *found[0]]
-    starts = [list(tokens) for tokens in known]
-    for draft, tokens in zip(drafts, starts, strict=False):
+    for draft, tokens in zip(verified, known, strict=False):
         assert tokens == text[: len(tokens)]
         assert draft == reference_draft(target, weights, tokens, DEPTH)[: len(draft)]
-    NOTED.clear()
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
