@@ -11,8 +11,9 @@ import torch
 
 from paceline.kernels import philox
 from paceline.kernels.philox import Domain
-from paceline.speculation.verify import BlockVerifier, TokenVerifier
+from paceline.speculation.verify import BlockVerifier, TokenVerifier, TraversalVerifier, TreeVerifier
 from paceline.speculation.verify.ratio import RatioVerifier
+from paceline.speculation.verify.tree_ratio import TreeRatioVerifier
 from tests.speculation import plants
 from tests.speculation.joint import DEVIATIONS, distance
 from tests.speculation.rounds import texts
@@ -22,6 +23,7 @@ COUNT = 15_000
 LENGTH = 3
 DEPTH = 2
 Plant = Callable[[pytest.MonkeyPatch], None]
+RULES = [TokenVerifier, BlockVerifier, TreeVerifier, TraversalVerifier]
 
 SIDES = {
     "two tokens": ([0.6, 0.4], [0.4, 0.6]),
@@ -31,7 +33,7 @@ SIDES = {
 }
 
 
-def deviations(rule: type[RatioVerifier], name: str) -> float:
+def deviations(rule: type[RatioVerifier | TreeRatioVerifier], name: str) -> float:
     p, q = SIDES[name]
     tokens = texts(rule(), p, q, count=COUNT, depth=DEPTH, length=LENGTH)
     joint = functools.reduce(np.multiply.outer, [np.array(p)] * LENGTH)
@@ -39,12 +41,12 @@ def deviations(rule: type[RatioVerifier], name: str) -> float:
 
 
 @pytest.mark.parametrize("name", SIDES)
-@pytest.mark.parametrize("rule", [TokenVerifier, BlockVerifier])
-def test_texts_follow_the_target(rule: type[RatioVerifier], name: str) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_texts_follow_the_target(rule: type[RatioVerifier | TreeRatioVerifier], name: str) -> None:
     assert abs(deviations(rule, name)) < DEVIATIONS
 
 
-@pytest.mark.parametrize("rule", [TokenVerifier, BlockVerifier])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     ("plant", "name"),
     [
@@ -55,7 +57,7 @@ def test_texts_follow_the_target(rule: type[RatioVerifier], name: str) -> None:
     ],
 )
 def test_noise_used_twice_is_caught(
-    plant: Plant, name: str, rule: type[RatioVerifier], monkeypatch: pytest.MonkeyPatch
+    plant: Plant, name: str, rule: type[RatioVerifier | TreeRatioVerifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
     assert deviations(rule, name) > DEVIATIONS

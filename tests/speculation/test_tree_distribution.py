@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.speculation import plants, tree_plants
 from tests.speculation.joint import DEVIATIONS, Controls, Oracle, deviations, sampled
 from tests.speculation.test_distribution import COUNT, FEW, GRID
 from tests.support import proposers  # noqa: F401 - registers the drafters
@@ -46,3 +48,21 @@ def test_other_drafts_change_nothing(
 ) -> None:
     joints = [oracle.joint(controls) for controls in FEW]
     assert deviations(run(narrow, verifier, FEW, **speculation), joints) < DEVIATIONS
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        tree_plants.the_likeliest_tokens_are_said_to_be_drawn,
+        plants.penalties_are_blind_to_drafts,
+        plants.requests_get_their_neighbours_tokens,
+        plants.rejected_tokens_stay_in_the_targets_cache,
+    ],
+)
+def test_planted_bug_is_caught(
+    plant: Callable[[pytest.MonkeyPatch], None], narrow: Models, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of these is in a rule, so one rule shows them all; what takes more texts to show is in other files."""
+    joints = [oracle.joint(controls) for controls in FEW]
+    plant(monkeypatch)
+    assert deviations(run(narrow, "traversal", FEW), joints) > DEVIATIONS
