@@ -23,4 +23,5 @@ LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH="$copy" OMP_NUM_THREADS=1 \
     "$python" -m pytest -x -q --capture=no -p no:cacheprovider tests/kernels/test_linear.py tests/kernels/test_glue.py \
     tests/kernels/test_sampling.py tests/kernels/test_edits.py tests/kernels/test_logprobs.py tests/kernels/test_heads.py \
-    tests/kernels/test_attention.py tests/kernels/test_attention_input.py tests/runner/test_shapes.py "$@"
+    tests/kernels/test_attention.py tests/kernels/test_attention_input.py tests/runner/test_shapes.py \
+    tests/runner/test_kept_features.py tests/runner/test_step_ops.py tests/runner/test_rows.py tests/runner/test_accept.py "$@"

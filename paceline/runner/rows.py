@@ -156,6 +156,8 @@ def sample_rows(plan: StepPlan, drafts: DraftTrees | None, seats: Seats) -> Samp
 
 def cells(groups: Sequence[KVGroup], seats: Int32, slots: Int32) -> Int64:
     """[G, T] physical cells."""
+    if not groups:
+        return np.zeros((0, len(slots)), dtype=np.int64)
     if len(groups) == 1:
         return groups[0].cells(seats, slots)[None]
     return np.stack([group.cells(seats, slots) for group in groups])

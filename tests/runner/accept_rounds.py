@@ -75,7 +75,13 @@ class World:
         self.random = np.random.default_rng(rounds.seed)
         self.part, self.other = (
             make_part(
-                np.random.default_rng(rounds.seed), rounds.layouts, dtype=rounds.dtype, kv_heads=2, head_dim=3, layers=2
+                np.random.default_rng(rounds.seed),
+                rounds.layouts,
+                dtype=rounds.dtype,
+                kv_heads=2,
+                head_dim=3,
+                layers=2,
+                feature_size=5,
             )
             for _ in range(2)
         )

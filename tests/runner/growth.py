@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from paceline.runner.eager import DraftStart, EagerBuilder
+from paceline.runner.native.graph import STRUCTS
 from tests.runner.steps import MAX_LEN, MOST_NODES, VOCAB, load, make_part, make_seats, record, some_seats
 from tests.support.seating import Room
 
@@ -86,8 +87,9 @@ class Growing:
         """What runs the first so many ops of the program, anew from where the requests start."""
         program = self.native.finish()
         structs = [program.structure(number, kind) for number in self.native.ops[kind.__name__]]
-        for struct in structs:
-            struct.requests = self.count
+        for name, numbers in self.native.ops.items():
+            for number in numbers:
+                program.structure(number, STRUCTS[name]).requests = self.count
         if plant is not None:
             plant(structs[len(structs) // 2])
         for rows in self.native.stages:

@@ -29,6 +29,7 @@ from tests.runner.steps import (
 )
 
 Plant = Callable[[PrepareRows, PreparedRows], None]
+Describe = Callable[[NativeBuilder, PreparedRows], None]
 SHIFT = 1000
 """Of the numbers that rows of angles have, less than positions."""
 
@@ -110,8 +111,8 @@ class World:
     def __init__(self, scene: Scene) -> None:
         random = np.random.default_rng(scene.seed)
         self.scene, self.requests = scene, scene.requests
-        self.part, self.seats = make_part(random, scene.layouts), make_seats(random)
-        self.other = make_part(random, [(6, None)])
+        self.part, self.seats = make_part(random, scene.layouts, feature_size=3), make_seats(random)
+        self.other = make_part(random, [(6, None)], feature_size=20)
         """Another model, in whose cells something lies for each slot."""
         self.numbers = some_seats(random, len(scene.requests))
         self.drafts = draw_drafts(random, [one.nodes for one in scene.requests], scene.width, chain=scene.chain)
@@ -133,7 +134,8 @@ class World:
         )
         return place(self.scene.spec, state, self.drafts, self.seats, self.part.groups)
 
-    def native(self, plant: Plant | None = None) -> Native:
+    def native(self, plant: Plant | None = None, describe: Describe | None = None) -> Native:
+        """``describe``: what else the ops of the rows are."""
         scene, ones = self.scene, self.requests
         builder = record(self.part, self.seats, nodes=scene.width + scene.spare, trees=scene.trees)
         if not scene.verifies:
@@ -141,6 +143,8 @@ class World:
         starts = [one.context - one.missing for one in ones]
         rows = builder.place(self.part, scene.spec)
         rows.cells_before(builder.side(self.other).pages, 0)
+        if describe is not None:
+            describe(builder, rows)
         others = [one.context for one in ones]
         load(
             builder,

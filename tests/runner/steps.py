@@ -48,13 +48,26 @@ def make_part(
     kv_heads: int = 1,
     head_dim: int = 1,
     layers: int = 1,
+    feature_size: int = 0,
 ) -> Part:
-    """Groups of ``layers`` layers each, of such page sizes and windows; every cell holds numbers of its own."""
+    """Groups of ``layers`` layers each, of such page sizes and windows; every cell holds numbers of its own.
+
+    The first group keeps features.
+    """
     groups, spec = [], LayerSpec(num_heads=kv_heads, num_kv_heads=kv_heads, head_dim=head_dim, scale=1.0)
     for page_size, window in layouts:
         pages = -(-(MAX_LEN + MOST_NODES) // page_size)
         count = CAPACITY * pages
-        store = DenseStore([spec] * layers, num_pages=count + 1, page_size=page_size, dtype=dtype, device="cpu")
+        store = DenseStore(
+            [spec] * layers,
+            num_pages=count + 1,
+            page_size=page_size,
+            dtype=dtype,
+            device="cpu",
+            feature_size=0 if groups else feature_size,
+        )
+        if store.features is not None:
+            store.features.copy_(torch.from_numpy(random.standard_normal(tuple(store.features.shape))))
         for layer in range(layers):
             for pool in store.pools(layer):
                 pool.copy_(torch.from_numpy(random.standard_normal(tuple(pool.shape))))

@@ -80,6 +80,8 @@ def check_state(world: World) -> None:
 
 
 def same_pools(left: Part, right: Part) -> bool:
+    if not torch.equal(left.groups[0].store.features, right.groups[0].store.features):
+        return False
     return all(
         torch.equal(pool, other)
         for one, two in zip(left.groups, right.groups, strict=True)
@@ -130,7 +132,7 @@ def test_what_a_last_round_accepts_is_moved(seed: int, at_once: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_cells_move_as_the_store_moves_them(dtype: torch.dtype, threads: int) -> None:
-    sizes = {"dtype": dtype, "kv_heads": 3, "head_dim": 5, "layers": 2}
+    sizes = {"dtype": dtype, "kv_heads": 3, "head_dim": 5, "layers": 2, "feature_size": 7}
     mine, other = (make_part(np.random.default_rng(1), [(4, None), (7, 5)], **sizes) for _ in range(2))
     random, moves = np.random.default_rng(2), []
     for group in other.groups:

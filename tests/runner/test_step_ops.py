@@ -11,7 +11,10 @@ import torch
 from hypothesis import given, settings
 
 from paceline.core.step import DraftTrees
+from paceline.kernels.native.region import run
 from paceline.kernels.native.step_structures import GrowChain, GrowTree
+from paceline.kernels.native.structures import Code
+from paceline.runner.native.trees import TreePruning
 from paceline.runner.rows import RowSpec
 from paceline.sampling import NAN
 from tests.runner.growth import Growing, Growth, growths
@@ -78,28 +81,42 @@ def level_sizes(growth: Growth) -> list[int]:
     return sizes[1:]
 
 
+def inherited(both: Growing, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the level before, and where each node of this level will have that of its parent."""
+    before, rows = both.native.stages[level - 1], both.native.stages[level]
+    x = torch.from_numpy(both.random.standard_normal((before.num_rows, 18)).astype(np.float32))
+    return x, both.native.inherit(x, before, rows)
+
+
 def check_trees(growth: Growth, plant: Callable[[GrowTree], None] | None = None) -> None:
     """The likeliest paths, of equals the first; a tree whose rows have a NaN grows no further."""
     sizes = level_sizes(growth)
     both = Growing(growth, nodes=sum(sizes), trees=True)
-    eager, native, tables = both.eager, both.native, []
+    eager, native, tables, parents, stops = both.eager, both.native, [], [], []
     specs = [
         RowSpec(
             known=level == 0, first_node=sum(sizes[: max(0, level - 1)]), num_nodes=sizes[level - 1] if level else 0
         )
         for level in range(growth.levels)
     ]
-    for spec in specs:
+    for level, spec in enumerate(specs):
         rows = native.place(both.part, spec)
+        parents.append(inherited(both, level) if level else None)
         tables.append(logits_of(both, rows.num_samples))
         native.extend_tree(tables[-1], rows, growth.width)
+        stops.append(len(native._recorder._steps))
+    before = None
     replay, draft, count = both.replayer(plant, GrowTree), native.draft, both.count
     broken, nodes = np.zeros(count, dtype=bool), np.zeros(count, dtype=np.int32)
     for level, spec in enumerate(specs):
         rows = eager.place(both.part, spec)
         eager.forward(rows)
         eager.extend_tree(tables[level][: len(rows.sampled)], rows, growth.width)
-        replay(3 * (level + 1))
+        replay(stops[level])
+        if parents[level] is not None and rows.rows is not None:
+            x, found = parents[level]
+            assert torch.equal(found[: len(rows.rows)], eager.inherit(x, before, rows))
+        before = rows
         broken |= eager._counts < 0
         nodes = np.where(broken, nodes, eager._counts)
         assert np.array_equal(both.state("broken").astype(bool), broken)
@@ -107,6 +124,37 @@ def check_trees(growth: Growth, plant: Callable[[GrowTree], None] | None = None)
         assert np.array_equal(both.state("limit"), eager._limit)
         check_stage(both, level, rows)
         check_grown(both, nodes)
+
+
+def check_shared(growth: Growth) -> None:
+    """Heads that look at a request's last known token alone; then each tree is cut down to its likeliest nodes."""
+    sizes = level_sizes(growth)
+    both = Growing(growth, nodes=sum(sizes), trees=True)
+    eager, native, count = both.eager, both.native, both.count
+    drafted, most = np.flatnonzero(both.start.depth > 0), int(both.random.integers(1, sum(sizes) + 1))
+    tables = [logits_of(both, count) for _ in range(growth.levels)]
+    for table in tables:
+        rows = native.place(None, RowSpec(last=True))
+        logits = torch.zeros(rows.num_samples, growth.vocab)
+        logits[: len(drafted)] = table[drafted]
+        native.extend_tree(logits, rows, growth.width, shared=True)
+    replay, grown = both.replayer(None, GrowTree), len(native._recorder._steps)
+    replay(grown)
+    for table in tables:
+        rows = eager.place(None, RowSpec(last=True))
+        eager.extend_tree(table[rows.sampled], rows, growth.width, shared=True)
+    broken = eager._counts < 0
+    assert np.array_equal(both.state("broken").astype(bool), broken)
+    assert np.array_equal(native.draft.counts[:count][~broken], eager._counts[~broken])
+    if eager._trees is not None:
+        check_grown(both, np.maximum(eager._counts, 0))
+        prune = TreePruning(native.draft, most)
+        prune.structure.requests = count
+        run([(Code.PRUNE_TREE, prune.structure)])
+        eager.prune(most)
+        assert np.array_equal(native.draft.counts[:count][~broken], eager._counts[~broken])
+        assert eager._counts.max() <= most
+        check_grown(both, np.maximum(eager._counts, 0))
 
 
 def check_grown(both: Growing, nodes: np.ndarray) -> None:
@@ -135,6 +183,13 @@ def logits_of(both: Growing, count: int) -> torch.Tensor:
 @given(growths())
 def test_chains_grow_alike(growth: Growth) -> None:
     check_chains(growth)
+
+
+@needs_library
+@settings(max_examples=150, deadline=None)
+@given(growths())
+def test_trees_of_shared_rows_grow_and_are_pruned_alike(growth: Growth) -> None:
+    check_shared(growth)
 
 
 @needs_library
