@@ -41,6 +41,9 @@ class SpeculativeConfig:
     draft_max_nodes: Annotated[
         int | None, About("Most tokens of a drafted tree that are verified, the likeliest; by default all.", low=1)
     ] = None
+    early_exit_layers: Annotated[
+        int | None, About("early_exit: the target's layers that draft; by default half of them.", low=1)
+    ] = None
     verifier: Annotated[
         str,
         About("match never changes the text; token, block keep more of a chain; tree, traversal of a drawn tree."),

@@ -140,11 +140,12 @@ class CausalLM(nn.Module):
             x = self.entry(x, context.inputs)
         rotations = [rotary(positions, context.rope_length) for rotary in self.rotaries] or [None]
         entering: dict[int, torch.Tensor] = {}
-        for layer, block in enumerate(self.blocks):
+        chosen = self.blocks[: context.layers]
+        for layer, block in enumerate(chosen):
             if layer in taps:
                 entering[layer] = x
             x = block(layer, x, rotations[self.rotary_of[layer]], context.attend)
-        entering[len(self.blocks)] = x
+        entering[len(chosen)] = x
         features = torch.cat([entering[tap] for tap in taps], dim=-1) if taps else None
         return self.norm(x), features
 

@@ -17,10 +17,17 @@ from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.runner.drawn import DrawnTrees
 from paceline.runner.executor import Pass
-from paceline.runner.features import feature_group
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.rows import RowSpec, RowState, place
-from paceline.runner.stages import DraftStart, StageRows, pass_of, select_drafts, select_state
+from paceline.runner.stages import (
+    DraftStart,
+    StageRows,
+    features_before,
+    parent_rows,
+    pass_of,
+    select_drafts,
+    select_state,
+)
 from paceline.runner.trees import GrowingTrees
 from paceline.sampling import NAN, Pipeline
 
@@ -70,22 +77,31 @@ class EagerBuilder:
         self._stage = stage = StageRows(runner, spec, numbers, rows, sampled)
         return stage
 
-    def forward(self, rows: StageRows, *, taps: tuple[int, ...] = (), inputs: torch.Tensor | None = None) -> Pass:
+    def forward(
+        self,
+        rows: StageRows,
+        *,
+        taps: tuple[int, ...] = (),
+        inputs: torch.Tensor | None = None,
+        layers: int | None = None,
+    ) -> Pass:
         if rows.rows is None:
             nothing = torch.zeros(0, 0)
             return Pass(nothing, nothing, nothing)
-        found = self._in_pieces(rows, taps, inputs)
+        found = self._in_pieces(rows, taps, inputs, layers)
         ends = rows.rows.batch.num_slots
         self.fed_end[rows.numbers] = np.maximum(self.fed_end[rows.numbers], ends)
         return found
 
-    def _in_pieces(self, rows: StageRows, taps: tuple[int, ...], inputs: torch.Tensor | None) -> Pass:
+    def _in_pieces(
+        self, rows: StageRows, taps: tuple[int, ...], inputs: torch.Tensor | None, layers: int | None
+    ) -> Pass:
         """A pass, or several where there are too many rows for one."""
         assert rows.rows is not None
         assert rows.runner is not None
         batch = rows.rows.batch
         if len(batch.token_ids) <= self._max_rows:
-            return pass_of(rows.runner.forward(batch, taps, inputs))
+            return pass_of(rows.runner.forward(batch, taps, inputs, layers))
         state = select_state(self._state(), rows.numbers)
         found = []
         for number in range(len(rows.numbers)):
@@ -102,33 +118,18 @@ class EagerBuilder:
                 placed = place(rows.spec, part, DraftTrees.empty(1), self._seats, rows.runner.groups)
                 beside = None if inputs is None else inputs[row + piece - first : row + until - first]
                 # The next pass takes the memory of this one.
-                found.append(pass_of(rows.runner.forward(placed.batch, taps, beside), torch.clone))
+                found.append(pass_of(rows.runner.forward(placed.batch, taps, beside, layers), torch.clone))
         parts = zip(*((part.logits, part.hidden, part.features) for part in found), strict=True)
         return Pass(*(torch.cat(some) for some in parts))
 
     def features(self, rows: StageRows) -> torch.Tensor:
         """f[T, F]"""
-        home = feature_group(self._target.groups)
-        assert home is not None
-        group, features = home
-        if rows.rows is None:
-            return features[:0]
-        seats = self._start.seats[rows.numbers][rows.rows.batch.row_request]
-        cells = self._target.groups[group].cells(seats, np.maximum(rows.rows.slots - 1, 0).astype(np.int32))
-        return features[torch.from_numpy(cells).to(features.device)]
+        return features_before(self._target, rows, self._start.seats)
 
     @staticmethod
     def inherit(x: torch.Tensor, before: StageRows, rows: StageRows) -> torch.Tensor:
         """f[T, D]"""
-        if rows.rows is None:
-            return x[:0]
-        assert before.rows is not None
-        batch = before.rows.batch
-        number = np.searchsorted(before.numbers, rows.numbers)[rows.rows.batch.row_request]
-        # Of the rows that are sampled the last known token's is the first, where there is one.
-        place = rows.rows.parents - before.spec.first_node + before.spec.known
-        parent = batch.logit_rows[batch.sample_start[number] + place]
-        return x[torch.from_numpy(parent).to(x.device)]
+        return x[:0] if rows.rows is None else x[torch.from_numpy(parent_rows(before, rows)).to(x.device)]
 
     def apply(self, module: nn.Module, rows: StageRows, *inputs: torch.Tensor) -> torch.Tensor:
         if rows.rows is None:

@@ -68,9 +68,9 @@ class GraphBuilder(Protocol):
         """Lays out the rows of a stage of one model, as ``paceline.runner.rows`` says."""
         ...
 
-    def forward(self, rows: Any, *, taps: tuple[int, ...] = (), inputs: Any = None) -> Any:
+    def forward(self, rows: Any, *, taps: tuple[int, ...] = (), inputs: Any = None, layers: int | None = None) -> Any:
         """A pass over the rows, as in ``Pass``; ``inputs`` f[T, ``input_size``] is what a draft module reads beside the
-        tokens."""
+        tokens, ``layers`` how many of the first layers are computed before the final norm."""
         ...
 
     def features(self, rows: Any) -> Any:
@@ -183,8 +183,11 @@ class StepGraph(Protocol):
 class Executor(Protocol):
     """Computes the passes of one model; all its layers write K/V to the pool and attend through it."""
 
-    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
-        """``inputs``: f[T, ``input_size``] what a draft module reads beside the tokens."""
+    def run(
+        self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None, layers: int | None = None
+    ) -> Pass:
+        """``inputs``: f[T, ``input_size``] what a draft module reads beside the tokens; ``layers``: how many of the
+        first ones are computed."""
         ...
 
     @property

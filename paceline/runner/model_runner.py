@@ -47,14 +47,22 @@ class ModelRunner:
         """What every pass leaves behind for a drafter."""
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, taps: tuple[int, ...] = (), inputs: torch.Tensor | None = None) -> Output:
+    def forward(
+        self,
+        batch: Batch,
+        taps: tuple[int, ...] = (),
+        inputs: torch.Tensor | None = None,
+        layers: int | None = None,
+    ) -> Output:
         """One pass over the rows: logits f[R, V] of ``logit_rows``, and what else the batch asks for.
 
-        ``inputs`` f[T, ``input_size``] is what a draft module reads beside the tokens.
+        ``inputs`` f[T, ``input_size``] is what a draft module reads beside the tokens; ``layers``, how many of the
+        first ones are computed, is for drafts only.
         The tensors are valid until the next pass.
         """
-        kept = self.kept
-        found = self._unless_cut_short(lambda: self.executor.run(batch, kept.taps if kept else taps, inputs))
+        kept = self.kept if layers is None else None
+        wanted = kept.taps if kept else taps
+        found = self._unless_cut_short(lambda: self.executor.run(batch, wanted, inputs, layers))
         if kept is not None:
             self._keep(kept, batch, found)
         return Output(

@@ -33,9 +33,11 @@ class FastExecutor:
     def __init__(self, few: Executor, many: Executor) -> None:
         self._few, self._many = few, many
 
-    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
+    def run(
+        self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None, layers: int | None = None
+    ) -> Pass:
         executor = self._few if len(batch.token_ids) < MANY_ROWS else self._many
-        return executor.run(batch, taps, inputs)
+        return executor.run(batch, taps, inputs, layers)
 
     def forget(self) -> None:
         self._few.forget()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from paceline.core.batch import Int32, Int64, Output
 from paceline.core.step import DraftTrees
 from paceline.runner.executor import Pass
+from paceline.runner.features import feature_group
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.rows import Rows, RowSpec, RowState
 
@@ -42,6 +44,30 @@ class StageRows:
     """None where nobody has a row."""
     sampled: Int64
     """[R] the request of each sampled row."""
+
+
+def features_before(target: ModelRunner, rows: StageRows, seats: Int32) -> torch.Tensor:
+    """f[T, F] what the target left at the slot before each row of the requests at ``seats`` [B]."""
+    home = feature_group(target.groups)
+    assert home is not None
+    group, features = home
+    if rows.rows is None:
+        return features[:0]
+    owners = seats[rows.numbers][rows.rows.batch.row_request]
+    cells = target.groups[group].cells(owners, np.maximum(rows.rows.slots - 1, 0).astype(np.int32))
+    return features[torch.from_numpy(cells).to(features.device)]
+
+
+def parent_rows(before: StageRows, rows: StageRows) -> Int64:
+    """[T] the row of each node's parent in the stage ``before``."""
+    assert before.rows is not None
+    assert rows.rows is not None
+    batch = before.rows.batch
+    number = np.searchsorted(before.numbers, rows.numbers)[rows.rows.batch.row_request]
+    # Of the rows that are sampled the last known token's is the first, where there is one.
+    place = rows.rows.parents - before.spec.first_node + before.spec.known
+    found: Int64 = batch.logit_rows[batch.sample_start[number] + place]
+    return found
 
 
 def pass_of(output: Output, copied: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> Pass:

@@ -24,13 +24,16 @@ class TorchExecutor:
         self.model, self.device = model, device
         self.backend = attention_backends[attention_backend](layers, device)
 
-    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
+    def run(
+        self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None, layers: int | None = None
+    ) -> Pass:
         self.backend.plan(batch)
         regimes = self.model.regimes(batch.longest)
         context = PassContext(
             attend=self.backend.attend,
             taps=taps,
             rope_length=None if regimes is None else regimes[batch.row_request],
+            layers=layers,
             inputs=inputs,
         )
         token_ids, positions = (torch.from_numpy(array).to(self.device) for array in (batch.token_ids, batch.positions))

@@ -2,6 +2,7 @@
 
 from paceline.speculation.base import DraftLoader, Proposer, ProposerNeeds, ProposerTools, proposers
 from paceline.speculation.draft_model import DraftModelProposer
+from paceline.speculation.early_exit import EarlyExitProposer
 from paceline.speculation.feature_model import FeatureModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.ngram import NgramProposer
@@ -13,6 +14,7 @@ __all__ = [
     "DraftLoader",
     "DraftModelProposer",
     "DraftPolicy",
+    "EarlyExitProposer",
     "FeatureModelProposer",
     "GuardedProposer",
     "NgramProposer",

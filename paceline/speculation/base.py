@@ -28,6 +28,8 @@ class ProposerNeeds:
     features: KeptFeatures | None = None
     """What its stages read of the target, at the slot before each row's. Accepted nodes are then fed again, as known
     tokens, since only now the target's features are there; so are a prompt's tokens once the target has computed it."""
+    shares_target_cache: bool = False
+    """Its stages run layers of the target, and read and write the target's K/V."""
     num_best: int = 0
     """How many of the likeliest tokens behind each verified node ``observe`` is told: ``Verdict.best``."""
 

@@ -22,8 +22,8 @@ class DraftCache:
     def __init__(self, needs: ProposerNeeds, tools: ProposerTools) -> None:
         self.max_positions = (needs.model or tools.target.model).config.max_position_embeddings
         self._cache, self._numbers = tools.cache, tools.groups
-        self._reads_features = needs.features is not None
-        self.feeds_again = needs.makes_trees or self._reads_features
+        self._follows_target = needs.features is not None or needs.shares_target_cache
+        self.feeds_again = needs.makes_trees or self._follows_target
         """Accepted nodes are computed again, as known tokens."""
         self.groups = [tools.cache.groups[index] for index in tools.groups]
         self.written: Int32 = np.zeros(tools.seats.capacity, dtype=np.int32)
@@ -34,7 +34,7 @@ class DraftCache:
         speculate = np.array([request.group.speculate for request in plan.requests], dtype=np.bool_)
         further = (plan.num_rounds - 1) * (plan.draft_depth + 1)
         fits: Bool = plan.end + plan.draft_depth + further <= self.max_positions
-        if self._reads_features:  # the target has computed all that is known but the last token
+        if self._follows_target:  # the target has computed all that is known but the last token
             fits &= plan.start == plan.end - 1
         return speculate & fits
 

@@ -22,6 +22,8 @@ from paceline.runner.native.recording import Recording
 from paceline.runner.native.weights import pack_weights, packed_of
 
 LEAST_ROWS = 16
+PassKind = tuple[tuple[int, ...], int | None]
+"""Layers that are tapped; how many are computed."""
 
 
 class NativeExecutor:
@@ -32,11 +34,13 @@ class NativeExecutor:
         self.model, self.layers = model, layers
         self._pool = BufferPool()
         """Of graphs."""
-        self._recordings: dict[tuple[int, ...], Recording] = {}
+        self._recordings: dict[PassKind, Recording] = {}
         self._modules: dict[nn.Module, RecordedModule] = {}
 
-    def run(self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None) -> Pass:
-        recording = self._recording(taps, {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)})
+    def run(
+        self, batch: Batch, taps: tuple[int, ...], inputs: torch.Tensor | None = None, layers: int | None = None
+    ) -> Pass:
+        recording = self._recording((taps, layers), {TOKENS: len(batch.token_ids), LOGITS: len(batch.logit_rows)})
         return recording.run(batch, inputs)
 
     def forget(self) -> None:
@@ -66,11 +70,11 @@ class NativeExecutor:
     def takes(module: nn.Module) -> bool:
         return module in modules
 
-    def _recording(self, taps: tuple[int, ...], rows: dict[str, int]) -> Recording:
-        found = self._recordings.get(taps)
+    def _recording(self, kind: PassKind, rows: dict[str, int]) -> Recording:
+        found = self._recordings.get(kind)
         if found is None or not _fits(rows, found.capacity):
             capacity = _capacity(rows, {} if found is None else found.capacity)
-            self._recordings[taps] = found = Recording(self.model, self.layers, taps, capacity)
+            self._recordings[kind] = found = Recording(self.model, self.layers, *kind, capacity)
         return found
 
 

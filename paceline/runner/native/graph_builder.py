@@ -62,7 +62,8 @@ class NativeBuilder:
         return self.sides[runner]
 
     def place(self, runner: GraphModel | None, spec: RowSpec) -> PreparedRows:
-        side, verifies = None if runner is None else self.side(runner), runner is self.target
+        side = None if runner is None else self.side(runner)
+        verifies = runner is self.target and spec.known and not spec.last  # else the target itself drafts
         rows = PreparedRows(
             runner,
             spec,
@@ -81,12 +82,17 @@ class NativeBuilder:
         return rows
 
     def forward(
-        self, rows: PreparedRows, *, taps: tuple[int, ...] = (), inputs: torch.Tensor | None = None
+        self,
+        rows: PreparedRows,
+        *,
+        taps: tuple[int, ...] = (),
+        inputs: torch.Tensor | None = None,
+        layers: int | None = None,
     ) -> RecordedPass:
         assert rows.runner is not None
         side, recorder = self.sides[rows.runner], self._recorder
         recorder.count = rows.row_count
-        found = RecordedPass(side.model, side.layers, recorder, taps, rows.inputs(), beside=inputs)
+        found = RecordedPass(side.model, side.layers, recorder, taps, rows.inputs(), beside=inputs, num_layers=layers)
         if self._last is not None:
             self._last.give(recorder)
         self._last = found

@@ -48,10 +48,12 @@ class RecordedPass:
         inputs: PassInputs | None = None,
         *,
         beside: torch.Tensor | None = None,
+        num_layers: int | None = None,
     ) -> None:
         """``inputs``: what ops before the pass write; without them each call of ``plan`` does.
 
-        ``beside``: f32[T, ``input_size``] what a draft module reads beside the tokens.
+        ``beside``: f32[T, ``input_size``] what a draft module reads beside the tokens. ``num_layers``: of the first
+        layers; None: all.
         """
         self.model, self._taps = model, taps
         tokens = recorder.capacity[recorder.count]
@@ -73,10 +75,11 @@ class RecordedPass:
             assert beside is not None
             x = entries.of(model.entry)(model.entry, recorder, x, beside)
         stream = Stream(recorder, x)
-        for layer, block in enumerate(model.blocks):
+        chosen = model.blocks[:num_layers]
+        for layer, block in enumerate(chosen):
             self._tap(stream, layer)
             blocks.of(block)(block, stream, layer, self.attention.record)
-        self._tap(stream, len(model.blocks))
+        self._tap(stream, len(chosen))
         self.hidden = stream.normed(model.norm)
         recorder.give(stream.rows())
         self.logits = self._record_logits(recorder)

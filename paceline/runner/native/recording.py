@@ -15,11 +15,19 @@ from paceline.runner.native.recorder import LOGITS, TOKENS, Recorder
 class Recording:
     """The ops of all layers, from token ids to logits, in one program."""
 
-    def __init__(self, model: CausalLM, layers: LayerMap, taps: tuple[int, ...], capacity: dict[str, int]) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        layers: LayerMap,
+        taps: tuple[int, ...],
+        num_layers: int | None,
+        capacity: dict[str, int],
+    ) -> None:
+        """``num_layers``: of the first layers; None: all."""
         self.capacity = capacity
         recorder = Recorder(capacity)
         self._beside = torch.zeros(capacity[TOKENS], model.input_size)
-        self._pass = RecordedPass(model, layers, recorder, taps, beside=self._beside)
+        self._pass = RecordedPass(model, layers, recorder, taps, beside=self._beside, num_layers=num_layers)
         self._program = recorder.finish()
         self._pass.attention.bind(self._program)
 
