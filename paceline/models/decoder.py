@@ -40,7 +40,8 @@ HEAD_NORMS: Mapping[str, Part] = {
     f"{THEIRS}.self_attn.q_norm": Part(f"{LAYER}.attention.head_norm", 0, repeated=True),
     f"{THEIRS}.self_attn.k_norm": Part(f"{LAYER}.attention.head_norm", 1, repeated=True),
 }
-SKIPPED = (r".*\.rotary_emb\.inv_freq",)
+SKIPPED = (r".*\.rotary_emb\.inv_freq", r"mtp\..*")
+"""The latter drafts, see paceline.models.drafters.mtp; a model does without."""
 PREFIXES = (("", "model."),)
 
 

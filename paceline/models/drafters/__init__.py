@@ -1,12 +1,12 @@
 """Draft modules that read what their target computed, and the way from their directories to memory."""
 
-from paceline.models.drafters import eagle3
+from paceline.models.drafters import dflash, eagle3, mtp, peagle
 from paceline.models.drafters.family import DraftFamily, draft_modules
 from paceline.models.drafters.loader import load_draft_module, outline_draft_module
 from paceline.models.drafters.module import DraftModule
 
 # Importing a layout's module files it in the registry.
-LAYOUT_MODULES = (eagle3,)
+LAYOUT_MODULES = (dflash, eagle3, mtp, peagle)
 
 __all__ = [
     "LAYOUT_MODULES",

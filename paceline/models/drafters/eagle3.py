@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,17 @@ class Fusion(nn.Module):
         return fused
 
 
+def drafts_in_parallel(source: DraftSource) -> bool:
+    """Whether it is P-EAGLE: EAGLE-3 that has learned what to read where no token is known yet."""
+    if source.entries:
+        return source.under(NAMES).has("mask_hidden", unknown=False)
+    kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
+    return any("peagle" in str(kind).lower() for kind in kinds)
+
+
 def recognises(source: DraftSource) -> bool:
+    if drafts_in_parallel(source):
+        return False
     if source.entries:
         return source.under(NAMES).has_module(f"{FIRST}.hidden_norm", unknown=False)
     kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
@@ -132,7 +143,8 @@ def _taps(source: DraftSource, own: Fields) -> tuple[int, ...]:
     return tuple(sorted(taps))
 
 
-def build(config: Eagle3Config, on: Placement) -> DraftModule:
+def build(config: Eagle3Config, on: Placement, make: Callable[..., DraftModule] = DraftModule) -> DraftModule:
+    """``make``: the kind of module."""
     specs = [build_spec(config, window) for window in config.windows]
     width, size = NUM_TAPS * config.target_size, config.hidden_size
     fusion = Fusion(
@@ -148,7 +160,7 @@ def build(config: Eagle3Config, on: Placement) -> DraftModule:
         mlp=build_mlp(config, on),
         norm_before_residual=config.norm_before_residual,
     )
-    return DraftModule(
+    return make(
         config,
         blocks=[first, *(build_block(config, spec, on) for spec in specs[1:])],
         layer_specs=specs,

@@ -28,6 +28,8 @@ class DraftFamily(TensorNames):
     """A module without what it shares with the target."""
     token_map: Callable[[DraftSource, Any], torch.Tensor | None]
     """i64[head rows] the token of each row of the output matrix; None: all of them in order."""
+    named: Callable[[DraftSource], TensorNames] | None = None
+    """The names in a directory, where they hang on what lies there."""
 
 
 draft_modules: Registry[DraftFamily] = Registry("layout of draft modules")

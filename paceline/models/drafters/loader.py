@@ -51,7 +51,7 @@ def load_draft_module(
     module = read_weights(
         directory,
         partial(family.build, config),
-        family,
+        family if family.named is None else family.named(source),
         source.entries,
         on,
         as_stored=read_quantization(source.fields),

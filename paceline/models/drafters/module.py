@@ -47,7 +47,7 @@ class DraftModule(CausalLM):
         blocks: Sequence[nn.Module],
         layer_specs: Sequence[LayerSpec],
         norm: nn.Module,
-        entry: Entry,
+        entry: Entry | None,
         fuse: nn.Module | None,
         on: Placement,
     ) -> None:
