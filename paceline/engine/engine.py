@@ -10,9 +10,11 @@ import numpy as np
 
 from paceline.cache import CacheManager
 from paceline.core.config import EngineConfig
+from paceline.core.interruption import StepInterruptedError
 from paceline.core.request import FinishReason, Group, Request
 from paceline.core.seats import Seats
 from paceline.core.step import StepPlan
+from paceline.engine.abandonment import Abandonment
 from paceline.engine.commit import RequestProgress, StepCommit, failure_of
 from paceline.engine.compute import StepComputation, StepResult
 from paceline.engine.isolation import isolate
@@ -61,6 +63,7 @@ class Engine:
         self.committing = StepCommit(
             seats=seats, cache=cache, scheduler=scheduler, controls=pipeline.state, proposer=proposer
         )
+        self.abandonment = Abandonment()
         self.torn = False
         """A change of the books was cut short, and nobody has made them whole yet."""
         self._failure = ""
@@ -120,7 +123,8 @@ class Engine:
 
     @recovering
     def step(self) -> list[RequestProgress]:
-        """Advances every planned request by at least one token, or one chunk of its prompt.
+        """Advances every planned request by at least one token, or one chunk of its prompt; or nobody, if all of them
+        were abandoned meanwhile.
 
         Raises:
             BaseException: what interrupted it, or what every request would meet. Everybody waits then, at the last
@@ -133,22 +137,33 @@ class Engine:
         if not len(plan):
             return progress
         self.counters.num_steps += 1
-        result = self._compute(plan)
-        if result is None:
-            self._isolate(plan, progress)
+        try:
+            result = self._compute(plan)
+            if result is None:
+                self._isolate(plan, progress)
+                return progress
+        except StepInterruptedError:  # nothing has happened; the next plan is made without those who have left
+            self.abandonment.num_interrupted += 1
             return progress
         progress += self.committing.commit(result)
         self._time(result, progress, time.monotonic() - began)
         return progress
 
     def _compute(self, plan: StepPlan, *, eagerly: bool = False) -> StepResult | None:
-        """None, and nothing has happened, if computing the step raised."""
+        """None, and nothing has happened, if computing the step raised.
+
+        Raises:
+            StepInterruptedError: nobody waits for it any more; nothing has happened.
+        """
+        self.abandonment.begin(plan.requests)
         try:
             return self.computation.run_eagerly(plan) if eagerly else self.computation.run(plan)
         except Exception as error:  # out of memory, or something about one of the requests
             self._failure = failure_of(error)
             log.warning("a step of %d requests failed", len(plan), exc_info=error)
             return None
+        finally:
+            self.abandonment.end()
 
     def _time(self, result: StepResult, progress: list[RequestProgress], seconds: float) -> None:
         """Takes note of how long a step took."""

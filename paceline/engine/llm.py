@@ -90,7 +90,8 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Gives back the memory of weights and K/V at once; calls that still run raise EngineDeadError.
+        """Gives back the memory of weights and K/V at once; calls that still run raise EngineDeadError, also in the
+        middle of a step.
 
         Leaving a ``with`` block and ``del llm`` do the same.
         """
@@ -103,7 +104,8 @@ class LLM:
             for name in ("engine", "intake", "tokenizer", "_turns"):
                 vars(self).pop(name, None)
 
-        turns.between_steps(shut)
+        with self.engine.abandonment.nothing_runs():
+            turns.between_steps(shut)
         if on_gpu:
             torch.cuda.empty_cache()
 

@@ -78,12 +78,18 @@ class EngineLoop:
             emit(dead())
 
     def abort(self, request_id: str) -> None:
-        """Ends a call, if it still runs, and gives back its pages before the next step."""
-        self.soon(lambda: self._abort(request_id))
+        """Ends a call, if it still runs, and gives back its pages before the next step; its own step ends early."""
+        abandonment = self.llm.engine.abandonment
+        abandonment.add(request_id)
+        if self.soon(lambda: self._abort(request_id)):
+            abandonment.look()
+        else:
+            abandonment.forget(request_id)
 
     def stop(self) -> None:
-        """Lets ``run`` return after the current step."""
-        self.soon(None)
+        """Lets ``run`` return; the current step ends early."""
+        if self.soon(None):
+            self.llm.engine.abandonment.everything()
 
     def stats(self) -> dict[str, Any]:
         """Plain numbers; only between steps, as in a command given to ``soon``."""
@@ -139,6 +145,7 @@ class EngineLoop:
         self.llm.engine.add(group)
 
     def _abort(self, request_id: str) -> None:
+        self.llm.engine.abandonment.forget(request_id)
         if request_id in self._streams:
             group, emit = self._streams.pop(request_id)
             ended = [request for request in group.members if not request.finished]

@@ -84,7 +84,10 @@ class Turns:
                     self._lead.pop(LEAD, None)
         finally:
             call.left = True
-            self._leave(call)
+            try:
+                self._abandon(call)
+            finally:
+                self._leave(call)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -110,12 +113,13 @@ class Turns:
     def _drive(self, call: _ThreadCall) -> None:
         """Runs the engine until the call is over."""
         self._settle()
-        while not call.over:
-            self._check_open()
-            self._engine.step()
-            call.seen()
-            if len(self._calls) > 1:
-                self._settle()
+        with self._engine.abandonment.flag.set_by_signals():
+            while not call.over:
+                self._check_open()
+                self._engine.step()
+                call.seen()
+                if len(self._calls) > 1:
+                    self._settle()
 
     def _settle(self) -> None:
         """Between two steps: lets calls in, aborts those whose threads have left, wakes those that are over."""
@@ -123,6 +127,7 @@ class Turns:
             if call.left:
                 for group in call.groups:
                     self._engine.abort(group)
+                    self._engine.abandonment.forget(group.id)
                 self._calls.pop(call, None)
             elif not call.entered:
                 self._enter(call)
@@ -135,6 +140,13 @@ class Turns:
         for group in call.groups:
             self._engine.add(group)
         call.entered = True
+
+    def _abandon(self, call: _ThreadCall) -> None:
+        """Whoever runs a step that was this call's alone need not run it to its end."""
+        for group in call.groups:
+            if not group.finished:
+                self._engine.abandonment.add(group.id)
+        self._engine.abandonment.look()
 
     def _leave(self, call: _ThreadCall) -> None:
         """Sees to it that what the call had is given back, and that somebody runs the engine for the others."""

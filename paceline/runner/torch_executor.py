@@ -10,6 +10,7 @@ from torch import nn
 
 from paceline.attention import LayerMap, attention_backends
 from paceline.core.batch import Batch
+from paceline.core.interruption import check
 from paceline.core.layer import PassContext
 from paceline.models import CausalLM
 from paceline.runner.executor import Pass, RoundBuilder, StepGraph
@@ -30,7 +31,7 @@ class TorchExecutor:
         self.backend.plan(batch)
         regimes = self.model.regimes(batch.longest)
         context = PassContext(
-            attend=self.backend.attend,
+            attend=self._attend,
             taps=taps,
             rope_length=None if regimes is None else regimes[batch.row_request],
             layers=layers,
@@ -40,6 +41,10 @@ class TorchExecutor:
         hidden, features = self.model(token_ids, positions, context)
         rows = torch.from_numpy(batch.logit_rows).to(self.device)
         return Pass(self.logits(hidden if len(rows) == len(hidden) else hidden[rows]), hidden, features)
+
+    def _attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        check()  # before this layer's K/V is written, so that no cell is half written
+        return self.backend.attend(layer, q, k, v)
 
     def forget(self) -> None:
         pass

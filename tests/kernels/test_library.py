@@ -73,9 +73,9 @@ def test_a_level_that_the_processor_lacks_is_narrowed(monkeypatch):
 def test_the_library_refuses_a_level_that_it_cannot_run():
     handle = library._library().handle
     for level in (-1, 99):
-        assert handle.paceline_run(level, None, 0, 1) == NativeStatus.NO_SUCH_LEVEL
+        assert handle.paceline_run(level, None, 0, 1, None) == NativeStatus.NO_SUCH_LEVEL
     wrong = (Operation * 1)((99, None))
-    assert handle.paceline_run(0, wrong, 1, 1) == NativeStatus.NO_SUCH_CODE
+    assert handle.paceline_run(0, wrong, 1, 1, None) == NativeStatus.NO_SUCH_CODE
 
 
 @needs_library

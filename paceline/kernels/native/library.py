@@ -13,7 +13,7 @@ from pathlib import Path
 
 from paceline.core.errors import ConfigError, PacelineError
 
-INTERFACE_VERSION = 11
+INTERFACE_VERSION = 12
 VARIABLE = "PACELINE_KERNELS"
 """Names the widest level to use; "off" means none."""
 OFF = "off"
@@ -124,7 +124,7 @@ def _library() -> Library | Absence:
         return Absence(f"the native kernels have interface {version}, not {INTERFACE_VERSION}", _how_to_build())
     handle.paceline_level_name.argtypes = handle.paceline_level_supported.argtypes = [ctypes.c_int64]
     handle.paceline_level_name.restype = ctypes.c_char_p
-    handle.paceline_run.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    handle.paceline_run.argtypes = [*(ctypes.c_int64, ctypes.c_void_p) * 2, ctypes.c_void_p]
     handle.paceline_run.restype = ctypes.c_int64
     names: list[str] = []
     while (name := handle.paceline_level_name(len(names))) is not None:

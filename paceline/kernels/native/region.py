@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from paceline.core.interruption import StepInterruptedError, current
 from paceline.kernels.native.library import require
 from paceline.kernels.native.structures import Code, NativeStatus, Operation
 
@@ -43,16 +44,24 @@ def run(steps: Sequence[tuple[Code, ctypes.Structure]], *, num_threads: int | No
 
 
 def submit(operations: ctypes.Array[Operation], *, num_threads: int | None = None) -> None:
-    """As ``run``, for ops that exist already; on ``num_threads``, if they should be fewer."""
-    chosen = require()
+    """As ``run``, for ops that exist already; on ``num_threads``, if they should be fewer.
+
+    Raises:
+        StepInterruptedError: ``current.flag`` was set; each op has run as a whole or not at all.
+    """
+    chosen, flag = require(), current.flag
     threads = torch.get_num_threads() if num_threads is None else num_threads
     for watch in watches:
         watch.start()
-    status = chosen.library.handle.paceline_run(chosen.index, operations, len(operations), threads)
+    status = chosen.library.handle.paceline_run(
+        chosen.index, operations, len(operations), threads, None if flag is None else flag.address
+    )
     for watch in watches:
         watch.stop()
     if status == NativeStatus.NO_MEMORY:
         raise MemoryError("no memory for the intermediate results of native kernels")
+    if status == NativeStatus.INTERRUPTED:
+        raise StepInterruptedError
     assert status == NativeStatus.OK, NativeStatus(status)
     for observer in observers:
         observer([(operation.code, operation.arguments) for operation in operations])

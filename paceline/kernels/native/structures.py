@@ -45,6 +45,7 @@ class NativeStatus(IntEnum):
     NO_SUCH_LEVEL = 1
     NO_SUCH_CODE = 2
     NO_MEMORY = 3
+    INTERRUPTED = 4
 
 
 class Operation(ctypes.Structure):

@@ -1,5 +1,6 @@
 // The C interface: which levels there are, which this processor can run, and the running of ops.
 #include <algorithm>
+#include <atomic>
 #include <new>
 
 #include "level.h"
@@ -54,7 +55,11 @@ struct Program {
     const Level &level;
     const paceline_op *ops;
     int64_t count;
+    const int32_t *interrupt;
+    mutable std::atomic<int64_t> end;  // the op before which all threads stop
 };
+
+bool interrupted(const int32_t *flag) { return flag != nullptr && __atomic_load_n(flag, __ATOMIC_RELAXED) != 0; }
 
 size_t scratch_of(const void *context, int64_t team_size) {
     const Program &program = *static_cast<const Program *>(context);
@@ -80,8 +85,10 @@ void run_program(const void *context, const Team &team) {
     const Program &program = *static_cast<const Program *>(context);
     for (int64_t i = 0; i < program.count; ++i) {
         if (i > 0) {
+            // One thread looks, so that all stop before the same op: it writes before it waits, and they read behind that.
+            if (team.index == 0 && interrupted(program.interrupt)) program.end.store(i, std::memory_order_relaxed);
             team.wait();
-            if (ended_before(program.ops, i)) return;
+            if (ended_before(program.ops, i) || program.end.load(std::memory_order_relaxed) <= i) return;
         }
         program.level.kernels[program.ops[i].code].run(program.ops[i].arguments, team);
     }
@@ -102,15 +109,17 @@ const char *paceline_level_name(int64_t level) {
 
 int64_t paceline_level_supported(int64_t level) { return supported(level); }
 
-int64_t paceline_run(int64_t level, const paceline_op *ops, int64_t count, int64_t num_threads) {
+int64_t paceline_run(int64_t level, const paceline_op *ops, int64_t count, int64_t num_threads,
+                     const int32_t *interrupt) {
     if (!supported(level)) return PACELINE_NO_SUCH_LEVEL;
     for (int64_t i = 0; i < count; ++i)
         if (ops[i].code < 0 || ops[i].code >= PACELINE_NUM_CODES) return PACELINE_NO_SUCH_CODE;
-    const Program program{*choices[level].level, ops, count};
+    if (interrupted(interrupt)) return PACELINE_INTERRUPTED;
+    const Program program{*choices[level].level, ops, count, interrupt, {count}};
     try {
         run_region(run_program, &program, std::max<int64_t>(1, num_threads), scratch_of);
     } catch (const std::bad_alloc &) {
         return PACELINE_NO_MEMORY;
     }
-    return PACELINE_OK;
+    return program.end.load(std::memory_order_relaxed) < count ? PACELINE_INTERRUPTED : PACELINE_OK;
 }

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 11
+#define PACELINE_INTERFACE_VERSION 12
 
 #ifdef __cplusplus
 extern "C" {
@@ -40,7 +40,13 @@ enum paceline_code {
     PACELINE_NUM_CODES
 };
 enum paceline_no_token { PACELINE_NAN_ROW = -1, PACELINE_BANNED_ROW = -2 };
-enum paceline_status { PACELINE_OK, PACELINE_NO_SUCH_LEVEL, PACELINE_NO_SUCH_CODE, PACELINE_NO_MEMORY };
+enum paceline_status {
+    PACELINE_OK,
+    PACELINE_NO_SUCH_LEVEL,
+    PACELINE_NO_SUCH_CODE,
+    PACELINE_NO_MEMORY,
+    PACELINE_INTERRUPTED
+};
 
 // Rows of contiguous elements; `stride` elements lie between the starts of two rows.
 typedef struct {
@@ -361,7 +367,11 @@ PACELINE_API const char *paceline_level_name(int64_t level);
 PACELINE_API int64_t paceline_level_supported(int64_t level);
 
 // Runs the ops in order in one parallel region. Every result has the same bits at any number of threads.
-PACELINE_API int64_t paceline_run(int64_t level, const paceline_op *ops, int64_t count, int64_t num_threads);
+//
+// `interrupt` may be NULL; else any thread may make it nonzero meanwhile, and no op begins after the one that is next then.
+// Each op has run as a whole or not at all.
+PACELINE_API int64_t paceline_run(int64_t level, const paceline_op *ops, int64_t count, int64_t num_threads,
+                                  const int32_t *interrupt);
 
 #ifdef __cplusplus
 }
