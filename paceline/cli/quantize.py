@@ -26,6 +26,9 @@ def quantize(
     *,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of an unquantised model.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub; by default its main one.")
+    ] = None,
     scheme: Annotated[str, typer.Option(help="int8 or int4.")] = "int8",
     group_size: Annotated[int, typer.Option(help="int4: inputs that share a scale, 32, 64 or 128.")] = 32,
     text: Annotated[
@@ -41,11 +44,11 @@ def quantize(
 
     wanted = Quantization(scheme, group_size)
     content = _text(text) if compare else ""
-    written = quantise_checkpoint(model, out, wanted, overwrite=force)
+    written = quantise_checkpoint(model, out, wanted, revision=revision, overwrite=force)
     found: dict[str, Any] = {"path": str(written.path), "scheme": scheme, "group_size": group_size}
     found |= {"bytes_before": written.bytes_before, "bytes_after": written.bytes_after}
     found["num_quantised"] = written.num_quantised
-    compared = _compare(model, out, content) if compare else None
+    compared = _compare(model, revision, out, content) if compare else None
     found["comparison"] = compared
     if as_json:
         print_json(found)
@@ -61,12 +64,12 @@ def _text(path: Path | None) -> str:
         raise ConfigError(f"{place} cannot be read: {error}\nGive a text file.") from None
 
 
-def _compare(model: str, out: Path, text: str) -> dict[str, Any] | None:
+def _compare(model: str, revision: str | None, out: Path, text: str) -> dict[str, Any] | None:
     """Perplexity and greedy agreement before and after; None for a model without tokenizer."""
     from paceline.benchmark.accuracy import agreement, loss_difference
 
     note("the model as it was ...")
-    llm = _load(model)
+    llm = _load(model, revision)
     if llm.tokenizer is None:
         note("no comparison: the model has no tokenizer")
         return None
@@ -85,10 +88,10 @@ def _compare(model: str, out: Path, text: str) -> dict[str, Any] | None:
     }
 
 
-def _load(model: str) -> LLM:
+def _load(model: str, revision: str | None = None) -> LLM:
     from paceline.engine.llm import LLM
 
-    return LLM(model, speculative_config=None, max_num_seqs=NUM_PROMPTS)
+    return LLM(model, revision=revision, speculative_config=None, max_num_seqs=NUM_PROMPTS)
 
 
 def _measure(llm: LLM, tokens: list[int], *, answers: bool = True) -> tuple[Perplexity, list[Written]]:

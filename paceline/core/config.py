@@ -9,15 +9,31 @@ from typing import Annotated, Any
 
 from paceline.core.errors import ConfigError, shown
 from paceline.core.settings import About, check_fields
+from paceline.core.unknown_fields import instead
 
 MAX_INT32 = 2**31 - 1
+_PAGES = "num_blocks, the pages of the K/V cache, or leave it out: by default it takes what memory allows"
+ELSEWHERE = {
+    **dict.fromkeys(("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"), _PAGES),
+    **dict.fromkeys(("speculative_model", "num_speculative_tokens"), "speculative_config"),
+    **dict.fromkeys(("max_seq_len_to_capture", "n_ctx", "ctx_size"), "max_model_len"),
+    **dict.fromkeys(("n_batch", "max_num_partial_prefills"), "max_num_batched_tokens"),
+    **dict.fromkeys(("n_threads", "num_threads"), "the environment variable OMP_NUM_THREADS"),
+    "load_in_8bit": 'quantization="int8"',
+    "load_in_4bit": 'quantization="int4"',
+    "torch_dtype": "dtype",
+    "device_map": "device",
+    "draft_model": "model",
+}
+"""Options of vLLM, llama.cpp and transformers -> what means the same."""
 
 
 def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
     known = {item.name for item in fields(cls)}
     unknown = sorted(set(values) - known, key=str)
     if unknown:
-        raise ConfigError(f"unknown {kind} option {shown(unknown[0])}\nChoose from: {', '.join(sorted(known))}.")
+        fix = instead(str(unknown[0]), known, ELSEWHERE)
+        raise ConfigError(f"unknown {kind} option {shown(unknown[0])}\n{fix}")
     return cls(**values)
 
 
@@ -75,8 +91,10 @@ class SpeculativeConfig:
     def of(cls, values: Mapping[str, Any] | SpeculativeConfig | None) -> SpeculativeConfig | None:
         if values is None or isinstance(values, SpeculativeConfig):
             return values
-        if not isinstance(values, Mapping) or "method" not in values:
-            raise ConfigError('speculative_config needs a "method"\nFor example {"method": "ngram"}.')
+        if not isinstance(values, Mapping) or not {"method", "model"} & set(values):
+            raise ConfigError('speculative_config needs a "method" or a "model"\nFor example {"method": "ngram"}.')
+        if values.get("method") is None:
+            values = {**values, "method": "draft_model"}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         config: SpeculativeConfig = _from_mapping(cls, plain, "speculative_config")
         return config

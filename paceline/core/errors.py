@@ -18,6 +18,10 @@ class InvalidRequestError(PacelineError, ValueError):
         self.code = code
 
 
+class UnknownFieldError(InvalidRequestError, TypeError):
+    """A keyword that there is not; a TypeError too, as Python raises one."""
+
+
 class ConfigError(PacelineError, ValueError):
     """An engine option, or a combination of options, that cannot work."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from paceline.core.errors import InvalidRequestError, out_of_range
 from paceline.core.token_set import MAX_SET_TOKEN, TokenSet
+from paceline.core.unknown_fields import naming_unknown_fields
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20
@@ -21,7 +22,21 @@ MAX_BAD_WORDS_LENGTH = 65_536
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
+ELSEWHERE = {
+    "max_new_tokens": "max_tokens",
+    "do_sample": "temperature",
+    "num_return_sequences": "n",
+    "stop_strings": "stop",
+    "eos_token_id": "stop_token_ids",
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "bad_words_ids": "bad_words",
+}
+"""Names of other programs -> the field of ``SamplingParams`` that means the same."""
 
+
+@naming_unknown_fields(ELSEWHERE)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop; names and defaults follow vLLM's ``SamplingParams``. Can be hashed.

@@ -9,17 +9,8 @@ from typing import Any
 
 from paceline.core.config import EngineConfig
 from paceline.core.errors import InvalidRequestError, shown
-from paceline.core.params import SamplingParams
+from paceline.core.params import ELSEWHERE, SamplingParams
 from paceline.core.settings import settings_of
-
-ELSEWHERE = {
-    "max_new_tokens": "max_tokens",
-    "do_sample": "temperature",
-    "num_return_sequences": "n",
-    "stop_strings": "stop",
-    "eos_token_id": "stop_token_ids",
-}
-"""Arguments of transformers' ``generate`` -> the field of ``SamplingParams`` that means the same."""
 
 NOTHING: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), (1,)),
@@ -53,10 +44,12 @@ def asking(options: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 @contextmanager
 def named(place: str, number: int, count: int) -> Iterator[None]:
-    """Refusals of one of several prompts say which."""
+    """Refusals of one of several prompts say which; those of conversations tell of ``messages``."""
     try:
         yield
     except InvalidRequestError as error:
+        if place == "messages" and error.param == "prompt":
+            error.param = place
         if count == 1:
             raise
         raise InvalidRequestError(

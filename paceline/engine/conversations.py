@@ -11,6 +11,15 @@ from paceline.engine.arguments import is_many
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
+class ChatPrompt(dict[str, Any]):
+    """A prompt that was made of a conversation, so that what is wrong with it is told of ``messages``."""
+
+
+def place_of(prompt: Any) -> str:
+    """The argument that a prompt came by."""
+    return "messages" if isinstance(prompt, ChatPrompt) else "prompts"
+
+
 def conversations(messages: Any) -> list[Any]:
     """One conversation or many: a list of messages is one."""
     many = list(messages) if is_many(messages) else []

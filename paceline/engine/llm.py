@@ -18,7 +18,7 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.arguments import asking, check_unknown, named, one_each, params_of_each
 from paceline.engine.build import build_engine
-from paceline.engine.conversations import conversation, conversations
+from paceline.engine.conversations import ChatPrompt, conversation, conversations, place_of
 from paceline.engine.facts import EngineFacts
 from paceline.engine.intake import Intake
 from paceline.engine.pair import EMBEDDED_SPECULATION, EMBEDDED_TARGET
@@ -181,7 +181,7 @@ class LLM:
         for index, one in enumerate(many):
             with named("messages", index, len(many)):
                 ids = self.tokenizer.encode_chat(conversation(one), add_generation_prompt=add_generation_prompt)
-                prompts.append({"prompt_token_ids": ids})
+                prompts.append(ChatPrompt(prompt_token_ids=ids))
         return self.generate(prompts, params, **options)
 
     def embed(self, prompts: Prompts, *, pooling: str = "mean") -> list[RequestOutput]:
@@ -224,7 +224,7 @@ class LLM:
         numbers, names = one_each("priority", priority, len(many)), one_each("client", client, len(many))
         groups = []
         for index, (given, wanted, number, name) in enumerate(zip(many, each, numbers, names, strict=True)):
-            with named("prompts", index, len(many)):
+            with named(place_of(given), index, len(many)):
                 prompt = as_prompt(given)
                 salt = options.cache_salt if prompt.cache_salt is None else prompt.cache_salt
                 mine = replace(options, priority=number, client=name, cache_salt=salt)

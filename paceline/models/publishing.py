@@ -51,19 +51,21 @@ def quantise_checkpoint(
     out: Path,
     quantization: Quantization,
     *,
+    revision: str | None = None,
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Published:
     """Writes ``model`` quantised to the directory ``out``, one source tensor in memory beside the current shard.
 
     The integers and scales are those that ``load_model(model, quantization=quantization)`` makes. The output matrix is
-    stored as it was, as other programs expect, and quantised whenever the directory is read.
+    stored as it was, as other programs expect, and quantised whenever the directory is read. ``revision`` is a branch,
+    tag or commit of a model of the Hub.
 
     Raises:
         ConfigError: ``out`` holds something already, or the model cannot be quantised so.
         CheckpointError: as ``load_model``.
     """
-    source = resolve_model(model, also=TAKEN_ALONG)
+    source = resolve_model(model, also=TAKEN_ALONG, revision=revision)
     _check_place(source, out, overwrite)
     if is_quantised(source):
         raise ConfigError(f"{source} is quantised already\nGive the unquantised model.")

@@ -11,6 +11,8 @@ from paceline.core.service_config import Limits
 from paceline.server.errors import ApiError
 
 LONGEST_RETRY = 60
+CODES = {"max_requests": "overloaded", "max_requests_per_key": "rate_limit_exceeded"}
+"""The limit that is reached -> the error's code."""
 _WEIGHT = 0.2
 """Of the newest call in the mean duration."""
 
@@ -41,10 +43,12 @@ class Limiter:
                 503, "the server is shutting down", code="draining", headers=_retry(self.limits.drain_seconds)
             )
         if self.num_active > held and self.num_active + places > self.limits.max_requests:
-            raise self._full("the server is full: too many requests are in progress", "overloaded", self.num_active)
+            raise self._full(
+                "the server is full", "max_requests", self.limits.max_requests, held + places, self.num_active
+            )
         share, mine = self.limits.max_requests_per_key, self._per_client[client]
         if client and share is not None and mine > held and mine + places > share:
-            raise self._full("too many requests of this key are in progress", "rate_limit_exceeded", mine)
+            raise self._full("this key's share is taken", "max_requests_per_key", share, held + places, mine)
         self.num_active += places
         self._per_client[client] += places
 
@@ -56,10 +60,17 @@ class Limiter:
         self._mean_seconds += _WEIGHT * (seconds - self._mean_seconds)
         self._num_refused = 0
 
-    def _full(self, why: str, code: str, num_active: int) -> ApiError:
+    def _full(self, why: str, limit: str, most: int, places: int, num_active: int) -> ApiError:
         """A place is expected every mean duration / calls in progress; those refused before come first."""
         self._num_refused += 1
-        return ApiError(429, why, code=code, headers=_retry(self._num_refused * self._mean_seconds / num_active))
+        asked = "this call asks for one" if places == 1 else f"this call asks for {places}, n for each prompt"
+        return ApiError(
+            429,
+            f"{why}: at most {most} answers may be in progress ({limit}), {asked}\n"
+            f"Try again after the seconds of Retry-After{'' if places == 1 else ', or with fewer prompts'}.",
+            code=CODES[limit],
+            headers=_retry(self._num_refused * self._mean_seconds / num_active),
+        )
 
 
 def _retry(seconds: float) -> dict[str, str]:

@@ -19,9 +19,9 @@ from paceline.core.errors import EngineDeadError
 from paceline.engine.engine import Engine
 from paceline.engine.worker import EngineWorker
 from paceline.kernels.native import region
-from tests.support.checkpoints import tiny_llama
-from tests.engine.helpers import assert_idle, begin, finish, greedy, make, random_prompt, seeded, tokens_of
 from tests.engine.test_interrupts import PLAIN, SETTINGS, SMALL, ask, told
+from tests.support.calls import assert_idle, begin, finish, greedy, make, random_prompt, seeded, tokens_of
+from tests.support.checkpoints import tiny_llama
 from tests.support.native import needs_library
 from tests.support.waiting import wait_for
 

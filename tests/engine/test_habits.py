@@ -199,6 +199,15 @@ def test_which_of_many_was_bad(plain: LLM) -> None:
         plain.generate([ONE, ONE], [greedy(), {"max_tokens": 3}])
     with pytest.raises(InvalidRequestError, match=r"^messages\[1\] of 3: .*'robot'"):
         plain.chat([HELLO, [{"role": "robot", "content": "x"}], HELLO], greedy())
+    long = [{"role": "user", "content": "word " * 400}]
+    with pytest.raises(InvalidRequestError, match=r"^messages\[1\] of 2: ") as caught:
+        plain.chat([HELLO, long], greedy())
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(InvalidRequestError, match=r"^messages\[1\] of 2: .*stop"):
+        plain.chat([HELLO, HELLO], [greedy(), greedy(stop_token_ids=[VOCAB_SIZE])])
+    with pytest.raises(InvalidRequestError) as caught:
+        plain.chat(long, greedy())
+    assert "prompts" not in str(caught.value)
     with pytest.raises(InvalidRequestError, match=r"^prompt_token_ids must be"):
         plain.generate([VOCAB_SIZE], greedy())
     assert_idle(plain.engine)

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from paceline import LLM, CheckpointError, SamplingParams
+from paceline.cli.main import run
 from paceline.core.config import EngineConfig
 from paceline.engine.fit import fit
 from paceline.engine.process.client import EngineProcess
@@ -123,6 +124,15 @@ def test_a_revision_is_the_one_that_is_loaded(branches, revision):
         LLM(NAME, revision="new")
     with pytest.raises(CheckpointError, match=r"'someone/tiny' at revision 'new' is not"):
         LLM(old, speculative_config=draft | {"revision": "new"})
+
+
+def test_a_revision_is_the_one_that_is_quantised(branches, tmp_path):
+    main, old = branches
+    assert run(["quantize", NAME, str(tmp_path / "out"), "--revision", "old", "--no-compare"]) == 0
+    for name, source in (("main", main), ("old", old)):
+        assert run(["quantize", str(source), str(tmp_path / name), "--no-compare"]) == 0
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "main", "old")}
+    assert weights["out"] == weights["old"] != weights["main"]
 
 
 def weight(model):

@@ -41,6 +41,9 @@ def test_a_full_server_refuses_at_once(stream):
     for answer in refused:
         assert assert_error(answer, 429, code="overloaded")["type"] == "rate_limit_error"
         assert 1 <= int(answer.headers["retry-after"]) <= LONGEST_RETRY
+        cause, fix = answer.json()["error"]["message"].split("\n")
+        assert cause.startswith("the server is full: at most 4 answers may be in progress (max_requests), this call")
+        assert "Retry-After" in fix
     assert admission.num_active == 0
 
 
@@ -122,8 +125,16 @@ def test_a_key_has_its_share():
     answers, admission = together(ScriptedEngine(pause=0.01), requests, limits=limits, config=config)
     assert [answer.status_code for answer in answers] == [200, 200, 429, 429, 429, 200, 200]
     assert_error(answers[2], 429, code="rate_limit_exceeded")
+    assert "at most 2 answers may be in progress (max_requests_per_key)" in answers[2].text
     assert "retry-after" in answers[2].headers
     assert admission.num_active == 0
+
+
+def test_who_asks_for_many_answers_is_told_so():
+    requests = [({}, {}), ({}, {"n": 3})]
+    answers, _ = together(ScriptedEngine(pause=0.05), requests, limits=Limits(max_requests=3))
+    assert answers[1].status_code == 429
+    assert "(max_requests), this call asks for 3, n for each prompt" in answers[1].json()["error"]["message"]
 
 
 def test_without_keys_there_are_no_shares():
