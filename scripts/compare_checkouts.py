@@ -57,7 +57,9 @@ def block(llms: dict[str, Any], case: dict[str, Any]) -> dict[str, float]:
         llms[key] = built(case)
     llm = llms[key]
     engine, params = llm.engine, SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True, detokenize=False)
-    groups = [llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(case["batch"])]
+    groups = [
+        llm.input_processor.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(case["batch"])
+    ]
     for group in groups:
         engine.add(group)
     while min(len(member.output_token_ids) for group in groups for member in group.members) < 12:

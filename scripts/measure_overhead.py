@@ -90,7 +90,9 @@ def engine_loop(case: dict[str, Any]) -> Any:
 def begin(loop: Any, batch: int, text: bool) -> list[Any]:
     """Seats requests and feeds their prompts."""
     params = SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True, detokenize=text)
-    groups = [loop.llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
+    groups = [
+        loop.llm.input_processor.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)
+    ]
     for group in groups:
         loop._begin(group, lambda _: None)
     for _ in range(12):

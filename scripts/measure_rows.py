@@ -30,7 +30,7 @@ MOST_OF_ONE_ROW, SHARE_OF_COMPUTE = 1.4, 0.8
 def passes(llm: LLM, rounds: int, context: int) -> dict[int, list[float]]:
     """Seconds of each pass, row counts taken in turn, behind ``context`` known tokens."""
     engine = llm.engine
-    group = llm.intake.group([7] * context, SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
+    group = llm.input_processor.group([7] * context, SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
     engine.add(group)
     engine.step()
     seconds: dict[int, list[float]] = {rows: [] for rows in ROWS}

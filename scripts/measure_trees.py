@@ -77,7 +77,7 @@ class Calls:
 def block(llm: LLM, batch: int, steps: int) -> float:
     """Seconds of a native call of a step."""
     engine, params = llm.engine, SamplingParams(temperature=0.0, max_tokens=900, ignore_eos=True, detokenize=False)
-    groups = [llm.intake.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
+    groups = [llm.input_processor.group([100 + (7 * one + i) % 50 for i in range(48)], params) for one in range(batch)]
     for group in groups:
         engine.add(group)
     for _ in range(4):

@@ -40,7 +40,7 @@ class NativeAttention:
         self._seen = [Visibility.of(batch, group) for group in range(len(self.layers.stores))]
         self._cells = []
         for group, store in enumerate(self.layers.stores):
-            cells = torch.from_numpy(batch.slots[group])
+            cells = torch.from_numpy(batch.cells[group])
             self._cells.append((cells // store.page_size, cells % store.page_size))
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

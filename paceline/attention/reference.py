@@ -23,7 +23,7 @@ class ReferenceAttention:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         group = self.layers.group_of[layer]
         store, index = self.layers.stores[group], self.layers.index_in_group[layer]
-        cells = torch.from_numpy(self._batch.slots[group]).to(self.device)
+        cells = torch.from_numpy(self._batch.cells[group]).to(self.device)
         store.write(index, k, v, cells // store.page_size, cells % store.page_size)
         parts = [self._request(layer, q, number) for number in range(len(self._batch.context))]
         return torch.cat(parts)

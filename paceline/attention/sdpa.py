@@ -23,7 +23,7 @@ class SdpaAttention:
         self._cells = []
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
         for group, store in enumerate(self.layers.stores):
-            cells = torch.from_numpy(batch.slots[group]).to(self.device)
+            cells = torch.from_numpy(batch.cells[group]).to(self.device)
             self._cells.append((cells // store.page_size, cells % store.page_size))
             self._spans.append(spans_of(batch, group, store.page_size, self.device))
 

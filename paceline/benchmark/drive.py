@@ -94,7 +94,7 @@ def drive(
 
 
 def _ask(llm: LLM, dialogue: Dialogue, answers: list[list[int]], params: SamplingParams, options: CallOptions) -> Group:
-    group = llm.intake.group(dialogue.prompt(answers), params, options=options)
+    group = llm.input_processor.group(dialogue.prompt(answers), params, options=options)
     llm.engine.add(group)
     return group
 

@@ -66,7 +66,7 @@ class ModelLimits:
         """``at_once``: every request of a batch runs at the same time; else the engine may queue them."""
         config = llm.engine.runner.model.config
         most = llm.engine.config.max_num_seqs if at_once else None
-        return cls(llm.tokenizer, config.vocab_size, llm.intake.end_token_ids, llm.max_model_len, most)
+        return cls(llm.tokenizer, config.vocab_size, llm.input_processor.end_token_ids, llm.max_model_len, most)
 
 
 def shapes(model: ModelLimits, asked: Asked) -> list[Workload]:

@@ -45,7 +45,7 @@ class Batch:
     context: Int32  # [B] slot of draft node 0
     num_slots: Int32  # [B] slots in use after this pass (context + nodes, or end of the chunk)
     longest: Int32  # [B] most tokens that each request may come to have; some rotary embeddings go by it
-    slots: Int64  # [G, T] physical cell that each row's K/V is written to
+    cells: Int64  # [G, T] physical cell that each row's K/V is written to
     page_table: tuple[Int32, ...]  # per group [B, P]
     logit_rows: Int64  # [R] rows whose logits are sampled
     sample_start: Int32  # [B + 1] a request's span in logit_rows; empty where a chunk does not reach the end

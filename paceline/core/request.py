@@ -24,7 +24,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-class TokenWatcher(Protocol):
+class TextSink(Protocol):
     """Sees each output token as it is accepted; the text room's stop strings plug in here."""
 
     def push(self, token: int) -> bool:
@@ -61,7 +61,7 @@ class Request:
     eos_token_ids: frozenset[int]
     max_new_tokens: int
     """max_tokens, or what context and cache leave."""
-    watcher: TokenWatcher | None = None
+    detokenizer: TextSink | None = None
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
@@ -143,7 +143,7 @@ class Request:
         """Whether each output token has its log-probability."""
         return self.params.logprobs is not None or self.params.best_of is not None
 
-    def settle(self) -> None:
+    def roll_back(self) -> None:
         """Takes back what a step gave it in part before an exception cut that short: the same will come again.
 
         A token counts once everything about it was noted; ``token_drafted`` is what is noted last.
@@ -157,18 +157,18 @@ class Request:
             if self.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
                 self.finish_reason = self.stop_reason = None
             self.cumulative_logprob = sum(entry.logprob for entry in self.logprobs[:count])
-            if self.watcher is not None:
-                self.watcher.restart(self.output_token_ids[:count])
+            if self.detokenizer is not None:
+                self.detokenizer.restart(self.output_token_ids[:count])
             for part in noted:
                 del part[count:]
 
     def accept(self, tokens: list[int]) -> int:
         """Appends tokens until one of them ends the request; returns how many were kept."""
-        params, output, watcher = self.group.params, self.output_token_ids, self.watcher
+        params, output, detokenizer = self.group.params, self.output_token_ids, self.detokenizer
         for count, token in enumerate(tokens, 1):
             output.append(token)
-            # The watcher sees every token, also those before min_tokens, so that its text stays whole.
-            ends = watcher.push(token) if watcher is not None else False
+            # The detokenizer sees every token, also those before min_tokens, so that its text stays whole.
+            ends = detokenizer.push(token) if detokenizer is not None else False
             length = len(output)
             if length >= params.min_tokens:
                 if token in params.stop_token_ids and token not in self.eos_token_ids:

@@ -198,5 +198,5 @@ def _set_error(request: Request, error: str) -> None:
 def _blame(request: Request, error: Exception) -> None:
     """Fails a request whose text or controls raised when they took in its tokens."""
     log.warning("request %s failed", request.id, exc_info=error)
-    request.watcher = None
+    request.detokenizer = None
     _set_error(request, f"the engine failed on this request ({failure_of(error)})")

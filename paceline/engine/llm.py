@@ -20,7 +20,7 @@ from paceline.engine.arguments import asking, check_unknown, named, one_each, pa
 from paceline.engine.build import build_engine
 from paceline.engine.conversations import ChatPrompt, conversation, conversations, place_of
 from paceline.engine.facts import EngineFacts
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.engine.pair import EMBEDDED_SPECULATION, EMBEDDED_TARGET
 from paceline.engine.progress_bar import progress_bar
 from paceline.engine.prompts import as_prompt, prompt_list
@@ -79,7 +79,7 @@ class LLM:
         self.tokenizer = Tokenizer.try_load(path)
         check_vocabulary_of(self.tokenizer, path)
         self.engine = build_engine(path, config)
-        self.intake = Intake(self.engine, self.tokenizer)
+        self.input_processor = InputProcessor(self.engine, self.tokenizer)
         self._turns = Turns(self.engine)
         self._numbers = itertools.count()
 
@@ -101,7 +101,7 @@ class LLM:
 
         def shut() -> None:
             turns.closed = True
-            for name in ("engine", "intake", "tokenizer", "_turns"):
+            for name in ("engine", "input_processor", "tokenizer", "_turns"):
                 vars(self).pop(name, None)
 
         with self.engine.abandonment.nothing_runs():
@@ -110,14 +110,14 @@ class LLM:
             torch.cuda.empty_cache()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("engine", "intake", "tokenizer", "_turns"):
+        if name in ("engine", "input_processor", "tokenizer", "_turns"):
             raise closed()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def max_model_len(self) -> int:
         """The longest prompt and answer together: what the context and the cache hold."""
-        return self.intake.longest
+        return self.input_processor.longest
 
     def generate(
         self,
@@ -196,7 +196,7 @@ class LLM:
         options = CallOptions(pooling=pooling, part_of=self._part_of(many))
         for index, one in enumerate(many):
             with named("prompts", index, len(many)):
-                groups.append(self.intake.group(self.intake.encode(one), params, options=options))
+                groups.append(self.input_processor.group(self.input_processor.encode(one), params, options=options))
         return self._run(groups)
 
     @property
@@ -228,7 +228,7 @@ class LLM:
                 prompt = as_prompt(given)
                 salt = options.cache_salt if prompt.cache_salt is None else prompt.cache_salt
                 mine = replace(options, priority=number, client=name, cache_salt=salt)
-                groups.append(self.intake.group(self.intake.encode(prompt), wanted, options=mine))
+                groups.append(self.input_processor.group(self.input_processor.encode(prompt), wanted, options=mine))
             groups[-1].prompt = prompt.text
         return groups
 

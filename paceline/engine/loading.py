@@ -51,7 +51,7 @@ class ModelLoader:
 
     def _settle(self, model: CausalLM) -> None:
         choice = impl_choice(self._config)
-        model_impls[resolve_impl(choice, model, self._device)].settle(choice, model)
+        model_impls[resolve_impl(choice, model, self._device)].prepare_weights(choice, model)
 
 
 class ModelOutliner:

@@ -69,8 +69,8 @@ class EngineLoop:
         Raises:
             InvalidRequestError: naming the field, and what would be accepted.
         """
-        tokens = self.llm.intake.encode(prompt)
-        return self.llm.intake.group(tokens, params, request_id=request_id, options=options)
+        tokens = self.llm.input_processor.encode(prompt)
+        return self.llm.input_processor.group(tokens, params, request_id=request_id, options=options)
 
     def submit(self, group: Group, emit: Emit) -> None:
         """Begins a call; ``emit`` is called on the loop's thread, and gets EngineDeadError if that has stopped."""

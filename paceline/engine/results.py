@@ -12,12 +12,12 @@ from paceline.text import Detokenizer
 
 
 def _text(request: Request) -> str:
-    return request.watcher.text if isinstance(request.watcher, Detokenizer) else ""
+    return request.detokenizer.text if isinstance(request.detokenizer, Detokenizer) else ""
 
 
 def _stop_reason(request: Request) -> int | str | None:
-    if request.stop_reason is None and isinstance(request.watcher, Detokenizer):
-        return request.watcher.stop_string
+    if request.stop_reason is None and isinstance(request.detokenizer, Detokenizer):
+        return request.detokenizer.stop_string
     return request.stop_reason
 
 
@@ -57,7 +57,7 @@ def output_of(group: Group, selector: Selector) -> RequestOutput:
 def delta_of(request: Request, num_new: int) -> CompletionDelta:
     """What the last ``num_new`` tokens add to a stream."""
     finished = request.finished
-    text = request.watcher.take_delta(finished=finished) if isinstance(request.watcher, Detokenizer) else ""
+    text = request.detokenizer.take_delta(finished=finished) if isinstance(request.detokenizer, Detokenizer) else ""
     first = len(request.output_token_ids) - num_new
     return CompletionDelta(
         index=request.sample_index,

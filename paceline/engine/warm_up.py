@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from paceline.core.errors import InvalidRequestError
 from paceline.core.params import SamplingParams
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.engine.llm import LLM
 from paceline.engine.pacer import StepPacer
 from paceline.engine.stats import Counters
@@ -19,14 +19,14 @@ OUTPUT_TOKENS = 6
 def warm_up(llm: LLM) -> None:
     """Generates a few tokens, greedily and sampled, with drafts where there is a drafter, and forgets it all."""
     engine = llm.engine
-    # An intake of its own, since a call without a seed draws it from the number of calls before.
-    intake = Intake(engine, llm.tokenizer)
-    prompt = [min(3, intake.model.vocab_size - 1)] * max(1, min(PROMPT_TOKENS, llm.max_model_len - OUTPUT_TOKENS))
+    # An input processor of its own, since a call without a seed draws it from the number of calls before.
+    processor = InputProcessor(engine, llm.tokenizer)
+    prompt = [min(3, processor.model.vocab_size - 1)] * max(1, min(PROMPT_TOKENS, llm.max_model_len - OUTPUT_TOKENS))
     greedy = SamplingParams(temperature=0.0, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     sampled = SamplingParams(seed=0, n=2, top_p=0.9, max_tokens=OUTPUT_TOKENS, ignore_eos=True)
     for params in (greedy, sampled):
         with suppress(InvalidRequestError):  # a cache that small has little to warm
-            engine.add(intake.group(prompt, params, request_id="warm-up"))
+            engine.add(processor.group(prompt, params, request_id="warm-up"))
     while engine.has_work:
         engine.step()
     _forget(llm)

@@ -12,7 +12,7 @@ from paceline.core.call import CallOptions
 from paceline.core.outputs import StreamUpdate
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
-from paceline.engine.intake import DEFAULT_OPTIONS
+from paceline.engine.input_processor import DEFAULT_OPTIONS
 from paceline.engine.llm import LLM
 from paceline.engine.loop import EngineLoop, dead
 from paceline.engine.patience import STALL_SECONDS, STATS_SECONDS, stalled

@@ -39,7 +39,7 @@ class ModelImpl:
     build: Callable[[Choice, CausalLM, LayerMap, torch.device], Executor]
     obstacle: Callable[[Choice, CausalLM, torch.device], str | None]
     """Why it cannot compute this model, if it cannot."""
-    settle: Callable[[Choice, CausalLM], None]
+    prepare_weights: Callable[[Choice, CausalLM], None]
     """Gives a loaded model, which nobody else will use, the form in which its weights are read."""
     growth: Callable[[Choice, CausalLM], int]
     """Bytes that this form takes more than the weights as they are loaded, for a model that may have no memory yet."""

@@ -79,7 +79,7 @@ class ModelRunner:
         assert home is not None
         group, features = home
         rows = self.executor.apply(kept.fuse, kept.source(found.hidden, found.features))
-        features[torch.from_numpy(batch.slots[group]).to(self.device)] = rows.to(features.dtype)
+        features[torch.from_numpy(batch.cells[group]).to(self.device)] = rows.to(features.dtype)
 
     def _unless_cut_short(self, compute: Callable[[], T]) -> T:
         """What ``compute`` returns; what raises may be half planned, and is not planned upon again."""

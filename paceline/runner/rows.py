@@ -112,7 +112,7 @@ def place(spec: RowSpec, state: RowState, drafts: DraftTrees, seats: Seats, grou
         context=state.context,
         num_slots=np.maximum(state.context, first + known + nodes),
         longest=seats.longest[state.seats],
-        slots=cells(groups, seat, slot),
+        cells=cells(groups, seat, slot),
         page_table=tuple([group.page_table[state.seats] for group in groups]),
         logit_rows=made.logit_rows.copy(),  # torch takes no array that cannot be written to
         sample_start=made.sample_start,

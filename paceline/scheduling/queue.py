@@ -21,7 +21,7 @@ class WaitingQueue:
 
     def __init__(self, policy: SchedulingPolicy, seats: CallSeats) -> None:
         self._policy, self._seats = policy, seats
-        seats.changed = self.settle
+        seats.changed = self.update_head
         self._lanes: dict[Lane, list[Request]] = {}
         self._calls: dict[Hashable, list[Request]] = {}
         """A call's waiting requests, by arrival."""
@@ -57,7 +57,7 @@ class WaitingQueue:
     def add(self, request: Request) -> None:
         insort(self._calls.setdefault(request.group.call, []), request, key=by_arrival)
         self._enter(request, behind=True)
-        self.settle(request.group.call)
+        self.update_head(request.group.call)
 
     def restart(self, requests: Iterable[Request]) -> None:
         """From now on these wait."""
@@ -73,9 +73,9 @@ class WaitingQueue:
         self._leave(request, behind=self._heads.get(call) is not request)
         if self._heads.get(call) is request:
             del self._heads[call]
-        self.settle(call)
+        self.update_head(call)
 
-    def settle(self, call: Hashable) -> None:
+    def update_head(self, call: Hashable) -> None:
         """Has the call's earliest request stand before those behind, if the call has no seat, and no other of it."""
         head, waiting = self._heads.get(call), self._calls.get(call)
         wanted = waiting[0] if waiting and not self._seats.has_seat(call) else None

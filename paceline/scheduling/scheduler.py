@@ -103,7 +103,7 @@ class Scheduler:
         """
         finished = []
         for request in list(self.unfinished):
-            request.settle()
+            request.roll_back()
             if request.finished:
                 finished.append(request)
             elif request.seat >= 0:

@@ -22,7 +22,7 @@ def _ends(end_token_ids: frozenset[int], stop_token_ids: tuple[int, ...]) -> fro
 
 
 class Detokenizer:
-    """Implements ``core.request.TokenWatcher`` for one answer.
+    """Implements ``core.request.TextSink`` for one answer.
 
     Rules, as in vLLM: a stop string counts only when its last character comes with a token after the first
     ``min_tokens``; a stop token (``params.stop_token_ids``, ``end_token_ids``) that ends the answer adds no text,

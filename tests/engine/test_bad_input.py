@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paceline import LLM, CheckpointError, ConfigError, InvalidRequestError, SamplingParams
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from tests.support.calls import (
     VOCAB_SIZE,
     assert_idle,
@@ -204,8 +204,8 @@ def test_whoever_runs_is_not_disturbed(speculation, models: Models) -> None:
     alone = models.engine()
     expected = finish(alone, [begin(alone, GOOD, seeded())])
     engine = models.engine(speculation, num_blocks=7)
-    intake = Intake(engine, None)
-    running = begin(engine, GOOD, seeded(), intake=intake)
+    processor = InputProcessor(engine, None)
+    running = begin(engine, GOOD, seeded(), processor=processor)
     bad = [
         ([], greedy()),
         ([5] * 128, greedy()),
@@ -218,7 +218,7 @@ def test_whoever_runs_is_not_disturbed(speculation, models: Models) -> None:
     def refuse() -> None:
         for prompt, params in bad:
             with pytest.raises(InvalidRequestError):
-                intake.group(intake.encode(prompt), params)
+                processor.group(processor.encode(prompt), params)
 
     assert finish(engine, [running], refuse) == expected
     assert_idle(engine)

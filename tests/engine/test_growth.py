@@ -9,7 +9,7 @@ import pytest
 
 from paceline import LLM
 from paceline.core.request import Group
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from tests.support.calls import greedy, make, random_prompt
 
 ROUNDS = 20
@@ -42,6 +42,6 @@ def test_nothing_stays_of_a_request(draft, policy, checkpoints):
 
 def test_a_call_that_is_kept_would_be_seen(checkpoints, monkeypatch):
     kept: list[Group] = []
-    group = Intake.group
-    monkeypatch.setattr(Intake, "group", lambda *args, **named: kept.append(group(*args, **named)) or kept[-1])
+    group = InputProcessor.group
+    monkeypatch.setattr(InputProcessor, "group", lambda *args, **named: kept.append(group(*args, **named)) or kept[-1])
     assert growth(make(checkpoints.llama, enable_prefix_caching=False)) > 1

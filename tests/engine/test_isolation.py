@@ -65,7 +65,7 @@ class Poison:
         group, seat = self.engine.cache.groups[0], self.victim.seat
         mine = group.held_pages(seat) if seat >= 0 and len(self.victim.output_token_ids) >= self.after else []
         output = compute()
-        if np.isin(batch.slots[0] // group.page_size, mine).any():
+        if np.isin(batch.cells[0] // group.page_size, mine).any():
             self.num_raised += 1
             self._spoil(group, seat, len(mine))
             raise self.error.with_traceback(None)
@@ -291,7 +291,7 @@ class BrokenWatcher:
     def push(self, token: int) -> bool:
         self.count += 1
         if self.count == 4:
-            raise IndexError("a watcher")
+            raise IndexError("a detokenizer")
         return False
 
 
@@ -300,7 +300,7 @@ def test_a_watcher_that_raises_fails_its_request(speculation, models: Models, ex
     engine = models.engine(SPECULATION[speculation], **SMALL)
     groups = mates(engine)
     bad = begin(engine, BAD, greedy(ignore_eos=True, logprobs=1))
-    bad.members[0].watcher = BrokenWatcher()
+    bad.members[0].detokenizer = BrokenWatcher()
     assert finish(engine, [*groups, bad])[:-1] == expected
     assert_failed(bad)
     assert len(bad.members[0].output_token_ids) == len(bad.members[0].logprobs) <= 3
@@ -308,19 +308,19 @@ def test_a_watcher_that_raises_fails_its_request(speculation, models: Models, ex
 
 
 def test_a_text_that_cannot_be_told_ends_its_stream_only(checkpoints, plain) -> None:
-    """The watcher works, but what became text cannot be had of it."""
+    """The detokenizer works, but what became text cannot be had of it."""
     prompts = PROMPTS[:3]
     expected = plain.generate(prompts, greedy(max_tokens=20))
     worker = EngineWorker(make(checkpoints.llama, checkpoints.near))
-    true = worker.llm.intake.group
+    true = worker.llm.input_processor.group
 
     def group(tokens: Any, params: Any, **more: Any) -> Group:
         made = true(tokens, params, **more)
         if made.id == "r1":
-            made.members[0].watcher.take_delta = lambda finished: 1 / 0
+            made.members[0].detokenizer.take_delta = lambda finished: 1 / 0
         return made
 
-    worker.llm.intake.group = group  # type: ignore[method-assign]
+    worker.llm.input_processor.group = group  # type: ignore[method-assign]
 
     async def collect(number: int) -> list[Any]:
         stream = worker.generate(prompts[number], greedy(max_tokens=20), request_id=f"r{number}")

@@ -11,7 +11,7 @@ import pytest
 
 from paceline import LLM, ConfigError, InvalidRequestError, SamplingParams
 from paceline.core.call import CallOptions
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.engine.overflow import Admission, Ask, context_overflows
 from paceline.engine.worker import EngineWorker
 from tests.support.calls import assert_idle, begin, finish, greedy, make, only, random_prompt, seeded, tokens_of
@@ -211,7 +211,7 @@ def test_windows_need_pages_for_a_step_and_what_it_sees(
 ) -> None:
     """With one page fewer than enough the call is refused, with as many as the error names it runs to its end."""
     options: dict[str, Any] = {"block_size": block_size, "max_num_batched_tokens": budget}
-    short = Intake(windowed.engine(speculation, num_blocks=1, **options), None)
+    short = InputProcessor(windowed.engine(speculation, num_blocks=1, **options), None)
     prompt, params = random_prompt(5, 40), greedy(max_tokens=30, ignore_eos=True)
     with pytest.raises(InvalidRequestError, match="set num_blocks to at least") as caught:
         short.group(prompt, params)
@@ -219,7 +219,7 @@ def test_windows_need_pages_for_a_step_and_what_it_sees(
     engine = windowed.engine(speculation, num_blocks=enough, **options)
     assert len(finish(engine, [begin(engine, prompt, params)])[0][0]) == 30
     with pytest.raises(InvalidRequestError, match=f"set num_blocks to at least {enough}"):
-        Intake(windowed.engine(speculation, num_blocks=enough - 1, **options), None).group(prompt, params)
+        InputProcessor(windowed.engine(speculation, num_blocks=enough - 1, **options), None).group(prompt, params)
     assert enough * block_size < 70
 
 

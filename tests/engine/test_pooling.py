@@ -124,7 +124,7 @@ def test_what_cannot_be_embedded(prompt, pooling, param, plain: LLM) -> None:
         plain.embed([prompt], pooling=pooling)
     assert caught.value.param == param
     with pytest.raises(InvalidRequestError, match="embedding"):
-        plain.intake.group([5], SamplingParams(n=2), options=CallOptions(pooling="mean"))
+        plain.input_processor.group([5], SamplingParams(n=2), options=CallOptions(pooling="mean"))
 
 
 def test_streams_carry_embeddings_prompt_logprobs_and_token_times(checkpoints) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from paceline import InvalidRequestError
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from tests.support.calls import answers, around_passes, assert_idle, begin, finish, greedy, random_prompt, seeded
 from tests.support.engines import Models
 
@@ -121,10 +121,10 @@ def test_the_tightest_engine_makes_progress(cache, budget, speculation, models: 
 
 def test_what_can_never_fit_is_refused_at_once(speculation, models: Models) -> None:
     engine = models.engine(speculation, num_blocks=6, block_size=4)
-    intake = Intake(engine, None)
-    assert intake.group(random_prompt(1, 12), greedy(max_tokens=12))
+    processor = InputProcessor(engine, None)
+    assert processor.group(random_prompt(1, 12), greedy(max_tokens=12))
     with pytest.raises(InvalidRequestError, match=r"num_blocks|max_tokens"):
-        intake.group(random_prompt(1, 12), greedy(max_tokens=13))
+        processor.group(random_prompt(1, 12), greedy(max_tokens=13))
     exact = begin(engine, random_prompt(1, 12), greedy(max_tokens=12, ignore_eos=True))
     assert len(finish(engine, [exact])[0][0]) == 12
 

@@ -12,7 +12,7 @@ from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.models import load_model
 from tests.support import proposers
 from tests.support.calls import answers, assert_idle, begin, finish, random_prompt
@@ -45,7 +45,7 @@ class Soak:
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self.engine, self.random = engine, np.random.default_rng(seed)
-        self.intake = Intake(engine, None)
+        self.input_processor = InputProcessor(engine, None)
         self.jobs: list[tuple[Group, list[int], SamplingParams]] = []
         self.live: list[Group] = []
         self.num_aborted = dict.fromkeys(STAGES, 0)
@@ -62,7 +62,7 @@ class Soak:
             client=str(self.random.integers(3)),
             cache_salt=str(self.random.integers(2)),
         )
-        group = begin(self.engine, prompt, params, intake=self.intake, options=options)
+        group = begin(self.engine, prompt, params, processor=self.input_processor, options=options)
         self.jobs.append((group, prompt, params))
         self.live.append(group)
         if self.random.random() < 0.45:

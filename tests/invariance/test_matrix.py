@@ -114,12 +114,12 @@ def test_turning_speculation_off_per_call_gives_the_same_tokens(llama: Models) -
 
 def test_sharing_a_step_with_calls_that_do_not_speculate(llama: Models) -> None:
     engine = llama.engine({"method": "draft_model", "model": "near"})
-    from paceline.engine.intake import Intake  # noqa: PLC0415
+    from paceline.engine.input_processor import InputProcessor  # noqa: PLC0415
 
     expected = run(llama.engine(), OTHERS)
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     groups = [
-        intake.group(list(job.prompt), job.params, options=CallOptions(speculate=i % 2 == 0))
+        processor.group(list(job.prompt), job.params, options=CallOptions(speculate=i % 2 == 0))
         for i, job in enumerate(OTHERS)
     ]
     for group in groups:

@@ -13,7 +13,7 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group, Request
 from paceline.core.seats import Seats
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.scheduling.seating import Seating
 from tests.support import proposers
 from tests.support.engines import Hook, Job, Models, Tokens, cache_content, drive, preempt_every, prompts
@@ -59,9 +59,9 @@ def jobs() -> list[Job]:
 
 
 def begin(engine: Engine, calls: Sequence[Job]) -> list[Group]:
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     options = CallOptions(context_overflow="slide")
-    groups = [intake.group(list(job.prompt), job.params, options=options) for job in calls]
+    groups = [processor.group(list(job.prompt), job.params, options=options) for job in calls]
     for group in groups:
         engine.add(group)
     return groups
@@ -86,7 +86,7 @@ def oracle(family: str) -> list[Tokens]:
 def _rolling(engine: Engine, job: Job, index: int) -> list[int]:
     """Drives one request by hand: its window is cut to the newest half context whenever it is full."""
     assert job.params.max_tokens is not None
-    group = Intake(engine, None).group(list(job.prompt[:1]), job.params)
+    group = InputProcessor(engine, None).group(list(job.prompt[:1]), job.params)
     request = group.members[index]
     group.members = [request]
     group.prompt_token_ids = list(job.prompt)

@@ -14,7 +14,7 @@ from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.engine.stats import metrics_of
 from tests.support import proposers
 from tests.support.engines import Job, Models, cache_content, dense_kv, drive, preempt_every, prompts, run
@@ -62,7 +62,7 @@ def test_a_pool_that_must_evict_and_preempt(num_blocks: int, llama: Models) -> N
 
 
 def _cached_tokens(engine: Engine, job: Job, salt: str = "") -> int:
-    group = Intake(engine, None).group(list(job.prompt), job.params)
+    group = InputProcessor(engine, None).group(list(job.prompt), job.params)
     group.cache_salt = salt
     engine.add(group)
     drive(engine, [group])
@@ -124,9 +124,11 @@ def _index_content(engine: Engine, models: Models, drafter: str | None) -> int:
 
 
 def _begin(engine: Engine, overflow: str) -> list[Group]:
-    intake, options = Intake(engine, None), CallOptions(context_overflow=overflow)
+    processor, options = InputProcessor(engine, None), CallOptions(context_overflow=overflow)
     limit = {"error": 3, "slide": 20}[overflow]
-    groups = [intake.group(list(j.prompt)[:40], replace(j.params, max_tokens=limit), options=options) for j in jobs()]
+    groups = [
+        processor.group(list(j.prompt)[:40], replace(j.params, max_tokens=limit), options=options) for j in jobs()
+    ]
     for group in groups:
         engine.add(group)
     return groups
@@ -210,7 +212,7 @@ def test_cached_tokens_of_several_answers_are_counted_once(llama: Models) -> Non
     engine = llama.engine(block_size=4, max_num_seqs=2)
     job = Job(SHARED, SamplingParams(temperature=1.0, seed=1, n=5, max_tokens=6))
     assert _cached_tokens(engine, job) == 0
-    group = Intake(engine, None).group(list(job.prompt), job.params)
+    group = InputProcessor(engine, None).group(list(job.prompt), job.params)
     engine.add(group)
     drive(engine, [group])
     assert metrics_of(group).num_cached_tokens == 24
@@ -220,12 +222,12 @@ def test_cached_tokens_are_those_of_the_way_to_the_first_token(llama: Models) ->
     """Being preempted neither adds what a request computed itself, nor forgets what it was spared."""
     engine = llama.engine(block_size=4)
     long = Job(SHARED, SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
-    (group,) = [Intake(engine, None).group(list(long.prompt), long.params)]
+    (group,) = [InputProcessor(engine, None).group(list(long.prompt), long.params)]
     engine.add(group)
     drive(engine, [group], preempt_every(3))
     assert group.members[0].num_preemptions > 2
     assert metrics_of(group).num_cached_tokens == 0
-    (again,) = [Intake(engine, None).group(list(long.prompt), long.params)]
+    (again,) = [InputProcessor(engine, None).group(list(long.prompt), long.params)]
     engine.add(again)
     drive(engine, [again], preempt_every(3))
     assert metrics_of(again).num_cached_tokens == 24
@@ -234,7 +236,7 @@ def test_cached_tokens_are_those_of_the_way_to_the_first_token(llama: Models) ->
 def test_a_request_preempted_in_its_prompt_counts_what_it_found_on_its_return(llama: Models) -> None:
     engine = llama.engine(block_size=4, max_num_batched_tokens=8)
     params = SamplingParams(temperature=0.0, max_tokens=3)
-    first, second = (Intake(engine, None).group(list(SHARED), params) for _ in range(2))
+    first, second = (InputProcessor(engine, None).group(list(SHARED), params) for _ in range(2))
     engine.add(first)
     engine.step()
     engine.add(second)

@@ -12,7 +12,7 @@ import torch
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.kernels.native.step_structures import Cells
 from paceline.models import load_model
 from paceline.runner.executor import GraphResult, GraphStart
@@ -206,9 +206,9 @@ def test_a_call_that_is_not_drafted_for_runs_beside_others_in_rounds(tmp_path: A
     both = models(tmp_path)
     expected = run(one_by_one(ahead(both, 1)), JOBS)
     engine = ahead(both, 3, "near", 3)
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     groups = [
-        intake.group(list(job.prompt), job.params, options=CallOptions(speculate=number != 1))
+        processor.group(list(job.prompt), job.params, options=CallOptions(speculate=number != 1))
         for number, job in enumerate(JOBS)
     ]
     for group in groups:

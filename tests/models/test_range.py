@@ -105,8 +105,8 @@ def test_matrices_that_are_quantised_may_be_larger(tmp_path):
     plant(tmp_path, "model.layers.0.mlp.down_proj.weight", 1e6)
     model = load_model(tmp_path, dtype="float16", quantization=Quantization("int8"))
     with pytest.raises(CheckpointError, match=r"of blocks.0.mlp.down: a number of size 9.*e\+05 is beyond float16"):
-        model_impls["torch"].settle(Choice(), model)
+        model_impls["torch"].prepare_weights(Choice(), model)
     wider = load_model(tmp_path, dtype="float32", quantization=Quantization("int8"))
-    model_impls["torch"].settle(Choice(), wider)
+    model_impls["torch"].prepare_weights(Choice(), wider)
     assert isinstance(wider.head, Linear)
     assert full_logits(wider, PROMPT).isfinite().all()

@@ -9,7 +9,7 @@ import torch
 
 from paceline.core.batch import Batch
 from paceline.core.request import Group
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import MAX_TABLE_BYTES, Rotary
 from paceline.layers.rotary_kinds import RotaryConfig
@@ -175,7 +175,7 @@ def test_a_drafter_that_shares_across_regimes_is_caught(models, monkeypatch, tmp
 
 
 def cached_tokens(engine, job) -> int:
-    group = Intake(engine, None).group(list(job.prompt), job.params)
+    group = InputProcessor(engine, None).group(list(job.prompt), job.params)
     engine.add(group)
     drive(engine, [group])
     return group.members[0].num_cached_tokens
@@ -194,7 +194,7 @@ def test_prefixes_are_shared_within_a_regime_only(models):
 def test_models_without_regimes_need_nothing(tmp_path):
     tiny(tmp_path, "llama")
     engine = Models(load_model(tmp_path), {}).engine()
-    assert Intake(engine, None).group(PROMPT, JOBS[0].params).regimes == (0, 0)
+    assert InputProcessor(engine, None).group(PROMPT, JOBS[0].params).regimes == (0, 0)
     assert engine.runner.model.regimes(engine.seats.longest) is None
 
 

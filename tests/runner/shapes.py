@@ -179,7 +179,7 @@ class Seen:
 
 def passes(model: CausalLM, impl: str, shape: Shape) -> tuple[list[Tokens], list[Seen]]:
     """Every pass of the shape's jobs, one after the other."""
-    model_impls[impl].settle(Choice(), model)
+    model_impls[impl].prepare_weights(Choice(), model)
     engine = one_by_one(Models(model, {}).engine(model_impl=impl, **shape.options))
     found: list[Seen] = []
     compute = engine.runner.executor.run

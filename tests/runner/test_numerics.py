@@ -60,6 +60,6 @@ def counted(compute, counts):
 @needs_library
 @pytest.mark.parametrize(("numerics", "kept"), [("exact", False), ("fast", True)])
 def test_weights_stay_only_where_torch_reads_them(numerics, kept, model):
-    model_impls["native"].settle(Choice(numerics=numerics), model)
+    model_impls["native"].prepare_weights(Choice(numerics=numerics), model)
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     assert all(bool(module.weight.numel()) is kept and module.packed is not None for module in linears)

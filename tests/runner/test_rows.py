@@ -44,7 +44,7 @@ def check_placed(world: World) -> None:
             assert batch.positions[row] == len(sees) - 1 + spec.position_shift
             assert seen(int(batch.visible[row]), batch.tree_bits[row], context) == sees
             assert (batch.row_request[row], batch.context[number]) == (number, context)
-            for group, cells, first in zip(world.part.groups, batch.slots, batch.first_visible, strict=True):
+            for group, cells, first in zip(world.part.groups, batch.cells, batch.first_visible, strict=True):
                 page, offset = group.page_table[seat, slot // group.page_size], slot % group.page_size
                 assert cells[row] == page * group.page_size + offset
                 assert (first is None) == (group.window is None and not spec.first_slot)
@@ -84,7 +84,7 @@ def check_native(world: World, plant: Plant | None = None) -> None:
     assert np.array_equal(rows.angle_rows[:T], batch.positions - batch.row_request * SHIFT)
     check_seen(world, native, batch)
     for number, group in enumerate(world.part.groups):
-        assert np.array_equal(rows.cells[number][:T], batch.slots[number])
+        assert np.array_equal(rows.cells[number][:T], batch.cells[number])
         first = rows._first_visible[number]
         assert (first is None) == (group.window is None and not scene.spec.first_slot)
         assert first is None or np.array_equal(first[:T], batch.first_visible[number])

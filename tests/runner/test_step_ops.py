@@ -68,7 +68,7 @@ def check_stage(both: Growing, stage: int, rows: Any) -> None:
         batch, samples = rows.rows.batch, rows.rows.samples
         assert np.array_equal(native.token_ids[:T], batch.token_ids)
         assert np.array_equal(native.positions[:T], batch.positions)
-        assert np.array_equal(native.cells[0][:T], batch.slots[0])
+        assert np.array_equal(native.cells[0][:T], batch.cells[0])
         assert np.array_equal(native.sample_seats[:R], samples.seats)
         assert np.array_equal(native.output_index[:R], samples.output_index)
 

@@ -9,7 +9,7 @@ import pytest
 from paceline.core.call import CallOptions
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.scheduling.policies.fair import OUTPUT_WEIGHT
 from tests.support import proposers
 from tests.support.calls import answers, assert_idle, begin, finish, greedy, random_prompt, seeded
@@ -24,9 +24,17 @@ SPECULATION: dict[str, Any] = {
 POLICIES = ("fcfs", "priority", "fair")
 
 
-def call(engine: Engine, intake: Intake, number: int, length: int = 12, output: int = 20, **options: Any) -> Group:
+def call(
+    engine: Engine, processor: InputProcessor, number: int, length: int = 12, output: int = 20, **options: Any
+) -> Group:
     params = seeded(number, max_tokens=output, ignore_eos=True)
-    return begin(engine, random_prompt(number, length, VOCAB), params, intake=intake, options=CallOptions(**options))
+    return begin(
+        engine,
+        random_prompt(number, length, VOCAB),
+        params,
+        processor=processor,
+        options=CallOptions(**options),
+    )
 
 
 @pytest.mark.parametrize("speculation", SPECULATION)
@@ -64,8 +72,8 @@ def test_a_budget_below_the_number_of_requests_is_shared(
 ) -> None:
     """Of equals, nobody gets two turns before everybody had one."""
     engine = llama.engine(SPECULATION[speculation], max_num_batched_tokens=100, scheduling_policy=policy)
-    intake = Intake(engine, None)
-    groups = [call(engine, intake, n, length=4, output=8) for n in range(5)]
+    processor = InputProcessor(engine, None)
+    groups = [call(engine, processor, n, length=4, output=8) for n in range(5)]
     while not all(answers(group)[0] for group in groups):
         engine.step()
     engine.scheduler.max_tokens = budget
@@ -81,12 +89,12 @@ def test_a_budget_below_the_number_of_requests_is_shared(
 
 def test_a_better_priority_takes_the_worst_latest_seat(llama: Models) -> None:
     engine = llama.engine(max_num_seqs=3, scheduling_policy="priority")
-    intake = Intake(engine, None)
-    running = [call(engine, intake, n, priority=p) for n, p in enumerate((5, 9, 9))]
+    processor = InputProcessor(engine, None)
+    running = [call(engine, processor, n, priority=p) for n, p in enumerate((5, 9, 9))]
     for _ in range(3):
         engine.step()
-    urgent = call(engine, intake, 7, priority=-1)
-    equal = call(engine, intake, 8, priority=9)
+    urgent = call(engine, processor, 7, priority=-1)
+    equal = call(engine, processor, 8, priority=9)
     engine.step()
     assert answers(urgent)[0]
     assert [group.members[0].num_preemptions for group in running] == [0, 0, 1]
@@ -101,11 +109,11 @@ def test_a_better_priority_takes_the_worst_latest_seat(llama: Models) -> None:
 def test_a_better_priority_takes_pages(speculation: str, llama: Models) -> None:
     """There are seats, but no pages; the requests that give way are as few as do."""
     engine = llama.engine(SPECULATION[speculation], num_blocks=24, block_size=4, scheduling_policy="priority")
-    intake = Intake(engine, None)
-    running = [call(engine, intake, n, length=20, priority=n) for n in range(3)]
+    processor = InputProcessor(engine, None)
+    running = [call(engine, processor, n, length=20, priority=n) for n in range(3)]
     for _ in range(8):
         engine.step()
-    urgent = call(engine, intake, 7, length=24, priority=-1)
+    urgent = call(engine, processor, 7, length=24, priority=-1)
     engine.step()
     assert urgent.members[0].seat >= 0
     preempted = [group.members[0].num_preemptions for group in running]
@@ -118,12 +126,12 @@ def test_a_better_priority_takes_pages(speculation: str, llama: Models) -> None:
 def test_nobody_gives_way_in_vain(llama: Models) -> None:
     """All the worse requests together hold too little for the better one: they go on."""
     engine = llama.engine(num_blocks=20, block_size=4, scheduling_policy="priority")
-    intake = Intake(engine, None)
-    best = call(engine, intake, 1, length=44, output=12, priority=0)
-    worst = call(engine, intake, 2, length=4, output=20, priority=9)
+    processor = InputProcessor(engine, None)
+    best = call(engine, processor, 1, length=44, output=12, priority=0)
+    worst = call(engine, processor, 2, length=4, output=20, priority=9)
     for _ in range(3):
         engine.step()
-    middle = call(engine, intake, 3, length=40, output=12, priority=5)
+    middle = call(engine, processor, 3, length=40, output=12, priority=5)
     while not best.finished:
         engine.step()
         assert worst.members[0].num_preemptions == 0
@@ -134,12 +142,12 @@ def test_nobody_gives_way_in_vain(llama: Models) -> None:
 def test_fcfs_lets_nobody_overtake(llama: Models) -> None:
     """A request that does not fit yet holds up those behind it, whatever their priority."""
     engine = llama.engine(num_blocks=16, block_size=4)
-    intake = Intake(engine, None)
-    first = call(engine, intake, 1, length=30, output=20)
+    processor = InputProcessor(engine, None)
+    first = call(engine, processor, 1, length=30, output=20)
     for _ in range(2):
         engine.step()
-    large = call(engine, intake, 2, length=40, output=4)
-    small = call(engine, intake, 3, length=2, output=2, priority=-9)
+    large = call(engine, processor, 2, length=40, output=4)
+    small = call(engine, processor, 3, length=2, output=2, priority=-9)
     order: list[Group] = []
 
     def note() -> None:
@@ -158,10 +166,10 @@ def _cost_of(groups: list[Group]) -> int:
 def test_a_flood_does_not_starve_another_client(llama: Models) -> None:
     """Two clients always have something waiting, one of them twenty times as much: they are served alike."""
     engine = llama.engine(max_num_seqs=4, scheduling_policy="fair", enable_prefix_caching=False)
-    intake = Intake(engine, None)
-    flood = [call(engine, intake, n, length=4 + n % 9, output=6 + n % 7, client="flood") for n in range(60)]
+    processor = InputProcessor(engine, None)
+    flood = [call(engine, processor, n, length=4 + n % 9, output=6 + n % 7, client="flood") for n in range(60)]
     engine.step()
-    modest = [call(engine, intake, 100 + n, length=5, output=9, client="modest") for n in range(12)]
+    modest = [call(engine, processor, 100 + n, length=5, output=9, client="modest") for n in range(12)]
     start = _cost_of(flood)
     largest = 4 * max(OUTPUT_WEIGHT * 12 + 12, OUTPUT_WEIGHT * 9 + 5)  # what the four seats may hold
     while any(member.seat < 0 and not member.finished for group in modest for member in group.members):
@@ -175,10 +183,10 @@ def test_a_flood_does_not_starve_another_client(llama: Models) -> None:
 def test_under_fcfs_the_same_flood_does(llama: Models) -> None:
     """The control: what the fair policy mends is there to be mended."""
     engine = llama.engine(max_num_seqs=4, enable_prefix_caching=False)
-    intake = Intake(engine, None)
-    flood = [call(engine, intake, n, length=4, output=6, client="flood") for n in range(40)]
+    processor = InputProcessor(engine, None)
+    flood = [call(engine, processor, n, length=4, output=6, client="flood") for n in range(40)]
     engine.step()
-    modest = call(engine, intake, 100, length=5, output=9, client="modest")
+    modest = call(engine, processor, 100, length=5, output=9, client="modest")
     while not answers(modest)[0]:
         engine.step()
     assert sum(group.finished for group in flood) > 30
@@ -186,11 +194,11 @@ def test_under_fcfs_the_same_flood_does(llama: Models) -> None:
 
 def test_the_most_served_client_gives_way(llama: Models) -> None:
     engine = llama.engine(num_blocks=14, block_size=4, scheduling_policy="fair", enable_prefix_caching=False)
-    intake = Intake(engine, None)
-    heavy = [call(engine, intake, n, length=10, output=18, client="heavy") for n in range(2)]
+    processor = InputProcessor(engine, None)
+    heavy = [call(engine, processor, n, length=10, output=18, client="heavy") for n in range(2)]
     for _ in range(4):
         engine.step()
-    light = call(engine, intake, 5, length=8, output=10, client="light")
+    light = call(engine, processor, 5, length=8, output=10, client="light")
     finish(engine, [*heavy, light])
     assert heavy[1].members[0].num_preemptions > 0
     assert light.members[0].num_preemptions == 0
@@ -202,9 +210,10 @@ def test_everybody_is_served_in_the_end(policy: str, llama: Models) -> None:
         SPECULATION["near"], num_blocks=14, block_size=4, max_num_seqs=3, max_num_batched_tokens=5,
         scheduling_policy=policy,
     )  # fmt: skip
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     groups = [
-        call(engine, intake, n, length=3 + 5 * n % 17, output=12, priority=n % 4, client=str(n % 3)) for n in range(12)
+        call(engine, processor, n, length=3 + 5 * n % 17, output=12, priority=n % 4, client=str(n % 3))
+        for n in range(12)
     ]
     finish(engine, groups)
     assert all(len(answers(group)[0]) == 12 for group in groups)
@@ -213,8 +222,8 @@ def test_everybody_is_served_in_the_end(policy: str, llama: Models) -> None:
 
 def test_one_call_without_speculation_leaves_the_others_a_steady_plan(llama: Models) -> None:
     engine = llama.engine(SPECULATION["near"], block_size=64)
-    intake = Intake(engine, None)
-    groups = [call(engine, intake, n, length=4, speculate=n != 1) for n in range(3)]
+    processor = InputProcessor(engine, None)
+    groups = [call(engine, processor, n, length=4, speculate=n != 1) for n in range(3)]
     for _ in range(2):
         engine.step()
     plan = engine.scheduler._plan_steady()
@@ -231,7 +240,7 @@ def test_a_drafter_that_is_off_takes_no_pages(llama: Models) -> None:
     engine = llama.engine(SPECULATION["near"], block_size=1, enable_prefix_caching=False)
     assert engine.proposer is not None
     engine.proposer.counters.disabled = True
-    group = begin(engine, random_prompt(1, 12, VOCAB), greedy(), intake=Intake(engine, None))
+    group = begin(engine, random_prompt(1, 12, VOCAB), greedy(), processor=InputProcessor(engine, None))
     engine.step()
     target, draft = (layers.pages.num_referenced for layers in engine.cache.groups)
     assert target >= 12

@@ -194,8 +194,8 @@ def test_a_client_that_leaves_aborts_what_has_not_ended():
     engine = ScriptedEngine()
     honest = engine.delta
 
-    def delta(index, watcher, token, *, params, count, over):
-        return honest(index, watcher, token, params=params, count=count, over=over or (index == 1 and count == 2))
+    def delta(index, detokenizer, token, *, params, count, over):
+        return honest(index, detokenizer, token, params=params, count=count, over=over or (index == 1 and count == 2))
 
     engine.delta = delta
     values = asyncio.run(_left_early(engine, 2, {"n": 3, "max_tokens": 9}))
@@ -219,8 +219,8 @@ def test_the_tokens_of_one_step_share_its_time():
     engine = ScriptedEngine()
     honest = engine.delta
 
-    def delta(index, watcher, token, *, params, count, over):
-        made = honest(index, watcher, token, params=params, count=count, over=over)
+    def delta(index, detokenizer, token, *, params, count, over):
+        made = honest(index, detokenizer, token, params=params, count=count, over=over)
         made.token_times[:] = [1.0 if count == 1 else 1.6]
         return made
 

@@ -12,7 +12,7 @@ import numpy as np
 from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.models import CausalLM
 from tests.support.checkpoints import full_logits
 from tests.support.oracle import probabilities, processed
@@ -53,12 +53,12 @@ class Oracle:
 
 def sampled(engine: Engine, settings: list[Controls], count: int, *, seed: int = 0) -> np.ndarray:
     """[settings, count, LENGTH] tokens; requests of all settings run together, each with a seed of its own."""
-    intake, calls = Intake(engine, None), []
+    processor, calls = InputProcessor(engine, None), []
     for number in range(count):
         for place, controls in enumerate(settings):
             key = seed + number * len(settings) + place
             params = SamplingParams(**controls, seed=key, max_tokens=LENGTH, ignore_eos=True)
-            calls.append(intake.group(list(PROMPT), params))
+            calls.append(processor.group(list(PROMPT), params))
     _run(engine, calls)
     tokens = [group.members[0].output_token_ids for group in calls]
     return np.array(tokens).reshape(count, len(settings), LENGTH).swapaxes(0, 1)

@@ -179,9 +179,9 @@ def rejected_tokens_stay_in_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -
 
     def astray(plan: Any, drafts: DraftTrees, *rest: Any) -> Any:
         rows = true(plan, drafts, *rest)
-        slots = rows.batch.slots.copy()
-        slots[:, rows.batch.row_start[:-1][(plan.num_known == 1) & (plan.start > 0)]] = 0
-        return replace(rows, batch=replace(rows.batch, slots=slots))
+        cells = rows.batch.cells.copy()
+        cells[:, rows.batch.row_start[:-1][(plan.num_known == 1) & (plan.start > 0)]] = 0
+        return replace(rows, batch=replace(rows.batch, cells=cells))
 
     monkeypatch.setattr(compute, "verify_rows", astray)
 

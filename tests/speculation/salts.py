@@ -6,7 +6,7 @@ from typing import Any
 
 from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from tests.support.engines import Models, drive, prompts
 
 PROMPT = prompts(3, 61, [9])[0]
@@ -27,7 +27,7 @@ def drafts_of(models: Models, speculation: dict[str, Any], salts: list[str]) -> 
     engine.proposer._proposed = noted
     for salt in salts:
         seen.append([])
-        group = Intake(engine, None).group(list(PROMPT), PARAMS, options=CallOptions(cache_salt=salt))
+        group = InputProcessor(engine, None).group(list(PROMPT), PARAMS, options=CallOptions(cache_salt=salt))
         engine.add(group)
         drive(engine, [group])
     return seen

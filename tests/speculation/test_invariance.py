@@ -14,7 +14,7 @@ import pytest
 from paceline.core.call import CallOptions
 from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from tests.invariance.conftest import llama  # noqa: F401 - fixtures
 from tests.invariance.test_controls import (
     drafter_forgets_the_token_after_its_last_draft,
@@ -113,9 +113,9 @@ def test_greedy_texts_are_those_of_plain_decoding(verifier: str, method: str, ll
 def test_calls_that_do_not_speculate_are_those_of_plain_decoding(verifier: str, llama: Models) -> None:  # noqa: F811
     """Also beside calls that do."""
     engine = llama.engine({**SPECULATION["near"], "verifier": verifier})
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     calls = [
-        intake.group(list(job.prompt), job.params, options=CallOptions(speculate=number % 2 == 0))
+        processor.group(list(job.prompt), job.params, options=CallOptions(speculate=number % 2 == 0))
         for number, job in enumerate(JOBS)
     ]
     for group in calls:
@@ -129,13 +129,15 @@ def test_calls_that_do_not_speculate_are_those_of_plain_decoding(verifier: str, 
 def test_logprobs_are_those_of_the_tokens(verifier: str, llama: Models) -> None:  # noqa: F811
     """Of the row each token came from: scoring the finished text as a prompt gives the same."""
     engine = llama.engine({**SPECULATION["far"], "verifier": verifier})
-    intake = Intake(engine, None)
+    processor = InputProcessor(engine, None)
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=15, logprobs=2, ignore_eos=True)
-    call = intake.group(list(JOBS[2].prompt), params)
+    call = processor.group(list(JOBS[2].prompt), params)
     engine.add(call)
     drive(engine, [call])
     (member,) = call.members
-    scored = intake.group([*JOBS[2].prompt, *member.output_token_ids], SamplingParams(prompt_logprobs=2, max_tokens=1))
+    scored = processor.group(
+        [*JOBS[2].prompt, *member.output_token_ids], SamplingParams(prompt_logprobs=2, max_tokens=1)
+    )
     engine.add(scored)
     drive(engine, [scored])
     expected = scored.prompt_logprobs[-15:]

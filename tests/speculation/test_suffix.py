@@ -11,7 +11,7 @@ import pytest
 from paceline.core.call import CallOptions
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.speculation import SuffixProposer
 from paceline.speculation.occurrences import BORDER, LEVELS, MOST, Occurrences
 from paceline.speculation.suffix import AnswerCorpus, likeliest_tree
@@ -162,7 +162,7 @@ def test_seats_are_forgotten_and_aborted_answers_are_not_kept(llama: Models) -> 
     assert isinstance(proposer, SuffixProposer)
     assert proposer.corpus is not None
     assert (len(proposer._texts), len(proposer.corpus)) == (0, 2)
-    group = Intake(engine, None).group(list(PROMPT), PARAMS, options=CallOptions())
+    group = InputProcessor(engine, None).group(list(PROMPT), PARAMS, options=CallOptions())
     engine.add(group)
     for _ in range(3):
         engine.step()

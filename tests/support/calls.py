@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from paceline import LLM, RequestOutput, SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.runner import ModelRunner
 from tests.support.engines import check_books
 
@@ -64,10 +64,15 @@ def assert_idle(engine: Engine) -> None:
 
 
 def begin(
-    engine: Engine, prompt: Sequence[int], params: SamplingParams, *, intake: Intake | None = None, **more: Any
+    engine: Engine,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    processor: InputProcessor | None = None,
+    **more: Any,
 ) -> Group:
     """Adds a call to a bare engine, as one of several that are stepped by hand."""
-    group = (intake or Intake(engine, None)).group(list(prompt), params, **more)
+    group = (processor or InputProcessor(engine, None)).group(list(prompt), params, **more)
     engine.add(group)
     return group
 

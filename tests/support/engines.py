@@ -15,7 +15,7 @@ from paceline.core.params import SamplingParams
 from paceline.core.request import Group
 from paceline.engine.build import join_parts
 from paceline.engine.engine import Engine
-from paceline.engine.intake import Intake
+from paceline.engine.input_processor import InputProcessor
 from paceline.models import CausalLM
 from tests.support.checkpoints import dense_attend, full_pass
 
@@ -59,8 +59,8 @@ Hook = Callable[[Engine, int], None]
 
 def run(engine: Engine, jobs: Sequence[Job], *, hook: Hook | None = None, speculate: bool = True) -> list[Tokens]:
     """Runs jobs together to their ends; after every step all pages must be accounted for."""
-    intake = Intake(engine, None)
-    groups = [intake.group(list(job.prompt), job.params, options=CallOptions(speculate=speculate)) for job in jobs]
+    processor = InputProcessor(engine, None)
+    groups = [processor.group(list(job.prompt), job.params, options=CallOptions(speculate=speculate)) for job in jobs]
     for group in groups:
         engine.add(group)
     drive(engine, groups, hook)

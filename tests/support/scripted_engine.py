@@ -44,7 +44,7 @@ class ScriptedEngine:
             yield StreamUpdate(request_id, [ended], RequestMetrics(num_cached_tokens=4), embedding=[0.6, -0.8])
             self.running.discard(request_id)
             return
-        watchers = [Detokenizer(self.tokenizer or byte_level(), params) for _ in range(params.num_samples)]
+        detokenizers = [Detokenizer(self.tokenizer or byte_level(), params) for _ in range(params.num_samples)]
         limit = min(len(self.script), params.max_tokens, room)
         try:
             for count, token in enumerate(self.script[:limit], 1):
@@ -54,10 +54,10 @@ class ScriptedEngine:
                     yield StreamUpdate(request_id, [ended], RequestMetrics())
                     return
                 deltas, over = [], False
-                for index, watcher in enumerate(watchers):
-                    stopped = watcher.push(token)
+                for index, detokenizer in enumerate(detokenizers):
+                    stopped = detokenizer.push(token)
                     over = stopped or count == limit
-                    deltas.append(self.delta(index, watcher, token, params=params, count=count, over=over))
+                    deltas.append(self.delta(index, detokenizer, token, params=params, count=count, over=over))
                 metrics = RequestMetrics(3, 2, 1.5, 0.1, 0.01, 0, 4) if over else None
                 prompt = self.prompt_logprobs(prompt_token_ids) if params.prompt_logprobs is not None else None
                 # The last answers are the best.
@@ -77,8 +77,8 @@ class ScriptedEngine:
     def prompt_logprobs(self, prompt):
         return [None, *(TokenLogprobs(token, -1.5, 2, ((7, -0.25), (token, -1.5))) for token in prompt[1:])]
 
-    def delta(self, index, watcher, token, *, params, count, over):
-        stop = FinishReason.STOP if watcher.stop_string else FinishReason.LENGTH
+    def delta(self, index, detokenizer, token, *, params, count, over):
+        stop = FinishReason.STOP if detokenizer.stop_string else FinishReason.LENGTH
         reason = stop if over else None
         if self.fault is not None and count > self.fault_after:
             if isinstance(self.fault, BaseException):
@@ -87,12 +87,12 @@ class ScriptedEngine:
         logprobs = [TokenLogprobs(token, -0.5, 1, ((token, -0.5), (40, float("-inf"))))]
         return CompletionDelta(
             index=index,
-            text=watcher.take_delta(finished=over),
+            text=detokenizer.take_delta(finished=over),
             token_ids=[token],
             logprobs=logprobs if params.logprobs is not None else None,
             token_drafted=[count % 2 == 0],
             finish_reason=str(reason) if reason else None,
-            stop_reason=watcher.stop_string,
+            stop_reason=detokenizer.stop_string,
             token_times=[0.5 * count],
         )
 

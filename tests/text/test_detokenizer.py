@@ -22,24 +22,24 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.text
 
 def stream(tokenizer, ids, *, prompt=(), **params):
     """(deltas taken after each token and at the end, the detokenizer)."""
-    watcher = Detokenizer(tokenizer, SamplingParams(**params), prompt_token_ids=prompt)
+    detokenizer = Detokenizer(tokenizer, SamplingParams(**params), prompt_token_ids=prompt)
     deltas = []
     for token in ids:
-        stopped = watcher.push(token)
-        deltas.append(watcher.take_delta(finished=stopped))
+        stopped = detokenizer.push(token)
+        deltas.append(detokenizer.take_delta(finished=stopped))
         if stopped:
             break
-    deltas.append(watcher.take_delta(finished=True))
-    assert "".join(deltas) == watcher.text
-    return deltas, watcher
+    deltas.append(detokenizer.take_delta(finished=True))
+    assert "".join(deltas) == detokenizer.text
+    return deltas, detokenizer
 
 
 @FEW
 @given(ids=st.lists(st.integers(0, 330), max_size=60), skip=st.booleans())
 def test_random_byte_level_tokens(ids, skip):
     tokenizer = byte_level()
-    _, watcher = stream(tokenizer, ids, skip_special_tokens=skip)
-    assert watcher.text == tokenizer.decode(ids, skip_special_tokens=skip)
+    _, detokenizer = stream(tokenizer, ids, skip_special_tokens=skip)
+    assert detokenizer.text == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @FEW
@@ -48,8 +48,8 @@ def test_random_bytes_one_per_token(data, skip):
     tokenizer = byte_level()
     letters = sorted(set(range(6, 262)))
     ids = [letters[byte] for byte in data]
-    _, watcher = stream(tokenizer, ids, skip_special_tokens=skip)
-    assert watcher.text == tokenizer.decode(ids, skip_special_tokens=skip)
+    _, detokenizer = stream(tokenizer, ids, skip_special_tokens=skip)
+    assert detokenizer.text == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @FEW
@@ -58,8 +58,8 @@ def test_random_unicode_through_every_kind(text, kind, skip):
     tokenizer = KINDS[kind]()
     ids = tokenizer.encode(text, add_special_tokens=False)
     assume(BROKEN not in text)
-    deltas, watcher = stream(tokenizer, ids, skip_special_tokens=skip)
-    assert watcher.text == tokenizer.decode(ids, skip_special_tokens=skip)
+    deltas, detokenizer = stream(tokenizer, ids, skip_special_tokens=skip)
+    assert detokenizer.text == tokenizer.decode(ids, skip_special_tokens=skip)
     assert not any(BROKEN in delta for delta in deltas)
 
 
@@ -69,12 +69,12 @@ def test_random_unicode_through_every_kind(text, kind, skip):
 @given(ids=st.lists(st.integers(0, 279), max_size=60), skip=st.booleans())
 def test_byte_fallback_breaks_only_the_bad_bytes(ids, skip):
     tokenizer = byte_fallback()
-    _, watcher = stream(tokenizer, ids, skip_special_tokens=skip)
+    _, detokenizer = stream(tokenizer, ids, skip_special_tokens=skip)
     whole = tokenizer.decode(ids, skip_special_tokens=skip)
     if BROKEN not in whole and not any(token in tokenizer.special_ids for token in ids):
-        assert watcher.text == whole
-    assert len(watcher.text) <= len(whole)
-    assert BROKEN in whole or BROKEN not in watcher.text or not skip
+        assert detokenizer.text == whole
+    assert len(detokenizer.text) <= len(whole)
+    assert BROKEN in whole or BROKEN not in detokenizer.text or not skip
 
 
 @FEW
@@ -85,8 +85,8 @@ def test_the_prompt_gives_the_spacing(prompt, answer, kind):
     before = tokenizer.encode(prompt, add_special_tokens=False)
     ids = tokenizer.encode(answer, add_special_tokens=False)
     assume(not any(token in tokenizer.special_ids for token in before))
-    _, watcher = stream(tokenizer, ids, prompt=before)
-    assert tokenizer.decode(before) + watcher.text == tokenizer.decode([*before, *ids])
+    _, detokenizer = stream(tokenizer, ids, prompt=before)
+    assert tokenizer.decode(before) + detokenizer.text == tokenizer.decode([*before, *ids])
 
 
 def test_a_turn_begins_without_the_space_of_a_word():
@@ -104,9 +104,9 @@ def test_a_split_character_is_held_back_until_it_is_whole():
     ids = [table[character] for character in shown]
     deltas, _ = stream(tokenizer, ids)
     assert deltas == ["", "", "", "🦜", ""]
-    deltas, watcher = stream(tokenizer, ids[:2])
+    deltas, detokenizer = stream(tokenizer, ids[:2])
     assert deltas == ["", "", BROKEN]
-    assert watcher.text == BROKEN
+    assert detokenizer.text == BROKEN
 
 
 def test_the_answer_does_not_complete_the_prompts_character():
@@ -118,21 +118,21 @@ def test_the_answer_does_not_complete_the_prompts_character():
 def test_the_work_per_token_does_not_grow(kind):
     tokenizer = KINDS[kind]()
     ids = tokenizer.encode("hello world, ", add_special_tokens=False) * 2000
-    watcher = Detokenizer(tokenizer, SamplingParams(stop=["never this", "nor that"]))
+    detokenizer = Detokenizer(tokenizer, SamplingParams(stop=["never this", "nor that"]))
     times = []
     for start in range(0, 8000, 2000):
         began = time.perf_counter()
         for token in ids[start : start + 2000]:
-            watcher.push(token)
-            watcher.take_delta(finished=False)
+            detokenizer.push(token)
+            detokenizer.take_delta(finished=False)
         times.append(time.perf_counter() - began)
-    assert len(watcher._decoder._window) <= 16
+    assert len(detokenizer._decoder._window) <= 16
     assert min(times[2:]) < 5 * min(times[:2])
 
 
 def test_detokenize_off_gives_no_text():
-    _, watcher = stream(byte_level(), [40, 41], detokenize=False)
-    assert watcher.text == ""
+    _, detokenizer = stream(byte_level(), [40, 41], detokenize=False)
+    assert detokenizer.text == ""
 
 
 def test_a_stop_token_that_ends_the_answer_adds_no_text():

@@ -51,10 +51,10 @@ def test_the_matcher_against_brute_force(pieces, strings):
 def test_deltas_never_leak(ids, strings, keep):
     tokenizer = byte_level()
     whole = tokenizer.decode(ids)
-    deltas, watcher = stream(tokenizer, ids, stop=strings, include_stop_str_in_output=keep)
+    deltas, detokenizer = stream(tokenizer, ids, stop=strings, include_stop_str_in_output=keep)
     expected, stop = cut(whole, strings, keep=keep)
     if not whole.endswith("\ufffd"):
-        assert (watcher.text, watcher.stop_string) == (expected, stop)
+        assert (detokenizer.text, detokenizer.stop_string) == (expected, stop)
     sent = ""
     for delta in deltas:
         sent += delta
@@ -77,18 +77,18 @@ def test_min_tokens(words, strings, minimum):
             stop = max(found, key=len)
             expected = text[: len(text) - len(stop)]
             break
-    watcher = Detokenizer(tokenizer, SamplingParams(stop=strings, min_tokens=minimum, max_tokens=None))
+    detokenizer = Detokenizer(tokenizer, SamplingParams(stop=strings, min_tokens=minimum, max_tokens=None))
     for token in ids:
-        if watcher.push(token):
+        if detokenizer.push(token):
             break
-    assert (watcher.text, watcher.stop_string) == (expected, stop)
+    assert (detokenizer.text, detokenizer.stop_string) == (expected, stop)
 
 
 def test_nothing_after_the_stop_changes_the_text():
     tokenizer = byte_level()
-    watcher = Detokenizer(tokenizer, SamplingParams(stop="lo w"))
+    detokenizer = Detokenizer(tokenizer, SamplingParams(stop="lo w"))
     for token in tokenizer.encode("hello world, the cat"):
-        watcher.push(token)
-    assert watcher.text == "hel"
-    assert watcher.take_delta(finished=True) == "hel"
-    assert watcher.take_delta(finished=True) == ""
+        detokenizer.push(token)
+    assert detokenizer.text == "hel"
+    assert detokenizer.take_delta(finished=True) == "hel"
+    assert detokenizer.take_delta(finished=True) == ""

@@ -144,7 +144,7 @@ def _run(descriptor: int) -> NoReturn:
     if not isinstance(first, Start) or more:
         raise LinkError("the engine's parent must start it first, and then wait")
     llm = _load(link, first)
-    llm.intake.num_before = first.num_before
+    llm.input_processor.num_before = first.num_before
     warm_up(llm)
     loop = EngineLoop(llm, after_step=outbox.flush)
     child = Child(link, loop, outbox)

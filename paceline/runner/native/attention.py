@@ -101,8 +101,8 @@ class RecordedAttention:
         """
         for group, (seen, num_pages) in enumerate(zip(self._seen, self._num_pages, strict=True)):
             check_below(batch.page_table[group], num_pages, "page")
-            self.check_cells(group, batch.slots[group])
-            self._cells[group][: len(batch.token_ids)] = batch.slots[group]
+            self.check_cells(group, batch.cells[group])
+            self._cells[group][: len(batch.token_ids)] = batch.cells[group]
             point_at(
                 seen,
                 row_start=batch.row_start,

@@ -30,7 +30,7 @@ class PacelineEngine:
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], Steps]:
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
-        groups = [self.llm.intake.group(prompt, params, options=CallOptions()) for prompt in prompts]
+        groups = [self.llm.input_processor.group(prompt, params, options=CallOptions()) for prompt in prompts]
         for group in groups:
             self.llm.engine.add(group)
         requests = [group.members[0] for group in groups]

@@ -28,7 +28,7 @@ MAX_NAME = 1024
 PRIORITIES = range(-(2**31), 2**31)
 
 
-class Intake:
+class InputProcessor:
     """Checks prompts and parameters against the model, and resolves what they leave open."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None) -> None:
@@ -127,9 +127,11 @@ class Intake:
     def _member(self, group: Group, index: int, seed: int, limit: int) -> Request:
         params = group.params
         ends = frozenset() if params.ignore_eos else self.end_token_ids
-        watcher = None
+        detokenizer = None
         if self.tokenizer is not None and params.detokenize:
-            watcher = Detokenizer(self.tokenizer, params, prompt_token_ids=group.prompt_token_ids, end_token_ids=ends)
+            detokenizer = Detokenizer(
+                self.tokenizer, params, prompt_token_ids=group.prompt_token_ids, end_token_ids=ends
+            )
         request = Request(
             id=f"{group.id}-{index}",
             group=group,
@@ -137,7 +139,7 @@ class Intake:
             seed=seed,
             eos_token_ids=ends,
             max_new_tokens=limit,
-            watcher=watcher,
+            detokenizer=detokenizer,
         )
         request.slide()
         return request
