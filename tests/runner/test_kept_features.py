@@ -67,7 +67,7 @@ def test_rows_are_kept_where_they_lie_and_nothing_else_is_touched(scene: Scene) 
         builder.keep(written[0], rows)
 
     expected = features(world.part).clone()
-    cells = torch.from_numpy(world.placed().batch.slots[0])
+    cells = torch.from_numpy(world.placed().batch.cells[0])
     world.native(describe=describe)
     expected[cells] = written[0][: len(cells)]
     assert torch.equal(features(world.part), expected)
