@@ -136,6 +136,11 @@ def test_engine_options():
         "suffix_decoding_max_cached_requests",
         "suffix_decoding_max_spec_factor",
         "suffix_decoding_min_token_prob",
+        "token_recycling_nodes",
+        "token_recycling_successors",
+        "lookahead_window",
+        "lookahead_ngram",
+        "lookahead_guesses",
     ]
 
 

@@ -78,6 +78,13 @@ class SpeculativeConfig:
     suffix_decoding_min_token_prob: Annotated[
         float, About("suffix: least part of the occurrences that went on as the draft does.", low=0, high=1)
     ] = 0.1
+    token_recycling_nodes: Annotated[int, About("token_recycling: most nodes of a draft.", low=1, high=1024)] = 8
+    token_recycling_successors: Annotated[
+        int, About("token_recycling: likeliest next tokens that are kept of each token.", low=1, high=64)
+    ] = 8
+    lookahead_window: Annotated[int, About("lookahead: n-grams that are guessed at a time.", low=1, high=64)] = 3
+    lookahead_ngram: Annotated[int, About("lookahead: tokens of each n-gram.", low=2, high=16)] = 3
+    lookahead_guesses: Annotated[int, About("lookahead: n-grams that are tried at a time.", low=1, high=64)] = 3
 
     def __post_init__(self) -> None:
         check_fields(self)

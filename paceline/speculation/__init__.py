@@ -5,9 +5,11 @@ from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.early_exit import EarlyExitProposer
 from paceline.speculation.feature_model import FeatureModelProposer
 from paceline.speculation.guard import GuardedProposer
+from paceline.speculation.lookahead import LookaheadProposer
 from paceline.speculation.ngram import NgramProposer
 from paceline.speculation.policy import DraftPolicy, draft_policies
 from paceline.speculation.suffix import SuffixProposer
+from paceline.speculation.token_recycling import TokenRecyclingProposer
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
@@ -17,11 +19,13 @@ __all__ = [
     "EarlyExitProposer",
     "FeatureModelProposer",
     "GuardedProposer",
+    "LookaheadProposer",
     "NgramProposer",
     "Proposer",
     "ProposerNeeds",
     "ProposerTools",
     "SuffixProposer",
+    "TokenRecyclingProposer",
     "Verifier",
     "draft_policies",
     "proposers",

@@ -37,6 +37,8 @@ SPECULATION: dict[str, Any] = {
     "near": {"method": "draft_model", "model": "near", "num_speculative_tokens": 4},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1},
     "suffix": {"method": "suffix"},
+    "token_recycling": {"method": "token_recycling"},
+    "lookahead": {"method": "lookahead"},
 }
 SMALL: dict[str, Any] = {"block_size": 4, "num_blocks": 60, "max_num_batched_tokens": 24}
 ERRORS = [RuntimeError("poison"), torch.OutOfMemoryError("out of memory"), MemoryError()]

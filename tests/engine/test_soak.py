@@ -24,6 +24,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "draft_model": {"method": "draft_model", "model": "near", "num_speculative_tokens": 3},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
     "suffix": {"method": "suffix", "num_speculative_tokens": 3},
+    "token_recycling": {"method": "token_recycling", "num_speculative_tokens": 3},
+    "lookahead": {"method": "lookahead", "num_speculative_tokens": 3, "lookahead_window": 2},
     "random_tree": {"method": "random_tree", "model": "6", "num_speculative_tokens": 3},
 }
 PREFIXES = [random_prompt(n, length, VOCAB_SIZE) for n, length in enumerate((0, 5, 9, 13))]

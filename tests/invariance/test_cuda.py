@@ -21,7 +21,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("sampling", ["greedy", "seeded", "penalties", "min_p_bias"])
-@pytest.mark.parametrize("speculation", ["off", "near", "ngram", "suffix", "tree"])
+@pytest.mark.parametrize("speculation", ["off", "near", "ngram", "suffix", "token_recycling", "lookahead", "tree"])
 def test_tokens_equal_the_cpu_oracle(speculation: str, sampling: str, llama: Models) -> None:
     case = Case(speculation, 4, "mixed", 16, "page4", 3, sampling, 3, "sdpa", "llama")
     check(case, llama)

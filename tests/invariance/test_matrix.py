@@ -13,6 +13,7 @@ from tests.support import proposers
 from tests.support.cases import FACTORS, SAMPLING, Case, covering_array, full_product
 from tests.support.engines import Job, Models, Tokens, cache_content, preempt_every, prompts, run
 
+HOST = ("suffix", "token_recycling", "lookahead")
 PROMPT = prompts(1, VOCAB_SIZE, [23])[0]
 
 OTHERS = [
@@ -64,7 +65,7 @@ def test_full_product(speculation: str, cache: str, family: str, llama: Models, 
         check(case, {"llama": llama, "gpt2": gpt2}[family])
 
 
-@pytest.mark.parametrize("speculation", ["near", "far", "features", "ngram", "suffix", "tree", "big_tree"])
+@pytest.mark.parametrize("speculation", ["near", "far", "features", "ngram", *HOST, "tree", "big_tree"])
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculation: str, llama: Models) -> None:
     """Without this the matrix could pass because nothing was ever accepted, or nothing ever rejected."""
     case = Case(speculation, 4, "mixed", 2048, "page4", 0, "greedy", 1, "sdpa", "llama")
@@ -74,7 +75,7 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculation: str, llama:
     assert 0 < engine.counters.num_accepted < engine.counters.num_drafted
 
 
-@pytest.mark.parametrize("speculation", ["off", "near", "far", "suffix", "tree", "big_tree"])
+@pytest.mark.parametrize("speculation", ["off", "near", "far", *HOST, "tree", "big_tree"])
 @pytest.mark.parametrize("cache", ["page1", "page4", "static"])
 def test_cached_kv_equals_recomputed_kv(speculation: str, cache: str, llama: Models) -> None:
     """After every step, in the target's and the drafter's groups: what is called cached is what the model computes."""
@@ -94,7 +95,7 @@ def test_float32_where_margins_allow(llama: Models) -> None:
     single = Models(llama.target.float(), {name: model.float() for name, model in llama.drafts.items()})
     try:
         expected = run(single.engine(), [Job(PROMPT), *OTHERS])
-        for speculation in ("near", "ngram", "suffix", "tree"):
+        for speculation in ("near", "ngram", *HOST, "tree"):
             case = Case(speculation, 4, "mixed", 16, "page4", 0, "greedy", 1, "sdpa", "llama")
             engine = single.engine(case.speculative_config(), **case.engine_options())
             assert run(engine, [Job(PROMPT), *OTHERS], hook=preempt_every(4)) == expected

@@ -25,6 +25,8 @@ SPECULATION: dict[str, dict[str, Any] | None] = {
     "far": {"method": "draft_model", "model": "far", "num_speculative_tokens": 3},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1},
     "suffix": {"method": "suffix"},
+    "token_recycling": {"method": "token_recycling"},
+    "lookahead": {"method": "lookahead"},
     "tree": {"method": "random_tree", "model": "9"},
 }
 ENGINES: dict[str, dict[str, Any]] = {

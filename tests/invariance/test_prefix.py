@@ -32,7 +32,7 @@ def jobs() -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize("method", [None, "near", "ngram", "suffix"])
+@pytest.mark.parametrize("method", [None, "near", "ngram", "suffix", "token_recycling", "lookahead"])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_hits_are_invisible(method: str | None, block_size: int, llama: Models) -> None:
     expected = run(llama.engine(enable_prefix_caching=False), jobs())

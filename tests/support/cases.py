@@ -18,6 +18,8 @@ SPECULATION: dict[str, dict[str, Any] | None] = {
     "features": {"method": "feature_tree", "model": "reader"},
     "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
     "suffix": {"method": "suffix"},
+    "token_recycling": {"method": "token_recycling", "token_recycling_nodes": 12},
+    "lookahead": {"method": "lookahead", "lookahead_ngram": 2},
     "tree": {"method": "random_tree", "model": "9"},
     "big_tree": {"method": "random_tree", "model": "70"},  # more nodes than one word of ancestor bits
 }
