@@ -10,7 +10,8 @@ from paceline.core.errors import CheckpointError
 from paceline.core.layer import PassContext
 from paceline.models import load_model
 from paceline.models.drafters import load_draft_module, outline_draft_module
-from tests.draft_checkpoints_mtp import BLOCK_SIZE, DFLASH_MASK, dflash, peagle, read_sizes, speculators_dflash
+from tests.draft_checkpoints_block import BLOCK_SIZE, DFLASH_MASK, dflash, peagle, speculators_dflash
+from tests.draft_checkpoints_mtp import read_sizes
 from tests.models.drafters.straight import StraightLayer, rms_norm
 from tests.support.checkpoints import dense_attend, edit_json
 from tests.support.zoo import random_tokens, tiny

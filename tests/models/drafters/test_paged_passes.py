@@ -9,7 +9,8 @@ from paceline.core.layer import PassContext
 from paceline.models import load_model
 from paceline.models.drafters import load_draft_module
 from paceline.runner.native import obstacle
-from tests.draft_checkpoints_mtp import BLOCK_SIZE, dflash, own_mtp, tiny_mimo
+from tests.draft_checkpoints_block import BLOCK_SIZE, dflash
+from tests.draft_checkpoints_mtp import own_mtp, tiny_mimo
 from tests.models.drafters.paged import ALONE, Paged
 from tests.models.drafters.test_block_modules import our_block
 from tests.support.checkpoints import dense_attend
