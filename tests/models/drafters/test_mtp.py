@@ -124,3 +124,14 @@ def test_layers_of_other_kinds_are_refused(tmp_path, tensor, kind):
 def test_a_target_without_a_module_is_told_from_one_with(tmp_path):
     tiny(tmp_path, "qwen3")
     refused(tmp_path, tmp_path, "is no draft module that is known")
+
+
+@pytest.mark.parametrize("name", ["mimo", "speculators"])
+def test_config_alone_tells_of_a_module(tmp_path, name):
+    """As much memory as its weights will take, before they are there."""
+    layout = LAYOUTS[name](tmp_path)
+    target = load_model(layout.target)
+    module = load_draft_module(layout.directory, target)
+    (layout.directory / "model.safetensors").unlink()
+    outline = outline_draft_module(layout.directory, target)
+    assert [part.shape for part in outline.parameters()] == [part.shape for part in module.parameters()]

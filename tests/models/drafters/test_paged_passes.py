@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paceline.core.layer import PassContext
-from paceline.models import load_model
+from paceline.models import Quantization, load_model
 from paceline.models.drafters import load_draft_module
 from paceline.runner.native import obstacle
 from tests.draft_checkpoints_block import BLOCK_SIZE, dflash
@@ -67,3 +67,21 @@ def test_a_dflash_block_behind_its_context(tmp_path, impl):
     # The rows of the block left K/V where the next known tokens will lie; these come anew.
     again = paged.feed_block(module, COUNT + 1, block, position_shift=-1)
     assert torch.equal(again.logits, found.logits)
+
+
+@needs_library
+def test_quantised_modules(tmp_path):
+    """Natively as in torch, which rounds alike; the context's matrices are the block's."""
+    tiny(tmp_path, "qwen3", num_hidden_layers=5)
+    dflash(tmp_path / "draft", tmp_path)
+    target = load_model(tmp_path, dtype="float32")
+    tokens, found = random_tokens(COUNT), {}
+    for impl in ("torch", "native"):
+        module = load_draft_module(tmp_path / "draft", target, quantization=Quantization("int8"))
+        assert all(block.attention.qkv.quantised for block in module.context.blocks)
+        paged = Paged(module, impl)
+        fused = paged.fuse(module, features_of(module, COUNT))
+        paged.feed_known(module.context, tokens, fused, sampled=False, first_slot=ALONE, position_shift=-1)
+        block = [tokens[-1], *[module.block.mask_token_id] * (BLOCK_SIZE - 1)]
+        found[impl] = paged.feed_block(module, COUNT + 1, block, position_shift=-1).hidden
+    torch.testing.assert_close(found["native"], found["torch"], atol=0.05, rtol=0.05)
