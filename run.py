@@ -33,10 +33,10 @@ def commands(name: str, arguments: list[str]) -> list[list[str]]:
     python = [str(environment.PYTHON), "-m"]
     if name == "setup":
         return []
-    if name == "test":
-        return [[*python, "pytest", "-m", "not full", *arguments]]
-    if name == "test-all":
-        return [[*python, "pytest", *arguments]]
+    if name in ("test", "test-all"):
+        shown = ["--durations=40", "-rs"] if os.environ.get("CI") else []  # the slowest tests, and why some are skipped
+        chosen = ["-m", "not full"] if name == "test" else []
+        return [[*python, "pytest", *chosen, *shown, *arguments]]
     if name == "lint":
         return [
             [*python, "ruff", "check", *(arguments or ["."])],

@@ -184,12 +184,19 @@ def test_help_needs_no_setup(runner, capsys):
     assert "PACELINE_TORCH" in capsys.readouterr().out
 
 
-def test_arguments_are_passed_on(runner):
+def test_arguments_are_passed_on(runner, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
     for name in ("demo", "serve", "chat", "generate"):
         assert runner.commands(name, ["--json"])[0][1:] == ["-m", "paceline.cli.main", name, "--json"]
     assert runner.commands("test", ["-x"])[0][1:] == ["-m", "pytest", "-m", "not full", "-x"]
     assert runner.commands("test-all", ["-x"])[0][1:] == ["-m", "pytest", "-x"]
     assert runner.commands("lint", ["--fix"])[0][1:] == ["-m", "ruff", "check", "--fix"]
+
+
+@pytest.mark.parametrize("name", ["test", "test-all"])
+def test_ci_shows_slow_tests_and_why_tests_are_skipped(runner, monkeypatch, name):
+    monkeypatch.setenv("CI", "true")
+    assert runner.commands(name, ["-x"])[0][-3:] == ["--durations=40", "-rs", "-x"]
 
 
 def test_lint_reports_every_tool_that_failed(runner, monkeypatch, capsys):
