@@ -26,7 +26,13 @@ class Entry(nn.Module):
     input_size: int
 
 
-class CausalLM(nn.Module):
+class LoadedModule(nn.Module):
+    """What the tensors of a checkpoint fill."""
+
+    config: ModelConfig
+
+
+class CausalLM(LoadedModule):
     """A decoder over flat rows: T rows of any requests, no batch dimension, no cache and no masks of its own."""
 
     token_map: torch.Tensor | None

@@ -12,7 +12,7 @@ import torch
 
 from paceline.core.errors import CheckpointError
 from paceline.layers.placement import Placement
-from paceline.models.base import CausalLM
+from paceline.models.base import CausalLM, LoadedModule
 from paceline.models.checkpoint import TensorEntry, opened
 from paceline.models.compressed import Stored
 from paceline.models.destination import Destination
@@ -24,7 +24,7 @@ from paceline.models.quantization import HEAD, Quantization, QuantizationPlan, l
 from paceline.models.quantization_config import StoredQuantization
 from paceline.models.tying import TABLE, is_stored
 
-Model = TypeVar("Model", bound=CausalLM)
+Model = TypeVar("Model", bound=LoadedModule)
 Build = Callable[[Placement], Model]
 
 
@@ -51,7 +51,7 @@ def read_weights(
     model = _build(build, on, plan)
     room = _room(model, plan, torch.device("cpu"))
     _stream(placed, destinations(model, names, plan, room))
-    if not is_stored(TABLE, names):
+    if isinstance(model, CausalLM) and HEAD in room and not is_stored(TABLE, names):
         table = model.embedding.tokens.weight
         Destination(table.detach(), Part(TABLE)).fill(room[HEAD].dequantised())
     _pack(model, plan, room)
@@ -82,18 +82,18 @@ def _build(build: Build[Model], on: Placement, plan: QuantizationPlan) -> Model:
     return model
 
 
-def _room(model: CausalLM, plan: QuantizationPlan, device: torch.device) -> dict[str, Stored]:
+def _room(model: LoadedModule, plan: QuantizationPlan, device: torch.device) -> dict[str, Stored]:
     """Room for the integers and scales of the linears that tensors of the checkpoint fill."""
     filled = {name: layout for name, layout in plan.layouts.items() if not _from_embedding(model, name)}
     found = linears(model)
     return {name: Stored.empty(layout, found[name].weight.shape, device) for name, layout in filled.items()}
 
 
-def _from_embedding(model: CausalLM, name: str) -> bool:
+def _from_embedding(model: LoadedModule, name: str) -> bool:
     return name == HEAD and model.config.tied
 
 
-def _pack(model: CausalLM, plan: QuantizationPlan, room: dict[str, Stored]) -> None:
+def _pack(model: LoadedModule, plan: QuantizationPlan, room: dict[str, Stored]) -> None:
     """Packs each linear's integers and gives up their first form before the next."""
     found = linears(model)
     for name, layout in plan.layouts.items():

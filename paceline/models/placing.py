@@ -13,7 +13,7 @@ from torch import nn
 from paceline.core.errors import CheckpointError
 from paceline.layers.linear import Linear
 from paceline.layers.norm import HeadNorm
-from paceline.models.base import CausalLM
+from paceline.models.base import LoadedModule
 from paceline.models.checkpoint import INDEX, TensorEntry, why_incomplete
 from paceline.models.compressed import Stored
 from paceline.models.destination import Destination, ExpectedShape, Quantising, Scales
@@ -43,7 +43,7 @@ class Place:
     part: Part
 
 
-def places(model: CausalLM, family: TensorNames) -> list[Place]:
+def places(model: LoadedModule, family: TensorNames) -> list[Place]:
     """What every checkpoint module fills; a tied head is filled by none."""
     return [
         Place(theirs, ours, _module(model, ours), part)
@@ -54,7 +54,7 @@ def places(model: CausalLM, family: TensorNames) -> list[Place]:
 
 
 def destinations(
-    model: CausalLM,
+    model: LoadedModule,
     family: TensorNames,
     plan: QuantizationPlan = UNQUANTISED,
     stored: Mapping[str, Stored] | None = None,
@@ -107,7 +107,7 @@ def _expand(theirs: str, ours: str, num_layers: int) -> list[tuple[str, str]]:
     return [(theirs.format(layer=layer), ours.format(layer=layer)) for layer in layers]
 
 
-def _module(model: CausalLM, name: str) -> nn.Module:
+def _module(model: LoadedModule, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.layers.linear import Linear
-from paceline.models.base import CausalLM
+from paceline.models.base import LoadedModule
 from paceline.models.checkpoint import TensorEntry
 from paceline.models.compressed import PackedLayout
 from paceline.models.family import TensorNames
@@ -34,7 +34,7 @@ def choose(stored: StoredQuantization | None, wanted: Quantization | None) -> No
 
 
 def plan_matrices(
-    model: CausalLM,
+    model: LoadedModule,
     family: TensorNames,
     entries: Sequence[TensorEntry],
     stored: StoredQuantization | None,
@@ -53,25 +53,25 @@ def plan_matrices(
     if stored is not None:
         read = _read(model, family, entries, stored)
         head = Quantization(stored.head) if stored.head and HEAD not in read else None
-        return QuantizationPlan(read, {HEAD: head.layout(HEAD, model.head)} if head else {})
+        return QuantizationPlan(read, {HEAD: head.layout(HEAD, linears(model)[HEAD])} if head else {})
     if wanted is None:
         return UNQUANTISED
     return QuantizationPlan({}, {name: wanted.layout(name, linear) for name, linear in linears(model).items()})
 
 
 def expected_layouts(
-    model: CausalLM, stored: StoredQuantization | None, wanted: Quantization | None
+    model: LoadedModule, stored: StoredQuantization | None, wanted: Quantization | None
 ) -> Mapping[str, PackedLayout]:
     """The same as far as the configs tell: every linear but the head is taken to be quantised."""
     choose(stored, wanted)
     if stored is None:
         return {} if wanted is None else {name: wanted.layout(name, one) for name, one in linears(model).items()}
     layouts = {name: stored.layouts[0] for name in linears(model) if name != HEAD}
-    return layouts | ({HEAD: Quantization(stored.head).layout(HEAD, model.head)} if stored.head else {})
+    return layouts | ({HEAD: Quantization(stored.head).layout(HEAD, linears(model)[HEAD])} if stored.head else {})
 
 
 def _read(
-    model: CausalLM, family: TensorNames, entries: Sequence[TensorEntry], stored: StoredQuantization
+    model: LoadedModule, family: TensorNames, entries: Sequence[TensorEntry], stored: StoredQuantization
 ) -> dict[str, PackedLayout]:
     renamed = {name: entry for entry in entries for name in names_of(entry, family)}
     by_name = renamed | {entry.name: entry for entry in entries}

@@ -10,6 +10,7 @@ from torch import nn
 
 from paceline.core.layer import LayerSpec
 from paceline.layers.embedding import InputEmbedding
+from paceline.layers.linear import Linear
 from paceline.layers.placement import Placement
 from paceline.layers.rotary import Rotary
 from paceline.models.base import CausalLM, Entry
@@ -92,6 +93,20 @@ class DraftModule(CausalLM):
             self.head = target.head
         if shares_norm:
             self.fuse = target.norm
+
+
+class JoinedLinear(Entry):
+    """``linear`` of token rows and features side by side."""
+
+    def __init__(self, linear: Linear, input_size: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.input_size = input_size
+
+    def forward(self, x: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """[T, D], [T, ``input_size``] -> the stream [T, D]."""
+        joined: torch.Tensor = self.linear(torch.cat((x, inputs), dim=-1))
+        return joined
 
 
 class Joined(Entry):
