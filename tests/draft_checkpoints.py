@@ -182,3 +182,99 @@ def _speculators(kind: str, layer: dict[str, Any], more: dict[str, Any]) -> dict
         "transformer_layer_config": layer,
         **more,
     }
+
+
+def tiny_eagle(
+    directory: Path,
+    target: ModelConfig,
+    *,
+    seed: int = 0,
+    layers: int = 1,
+    biased: bool = True,
+    embedding: torch.Tensor | None = None,
+    speculators: bool = False,
+) -> Tensors:
+    """Saves an EAGLE-1 module to ``directory``; returns its tensors under SafeAILab's names.
+
+    Args:
+        directory, target, seed, layers, embedding: as of ``tiny_eagle3``.
+        biased: ``fc`` has a bias.
+        speculators: vLLM's layout, which has one layer, instead of SafeAILab's.
+    """
+    random, hidden = Random(seed), target.hidden_size
+    made: Tensors = {"fc.weight": random.matrix(hidden, 2 * hidden)}
+    if biased:
+        made["fc.bias"] = random.matrix(hidden)
+    for layer in range(layers):
+        if layer:
+            made[f"layers.{layer}.input_layernorm.weight"] = random.norm(hidden)
+        made |= layer_tensors(random, f"layers.{layer}", hidden, inputs=hidden, biased=False, head_norm=False)
+    if embedding is not None:
+        made["embed_tokens.weight"] = embedding
+    config = layer_config(target, num_hidden_layers=layers)
+    if speculators:
+        renamed = {name.replace("layers.0.", "transformer.").replace("fc.", "fusion_fc."): made[name] for name in made}
+        more = {"fusion_bias": biased, "layernorms": False}
+        write(directory, renamed, _speculators("eagle", config, more), "model.safetensors")
+    else:
+        own = {"architectures": ["LlamaForCausalLM"], "bias": biased}
+        write(directory, made, {**config, **own}, "model.safetensors")
+    return made
+
+
+def tiny_medusa(
+    directory: Path,
+    target: ModelConfig,
+    *,
+    seed: int = 0,
+    heads: int = 3,
+    layers: int = 1,
+    rows: int | None = None,
+    prefix: str = "",
+    vllm: bool = False,
+    biased: bool = True,
+    file: str = "medusa_lm_head.safetensors",
+) -> Tensors:
+    """Saves Medusa heads to ``directory``; returns their tensors under their authors' names.
+
+    Args:
+        directory, target, seed: as of ``tiny_eagle3``.
+        heads: how many; config.json says 2, as uploaded ones do.
+        layers: residual blocks of each head.
+        rows: tokens of the output matrices, with a ``token_map``; None: all of the target's.
+        prefix: in front of all names.
+        vllm: vLLM's layout instead of the authors'.
+        biased: whether residual blocks have a bias.
+        file: where the tensors lie.
+    """
+    random, hidden = Random(seed), target.hidden_size
+    made: Tensors = {}
+    for head in range(heads):
+        for layer in range(layers):
+            made[f"{head}.{layer}.linear.weight"] = random.matrix(hidden, hidden)
+            if biased:
+                made[f"{head}.{layer}.linear.bias"] = random.matrix(hidden)
+        made[f"{head}.{layers}.weight"] = random.matrix(rows or target.vocab_size, hidden)
+    if rows is not None:
+        made["token_map"] = random.some(rows, target.vocab_size)
+    if vllm:
+        kind = {
+            "architectures": ["MedusaModel"],
+            "model_type": "medusa",
+            "num_heads": heads,
+            "num_hidden_layers": layers,
+        }
+        config = {**kind, "hidden_size": hidden, "vocab_size": target.vocab_size, "medusa_fc_bias": biased}
+        config["truncated_vocab_size"] = rows or target.vocab_size
+    else:
+        config = {"medusa_num_heads": 2, "medusa_num_layers": layers, "base_model_name_or_path": "someone/target"}
+    stored = {prefix + (_of_vllm(name) if vllm else name): tensor for name, tensor in made.items()}
+    write(directory, stored, config, file)
+    return made
+
+
+def _of_vllm(name: str) -> str:
+    parts = name.split(".")
+    if "linear" in parts:
+        return f"blocks.{parts[0]}.layers.{parts[1]}.{parts[3]}"
+    return f"lm_heads.{parts[0]}.weight" if len(parts) > 1 else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ def recognises(source: DraftSource) -> bool:
         normed = any(tensors.has_module(f"{FIRST}.{name}", unknown=False) for name in NORMS)
         return tensors.has_module("fc", unknown=False) and not normed
     kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
-    return any("eagle" in str(kind).lower() and "eagle3" not in str(kind).lower() for kind in kinds)
+    return any(re.search(r"(?<!p)eagle(?!3)", str(kind).lower()) for kind in kinds)
 
 
 def read_config(source: DraftSource) -> EagleConfig:
@@ -54,7 +55,7 @@ def read_config(source: DraftSource) -> EagleConfig:
     own: dict[str, Any] = read_layers(source, layer, tensors)
     config = EagleConfig(
         **own,
-        taps=(source.target.config.num_layers,),
+        taps=(),  # it reads what leaves the final norm
         head_rows=source.target.config.vocab_size,
         shares_table=shares_table(source, tensors),
         shares_head=True,
@@ -79,7 +80,7 @@ def build(config: EagleConfig, on: Placement) -> DraftModule:
         layer_specs=specs,
         norm=nn.Identity(),  # what leaves the last layer stands for what left the target's final norm
         entry=JoinedLinear(Linear.empty(2 * size, (size,), bias=config.biased, on=on), size),
-        fuse=None,
+        fuse=nn.Identity(),
         on=on,
     )
 

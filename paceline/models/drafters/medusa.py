@@ -87,10 +87,8 @@ def outline_medusa_heads(
     source = DraftSource.read(directory, target, weights=there)
     config = _from_tensors(source)[1] if there else _from_config(source)
     heads = outline_of(partial(build, config), directory, target.dtype)
-    layouts = (
-        {} if quantization is None else {name: quantization.layout(name, one) for name, one in linears(heads).items()}
-    )
-    outline_matrices(heads, {name: quantization.layout(name, one) for name, one in own.items() if quantization})
+    if quantization is not None:
+        outline_matrices(heads, {name: quantization.layout(name, one) for name, one in linears(heads).items()})
     return heads
 
 
@@ -107,12 +105,14 @@ def _from_tensors(source: DraftSource) -> tuple[TensorNames, MedusaConfig]:
         head, place = int(match["head"]), int(match["block"])
         blocks[head].append(tensors.has(f"{match[0]}.bias", unknown=False))
         names[match[0]] = Part(f"heads.{head}.blocks.{place}.linear")
-    rows = 0
-    for match in _found(source, MATRICES):
-        names[match[0]] = Part(f"heads.{int(match['head'])}.head")
-        rows = tensors.rows(match[0]) or 0
     if list(blocks) != list(range(len(blocks))):
-        raise source.misfit(f"has blocks of heads {list(blocks)}, and none between", "Download the module again.")
+        raise source.misfit(f"has blocks of heads {list(blocks)}, and none between", "Download the heads again.")
+    matrices = {int(match["head"]): match[0] for match in _found(source, MATRICES)}
+    without = [head for head in blocks if head not in matrices]
+    if without:
+        raise source.misfit(f"head {without[0]} has no output matrix", "Download the heads again.")
+    names |= {name: Part(f"heads.{head}.head") for head, name in matrices.items()}
+    rows = tensors.rows(matrices[0]) or 0
     _check(source, tensors, names, rows)
     merged = any(match["prefix"] for match in _found(source, BLOCKS))
     # Beside merged heads lie the tensors of their target.

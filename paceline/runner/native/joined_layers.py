@@ -1,4 +1,4 @@
-"""Knows the native ops of EAGLE-3's own layers: rows of tokens and of features side by side, and fused features."""
+"""Knows the native ops of EAGLE's own layers: rows of tokens and of features side by side, and fused features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from paceline.layers.block import JoinedBlock
 from paceline.models.drafters.eagle3 import Fusion
-from paceline.models.drafters.module import Joined
+from paceline.models.drafters.module import Joined, JoinedLinear
 from paceline.runner.native.lowering import RecordAttend, blocks, entries, modules, record_attention, record_mlp
 from paceline.runner.native.recorder import Recorder
 from paceline.runner.native.stream import Stream, norms
@@ -15,11 +15,23 @@ from paceline.runner.native.weights import packed_of
 
 @entries.add(Joined)
 def _joined(_entry: Joined, recorder: Recorder, x: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    return _side_by_side(recorder, x, inputs)
+
+
+def _side_by_side(recorder: Recorder, x: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     both = recorder.take(x.shape[1] + inputs.shape[1])
     recorder.gather(x, both[:, : x.shape[1]])
     recorder.gather(inputs, both[:, x.shape[1] :])
     recorder.give(x)
     return both
+
+
+@entries.add(JoinedLinear)
+def _joined_linear(entry: JoinedLinear, recorder: Recorder, x: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    both = _side_by_side(recorder, x, inputs)
+    out = recorder.linear(both, packed_of(entry.linear))
+    recorder.give(both)
+    return out
 
 
 @blocks.add(JoinedBlock)

@@ -20,14 +20,14 @@ def packed_of(module: Linear) -> PackedLinear:
     return module.packed
 
 
-def pack_weights(model: CausalLM, *, release: bool) -> None:
+def pack_weights(model: nn.Module, *, release: bool) -> None:
     """Packs every linear that is not packed yet, one by one; one that came quantised only moves to where others lie.
 
     ``release`` frees what was packed, so that torch can compute the model no more; a matrix that is the embedding table
     as well stays.
     """
     arena = Arena()
-    tables = {id(model.embedding.tokens.weight)}
+    tables = {id(model.embedding.tokens.weight)} if isinstance(model, CausalLM) else set()
     for module in _linears(model):
         if module.packed is None or (release and module.quantised):
             packed = pack_linear(module)

@@ -95,3 +95,34 @@ def eagle3(
     for row, offset in enumerate(weights["d2t"].tolist()):
         logits[:, row + offset] = scores[:, row]
     return logits, x, hidden
+
+
+def eagle(
+    weights: Tensors, embedded: torch.Tensor, features: torch.Tensor, positions: torch.Tensor, head: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedded tokens and the target's last hidden state of the token before each -> (logits, what stands for it)."""
+    x = functional.linear(torch.cat((embedded, features), -1), weights["fc.weight"], weights.get("fc.bias"))
+    x = layer(weights, "layers.0", x, positions, normed=False)
+    number = 1
+    while f"layers.{number}.input_layernorm.weight" in weights:
+        x = layer(weights, f"layers.{number}", x, positions)
+        number += 1
+    return x @ head.T, x
+
+
+def medusa(weights: Tensors, hidden: torch.Tensor, vocab_size: int) -> list[torch.Tensor]:
+    """The target's hidden rows -> logits of each head."""
+    found: list[torch.Tensor] = []
+    while f"{len(found)}.0.linear.weight" in weights:
+        x, place = hidden, 0
+        while f"{len(found)}.{place}.linear.weight" in weights:
+            name = f"{len(found)}.{place}.linear"
+            x = x + functional.silu(functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias")))
+            place += 1
+        scores = x @ weights[f"{len(found)}.{place}.weight"].T
+        if "token_map" in weights:
+            logits = torch.full((len(scores), vocab_size), -torch.inf, dtype=scores.dtype)
+            logits[:, weights["token_map"]] = scores
+            scores = logits
+        found.append(scores)
+    return found
