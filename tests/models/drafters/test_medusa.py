@@ -68,7 +68,7 @@ def test_the_targets_own_tensors_may_lie_beside_merged_heads(target, tmp_path):
         ("1.0.linear.bias", torch.zeros(3), r"has shape \[3\]"),
         ("0.0.linear.weight", torch.zeros(48, 48), "made for a target of hidden_size 48, and the target has 32"),
         ("extra.weight", torch.zeros(3), "unexpected tensor 'extra.weight'"),
-        ("2.1.weight", torch.zeros(70, 32), "heads have 70 rows, the target 61 tokens, and there is no token_map"),
+        ("0.1.weight", torch.zeros(70, 32), "heads have 70 rows, the target 61 tokens, and there is no token_map"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(name, tensor, match, target, tmp_path):
