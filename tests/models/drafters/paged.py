@@ -17,6 +17,7 @@ from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees
 from paceline.models import CausalLM
 from paceline.models.drafters import DraftModule
+from paceline.models.drafters.block import BlockDraftModule
 from paceline.runner.executor import Pass
 from paceline.runner.native import NativeExecutor
 from paceline.runner.rows import RowSpec, RowState, place
@@ -56,6 +57,14 @@ class Paged:
         self.seats.tokens[SEAT, 1 : len(tokens) + 1] = tokens
         batch = self._rows(RowSpec(**{"first_slot": 1, **spec}), len(tokens) + 1, DraftTrees.empty(1), sampled=sampled)
         return self._run(model, batch, inputs)
+
+    def feed_with_masks(self, model: BlockDraftModule, tokens: Sequence[int], count: int, inputs: torch.Tensor) -> Pass:
+        """Known tokens from slot 1 on, and ``count`` rows of the mask token behind them."""
+        self.seats.tokens[SEAT, 1 : len(tokens) + 1] = tokens
+        masks = np.full((1, count), model.block.mask_token_id, dtype=np.int32)
+        drafts = DraftTrees.chains(masks, np.array([count], dtype=np.int32))
+        wanted = RowSpec(num_nodes=count, first_slot=1)
+        return self._run(model, self._rows(wanted, len(tokens) + 1, drafts, sampled=True, limit=count), inputs)
 
     def feed_block(self, model: CausalLM, context: int, tokens: Sequence[int], **spec: int) -> Pass:
         """Nodes behind ``context`` known tokens, each of which sees all of them."""

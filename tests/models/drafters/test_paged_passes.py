@@ -9,10 +9,10 @@ from paceline.core.layer import PassContext
 from paceline.models import Quantization, load_model
 from paceline.models.drafters import load_draft_module
 from paceline.runner.native import obstacle
-from tests.draft_checkpoints_block import BLOCK_SIZE, dflash
+from tests.draft_checkpoints_block import BLOCK_SIZE, dflash, peagle
 from tests.draft_checkpoints_mtp import own_mtp, tiny_mimo
 from tests.models.drafters.paged import ALONE, Paged
-from tests.models.drafters.test_block_modules import our_block
+from tests.models.drafters.test_block_modules import our_block, our_parallel
 from tests.support.checkpoints import dense_attend
 from tests.support.native import needs_library
 from tests.support.zoo import random_tokens, tiny
@@ -67,6 +67,21 @@ def test_a_dflash_block_behind_its_context(tmp_path, impl):
     # The rows of the block left K/V where the next known tokens will lie; these come anew.
     again = paged.feed_block(module, COUNT + 1, block, position_shift=-1)
     assert torch.equal(again.logits, found.logits)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_peagle_pass_of_known_tokens_and_masks(tmp_path, impl):
+    tiny(tmp_path, "qwen3", num_hidden_layers=5)
+    peagle(tmp_path / "draft", tmp_path, layers=3)
+    module = load_draft_module(tmp_path / "draft", load_model(tmp_path, dtype="float32"))
+    assert impl == "torch" or obstacle(module, torch.device("cpu")) is None
+    tokens, features, depth = random_tokens(COUNT), features_of(module, COUNT), 4
+    with torch.inference_mode():
+        expected = our_parallel(module, torch.tensor(tokens), features, depth)
+        masks = module.mask_inputs().expand(depth - 1, -1)
+    paged = Paged(module, impl)
+    found = paged.feed_with_masks(module, tokens, depth - 1, torch.cat((paged.fuse(module, features), masks)))
+    torch.testing.assert_close(found.logits[:, module.token_map], expected, atol=2e-4, rtol=1e-4)
 
 
 @needs_library
