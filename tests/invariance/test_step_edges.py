@@ -18,8 +18,8 @@ from paceline.models import load_model
 from paceline.runner.executor import GraphResult, GraphStart
 from paceline.runner.native import graph_builder
 from paceline.runner.native.graph import NativeGraph
-from tests.invariance import proposers as _proposers  # noqa: F401 (registers them)
 from tests.invariance.test_run_ahead import ahead, picked
+from tests.support import proposers as _proposers  # noqa: F401 (registers them)
 from tests.support.checkpoints import edit_json, perturb
 from tests.support.engines import Job, Models, drive, one_by_one, prompts, run
 from tests.support.native import needs_library, same_bits
