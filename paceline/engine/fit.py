@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from paceline.cache import cache_kinds
 from paceline.core.config import EngineConfig
@@ -52,7 +53,10 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
     device = resolve_device(config.device)
     target, proposer = _outlines(model, config, device)
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
-    weights = {name: _weight_bytes(one) + _growth(one, config, device) for name, one in models}
+    weights = {"target": _weight_bytes(target) + _growth(target, config, device)}
+    if proposer is not None and (drafter := proposer.inner.needs.weights) is not None:
+        growth = _growth(drafter, config, device) if isinstance(drafter, CausalLM) else 0
+        weights["draft"] = _weight_bytes(drafter, besides=target) + growth
     free = free_bytes(device)
     left = free - sum(weights.values())
     if left <= 0:
@@ -89,9 +93,12 @@ def _outlines(
     return target, make_proposer(config, target, outliner)
 
 
-def _weight_bytes(model: CausalLM) -> int:
+def _weight_bytes(model: nn.Module, besides: nn.Module | None = None) -> int:
+    """Bytes of a model's parameters, but for those that it shares with another."""
     # Parameters without memory have no address; those that are tied are listed once.
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    shared = set() if besides is None else {id(parameter) for parameter in besides.parameters()}
+    own = [parameter for parameter in model.parameters() if id(parameter) not in shared]
+    return sum(parameter.numel() * parameter.element_size() for parameter in own)
 
 
 def _growth(model: CausalLM, config: EngineConfig, device: torch.device) -> int:

@@ -11,11 +11,14 @@ from paceline.engine.choices import draft_quantization, impl_choice, resolve_dty
 from paceline.models import (
     CausalLM,
     DraftModule,
+    MedusaHeads,
     Quantization,
     configs_of,
     load_draft_module,
+    load_medusa_heads,
     load_model,
     outline_draft_module,
+    outline_medusa_heads,
     outline_model,
     resolve_model,
 )
@@ -42,6 +45,14 @@ class ModelLoader:
         module = load_draft_module(path, target, quantization=draft_quantization(self._config, path))
         self._settle(module)
         return module
+
+    def heads(self, name: str, target: CausalLM) -> MedusaHeads:
+        """Medusa heads, computed as their target is."""
+        path = resolve_model(name, revision=_revision(self._config))
+        heads = load_medusa_heads(path, target, quantization=draft_quantization(self._config, path))
+        choice = impl_choice(self._config)
+        model_impls[resolve_impl(choice, target, self._device)].settle(choice, heads)
+        return heads
 
     def _load(self, path: Path, wanted: Quantization | None) -> CausalLM:
         dtype = resolve_dtype(self._config, path, self._device)
@@ -70,6 +81,10 @@ class ModelOutliner:
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         path = self.path if name is None else configs_of(name, _revision(self._config))
         return outline_draft_module(path, target, quantization=draft_quantization(self._config, path))
+
+    def heads(self, name: str, target: CausalLM) -> MedusaHeads:
+        path = configs_of(name, _revision(self._config))
+        return outline_medusa_heads(path, target, quantization=draft_quantization(self._config, path))
 
     def _outline(self, path: Path, wanted: Quantization | None) -> CausalLM:
         dtype = resolve_dtype(self._config, path, self._device)

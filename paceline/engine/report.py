@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from paceline.engine.engine import Engine
 from paceline.engine.facts import EngineFacts
 from paceline.engine.memory import store_dtype
 from paceline.engine.stats import STEP_TOKENS
 from paceline.layers.linear import Linear
-from paceline.models import CausalLM
 
 
-def _weight_bytes(model: CausalLM | None) -> int:
+def _weight_bytes(model: nn.Module | None) -> int:
     if model is None:
         return 0
     distinct = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters() if not tensor.is_meta}
@@ -65,7 +65,7 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
         "pages": asdict(engine.cache.counts()),
         "memory_bytes": {
             "target_weights": _weight_bytes(engine.runner.model),
-            "draft_weights": _weight_bytes(proposer.model if proposer is not None else None),
+            "draft_weights": _weight_bytes(proposer.inner.needs.weights if proposer is not None else None),
             **{f"kv_{group.name}": group.store.num_bytes for group in engine.cache.groups},
         },
     }

@@ -3,7 +3,15 @@
 from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi3, qwen2, qwen3
 from paceline.models.base import CausalLM
 from paceline.models.config import ModelConfig
-from paceline.models.drafters import DraftModule, load_draft_module, outline_draft_module
+from paceline.models.drafters import (
+    DraftModule,
+    HeadLogits,
+    MedusaHeads,
+    load_draft_module,
+    load_medusa_heads,
+    outline_draft_module,
+    outline_medusa_heads,
+)
 from paceline.models.family import families
 from paceline.models.hub import configs_of, resolve_model
 from paceline.models.loader import is_quantised, load_config, load_model, outline_model
@@ -16,6 +24,8 @@ __all__ = [
     "FAMILY_MODULES",
     "CausalLM",
     "DraftModule",
+    "HeadLogits",
+    "MedusaHeads",
     "ModelConfig",
     "Quantization",
     "configs_of",
@@ -23,8 +33,10 @@ __all__ = [
     "is_quantised",
     "load_config",
     "load_draft_module",
+    "load_medusa_heads",
     "load_model",
     "outline_draft_module",
+    "outline_medusa_heads",
     "outline_model",
     "resolve_model",
     "schemes",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from paceline.attention import LayerMap
 from paceline.core.errors import CheckpointError, ConfigError
@@ -39,7 +40,7 @@ class ModelImpl:
     build: Callable[[Choice, CausalLM, LayerMap, torch.device], Executor]
     obstacle: Callable[[Choice, CausalLM, torch.device], str | None]
     """Why it cannot compute this model, if it cannot."""
-    prepare_weights: Callable[[Choice, CausalLM], None]
+    prepare_weights: Callable[[Choice, nn.Module], None]
     """Gives a loaded model, which nobody else will use, the form in which its weights are read."""
     growth: Callable[[Choice, CausalLM], int]
     """Bytes that this form takes more than the weights as they are loaded, for a model that may have no memory yet."""
@@ -97,7 +98,7 @@ def _no_obstacle(choice: Choice, model: CausalLM, device: torch.device) -> None:
     return None
 
 
-def _pack(choice: Choice, model: CausalLM) -> None:
+def _pack(choice: Choice, model: nn.Module) -> None:
     pack_weights(model, release=not numerics[choice.numerics].keeps_weights)
 
 
@@ -109,12 +110,12 @@ def _no_growth(choice: Choice, model: CausalLM) -> int:  # noqa: ARG001
     return 0
 
 
-def _unpack(choice: Choice, model: CausalLM) -> None:  # noqa: ARG001
+def _unpack(choice: Choice, model: nn.Module) -> None:  # noqa: ARG001
     """Torch reads weights as they are loaded, and what quantised ones stand for."""
     for name, module in model.named_modules():
         if isinstance(module, Linear) and module.quantised:
             try:
-                module.dequantise(model.device)
+                module.dequantise(next(model.parameters()).device)
             except ValueError as error:
                 raise CheckpointError(f"the quantised weights of {name}: {error}") from None
 

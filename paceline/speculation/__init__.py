@@ -6,6 +6,7 @@ from paceline.speculation.early_exit import EarlyExitProposer
 from paceline.speculation.feature_model import FeatureModelProposer
 from paceline.speculation.guard import GuardedProposer
 from paceline.speculation.lookahead import LookaheadProposer
+from paceline.speculation.medusa import MedusaProposer
 from paceline.speculation.ngram import NgramProposer
 from paceline.speculation.policy import DraftPolicy, draft_policies
 from paceline.speculation.suffix import SuffixProposer
@@ -20,6 +21,7 @@ __all__ = [
     "FeatureModelProposer",
     "GuardedProposer",
     "LookaheadProposer",
+    "MedusaProposer",
     "NgramProposer",
     "Proposer",
     "ProposerNeeds",

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from torch import nn
+
 from paceline.cache import CacheManager
 from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
-from paceline.models import CausalLM, DraftModule
+from paceline.models import CausalLM, DraftModule, MedusaHeads
 from paceline.runner import GraphBuilder, KeptFeatures, ModelRunner
 from paceline.sampling import Pipeline
 
@@ -28,10 +30,17 @@ class ProposerNeeds:
     features: KeptFeatures | None = None
     """What its stages read of the target, at the slot before each row's. Accepted nodes are then fed again, as known
     tokens, since only now the target's features are there; so are a prompt's tokens once the target has computed it."""
+    modules: nn.Module | None = None
+    """Heads that read features, and have no layers of their own."""
     shares_target_cache: bool = False
     """Its stages run layers of the target, and read and write the target's K/V."""
     num_best: int = 0
     """How many of the likeliest tokens behind each verified node ``observe`` is told: ``Verdict.best``."""
+
+    @property
+    def weights(self) -> nn.Module | None:
+        """What takes memory beside the target."""
+        return self.modules if self.model is None else self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,10 @@ class DraftLoader(Protocol):
 
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         """A module that reads the target's features; None: the one in the target's own directory."""
+        ...
+
+    def heads(self, name: str, target: CausalLM) -> MedusaHeads:
+        """Medusa heads."""
         ...
 
 

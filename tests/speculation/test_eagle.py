@@ -23,8 +23,7 @@ from paceline.speculation.verify.match import MatchVerifier
 from tests.draft_checkpoints import Tensors, tiny_eagle3
 from tests.models.drafters.reference import double, eagle3, eagle3_features
 from tests.support.checkpoints import dense_attend, tiny_llama
-from tests.support.engines import Job, one_by_one, preempt_every, prompts, run
-from tests.support.native import needs_library
+from tests.support.engines import Job, prompts, run
 
 VOCAB, DEPTH, LAYERS = 31, 4, 4
 PROMPTS = prompts(4, VOCAB, [19, 6, 33, 3])
@@ -98,54 +97,6 @@ def test_drafts_are_those_of_the_papers_own_loop(places: Any, verified: list[lis
     for draft, tokens in zip(verified, known, strict=False):
         assert tokens == text[: len(tokens)]
         assert draft == reference_draft(target, weights, tokens, DEPTH)[: len(draft)]
-
-
-@pytest.mark.parametrize("top_k", [1, 3])
-@pytest.mark.parametrize("preempt", [0, 3])
-def test_texts_are_those_without_drafts(top_k: int, preempt: int, places: Any) -> None:
-    plain = run(engine_of(places, dtype="float64"), JOBS)
-    options = {"num_speculative_tokens": 3, "draft_top_k": top_k, "draft_max_nodes": 5}
-    engine = engine_of(places, speculation=options, dtype="float64", block_size=4, max_num_batched_tokens=40)
-    hook = preempt_every(preempt) if preempt else None
-    assert run(engine, JOBS, hook=hook) == plain
-    assert engine.counters.num_accepted > 3
-    assert run(engine, JOBS) == plain
-
-
-@needs_library
-@pytest.mark.parametrize("shape", [(1, None), (3, None), (3, 4)], ids=["chain", "tree", "pruned"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rounds_of_a_call_are_those_of_passes(shape: tuple[int, int | None], dtype: str, places: Any) -> None:
-    """Texts, drafts and what stands of them."""
-    plain = run(engine_of(places, dtype=dtype), JOBS)
-    options = {"num_speculative_tokens": 3, "draft_top_k": shape[0], "draft_max_nodes": shape[1]}
-    eager = one_by_one(engine_of(places, speculation=options, dtype=dtype, num_scheduler_steps=1))
-    assert run(eager, JOBS) == plain
-    engine = engine_of(places, speculation=options, dtype=dtype, num_scheduler_steps=3)
-    assert run(engine, JOBS) == plain
-    assert engine.computation.graphs.num_captured
-    assert "enforce_eager" not in engine.computation.eager_steps
-    found, wanted = engine.counters, eager.counters
-    assert (found.num_drafted, found.num_accepted) == (wanted.num_drafted, wanted.num_accepted)
-    assert found.num_accepted > 3
-
-
-def test_a_prefix_that_is_found_again_costs_no_acceptance(places: Any) -> None:
-    """Pairs lie at the later token's slot, and features in the target's pages."""
-
-    def accepted(**options: Any) -> list[int]:
-        engine = engine_of(places, speculation={"num_speculative_tokens": 3}, dtype="float64", **options)
-        counts = []
-        for _ in range(2):
-            before = engine.counters.num_accepted
-            run(engine, JOBS[:1])
-            counts.append(engine.counters.num_accepted - before)
-        assert bool(engine.cache.num_prefix_hits) == options.get("enable_prefix_caching", True)
-        return counts
-
-    cold, warm = accepted(block_size=4)
-    assert [cold, warm] == accepted(block_size=4, enable_prefix_caching=False)
-    assert cold == warm
 
 
 def test_a_module_that_does_not_fit_is_refused_at_start(places: Any, tmp_path: Path) -> None:

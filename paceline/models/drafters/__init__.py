@@ -4,7 +4,7 @@ from paceline.models.drafters import dflash, eagle, eagle3, mtp, peagle
 from paceline.models.drafters.family import DraftFamily, draft_modules
 from paceline.models.drafters.loader import load_draft_module, outline_draft_module
 from paceline.models.drafters.medusa import load_medusa_heads, outline_medusa_heads
-from paceline.models.drafters.medusa_heads import MedusaHeads
+from paceline.models.drafters.medusa_heads import HeadLogits, MedusaHeads
 from paceline.models.drafters.module import DraftModule
 
 # Importing a layout's module files it in the registry.
@@ -14,6 +14,7 @@ __all__ = [
     "LAYOUT_MODULES",
     "DraftFamily",
     "DraftModule",
+    "HeadLogits",
     "MedusaHeads",
     "draft_modules",
     "load_draft_module",

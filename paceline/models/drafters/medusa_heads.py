@@ -70,3 +70,21 @@ class MedusaHeads(LoadedModule):
             return scores
         logits = scores.new_full((len(scores), self.config.vocab_size), -torch.inf)
         return logits.index_copy_(1, self.token_map, scores)
+
+
+class HeadLogits(nn.Module):
+    """One of the heads over the target's whole vocabulary."""
+
+    def __init__(self, heads: MedusaHeads, number: int) -> None:
+        super().__init__()
+        self.heads, self.number = heads, number
+
+    @property
+    def head(self) -> MedusaHead:
+        found = self.heads.heads[self.number]
+        assert isinstance(found, MedusaHead)
+        return found
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [T, V]."""
+        return self.heads.expanded(self.head(hidden))

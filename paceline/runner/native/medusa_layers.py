@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from paceline.kernels.native import gate
-from paceline.models.drafters.medusa_heads import MedusaHead, ResidualBlock
+from paceline.models.drafters.medusa_heads import HeadLogits, MedusaHead, ResidualBlock
 from paceline.runner.native.lowering import modules
+from paceline.runner.native.recorded_pass import columns_of
 from paceline.runner.native.recorder import Recorder
 from paceline.runner.native.weights import packed_of
 
@@ -30,3 +31,13 @@ def _medusa_head(head: MedusaHead, recorder: Recorder, hidden: torch.Tensor) -> 
     if x is not hidden:
         recorder.give(x)
     return scores
+
+
+@modules.add(HeadLogits)
+def _head_logits(logits: HeadLogits, recorder: Recorder, hidden: torch.Tensor) -> torch.Tensor:
+    scores, heads = _medusa_head(logits.head, recorder, hidden), logits.heads
+    if heads.token_map is None:
+        return scores
+    expanded = recorder.expand(scores, columns_of(heads.token_map, heads.config.vocab_size))
+    recorder.give(scores)
+    return expanded
