@@ -23,7 +23,13 @@ NORMS = ("hidden_norm", "input_layernorm")
 """What other modules have before their first layer."""
 NAMES = TensorNames(
     names={**LAYER_NAMES, "fc": Part("entry.linear")},
-    prefixes=(("midlayer.", f"{FIRST}."), ("model.", ""), ("transformer.", f"{FIRST}."), ("fusion_fc.", "fc.")),
+    prefixes=(
+        ("midlayer.", f"{FIRST}."),
+        ("model.midlayer.", f"{FIRST}."),
+        ("model.", ""),
+        ("transformer.", f"{FIRST}."),
+        ("fusion_fc.", "fc."),
+    ),
     skipped=(
         r"(model\.)?embed_tokens\.weight",  # the same numbers as the target's
         r".*\.rotary_emb\.inv_freq",
