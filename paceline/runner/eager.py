@@ -25,6 +25,7 @@ from paceline.runner.stages import (
     features_before,
     parent_rows,
     pass_of,
+    sampled_rows,
     select_drafts,
     select_state,
 )
@@ -123,12 +124,10 @@ class EagerBuilder:
         return Pass(*(torch.cat(some) for some in parts))
 
     def features(self, rows: StageRows) -> torch.Tensor:
-        """f[T, F]"""
         return features_before(self._target, rows, self._start.seats)
 
     @staticmethod
     def inherit(x: torch.Tensor, before: StageRows, rows: StageRows) -> torch.Tensor:
-        """f[T, D]"""
         return x[:0] if rows.rows is None else x[torch.from_numpy(parent_rows(before, rows)).to(x.device)]
 
     def apply(self, module: nn.Module, rows: StageRows, *inputs: torch.Tensor) -> torch.Tensor:
@@ -140,6 +139,7 @@ class EagerBuilder:
         """int64[R]"""
         if rows.rows is None or not len(rows.sampled):
             return np.zeros(0, dtype=np.int64)
+        logits = sampled_rows(logits, rows)
         if not self._needs_probs:
             return self._pipeline.sample(logits, rows.rows.samples)
         tokens, drawn = self._pipeline.draft(logits, rows.rows.samples)
@@ -171,7 +171,7 @@ class EagerBuilder:
         if self._trees is None:
             self._trees = GrowingTrees(*self._tokens.shape)
         assert isinstance(self._trees, GrowingTrees)
-        owners = rows.sampled
+        owners, logits = rows.sampled, sampled_rows(logits, rows)
         if shared and self._level:
             chosen = np.flatnonzero(self._growing[owners])
             chosen = np.repeat(chosen, self._trees.level_sizes[owners[chosen]])

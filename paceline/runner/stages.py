@@ -70,6 +70,13 @@ def parent_rows(before: StageRows, rows: StageRows) -> Int64:
     return found
 
 
+def sampled_rows(logits: torch.Tensor, rows: StageRows) -> torch.Tensor:
+    """[R, V] of the rows that are sampled: a pass gives no others, a module that is applied gives all T rows."""
+    if rows.rows is None or len(logits) == len(rows.sampled):
+        return logits
+    return logits[torch.from_numpy(rows.rows.batch.logit_rows).to(logits.device)]
+
+
 def pass_of(output: Output, copied: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> Pass:
     assert output.hidden is not None
     features = output.hidden[:, :0] if output.features is None else output.features
