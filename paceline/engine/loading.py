@@ -43,7 +43,7 @@ class ModelLoader:
         """A draft module; None: the one in the target's own directory."""
         path = self.path if name is None else resolve_model(name, revision=_revision(self._config))
         module = load_draft_module(path, target, quantization=draft_quantization(self._config, path))
-        self._settle(module)
+        self._prepare(module)
         return module
 
     def heads(self, name: str, target: CausalLM) -> MedusaHeads:
@@ -51,16 +51,16 @@ class ModelLoader:
         path = resolve_model(name, revision=_revision(self._config))
         heads = load_medusa_heads(path, target, quantization=draft_quantization(self._config, path))
         choice = impl_choice(self._config)
-        model_impls[resolve_impl(choice, target, self._device)].settle(choice, heads)
+        model_impls[resolve_impl(choice, target, self._device)].prepare_weights(choice, heads)
         return heads
 
     def _load(self, path: Path, wanted: Quantization | None) -> CausalLM:
         dtype = resolve_dtype(self._config, path, self._device)
         model = load_model(path, dtype=dtype, device=self._device, quantization=wanted)
-        self._settle(model)
+        self._prepare(model)
         return model
 
-    def _settle(self, model: CausalLM) -> None:
+    def _prepare(self, model: CausalLM) -> None:
         choice = impl_choice(self._config)
         model_impls[resolve_impl(choice, model, self._device)].prepare_weights(choice, model)
 
