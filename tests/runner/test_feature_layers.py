@@ -129,6 +129,7 @@ def apply_and_compare(target, module, x):
     executor = OneRequest(target, "native").executor
     with torch.inference_mode():
         expected = module(x)
+        pack_weights(module, release=False)
         torch.testing.assert_close(executor.apply(module, x), expected, atol=2e-4, rtol=1e-4)
         check_rows_are_alone(lambda some: executor.apply(module, some).clone(), x, [1, 2, 17, 40])
         pack_weights(module, release=True)

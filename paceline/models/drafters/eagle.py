@@ -49,7 +49,8 @@ def recognises(source: DraftSource) -> bool:
     if source.entries:
         tensors = source.under(NAMES)
         normed = any(tensors.has_module(f"{FIRST}.{name}", unknown=False) for name in NORMS)
-        return tensors.has_module("fc", unknown=False) and not normed
+        own = all(tensors.has_module(name, unknown=False) for name in ("fc", f"{FIRST}.self_attn.q_proj"))
+        return own and not normed
     kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
     return any(re.search(r"(?<!p)eagle(?!3)", str(kind).lower()) for kind in kinds)
 
