@@ -117,7 +117,7 @@ def forks_write_to_shared_pages(monkeypatch: pytest.MonkeyPatch) -> None:
         (nodes_stand_one_position_too_far, ("near", 4, "alone", "page4", "seeded", 1)),
         (nodes_stand_one_position_too_far, ("suffix", 4, "alone", "page4", "greedy", 1)),
         (accepted_nodes_are_moved_one_slot_too_far, ("token_recycling", 4, "mixed", "page4", "greedy", 1)),
-        (rejected_nodes_stay_where_accepted_ones_belong, ("lookahead", 4, "mixed", "page4", "greedy", 1)),
+        (rejected_nodes_stay_where_accepted_ones_belong, ("lookahead", 4, "alone", "page4", "greedy_penalties", 1)),
         (requests_read_their_neighbours_pages, ("off", 4, "mixed", "page4", "seeded", 1)),
         (forks_write_to_shared_pages, ("off", 4, "alone", "page16", "seeded", 3)),
     ],
