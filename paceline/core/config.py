@@ -57,6 +57,10 @@ class SpeculativeConfig:
     draft_max_nodes: Annotated[
         int | None, About("Most tokens of a drafted tree that are verified, the likeliest; by default all.", low=1)
     ] = None
+    composite_copies: Annotated[str, About("composite: the method that copies, where there is something to copy.")] = (
+        "suffix"
+    )
+    composite_drafts: Annotated[str, About("composite: the method with a model that drafts elsewhere.")] = "draft_model"
     early_exit_layers: Annotated[
         int | None, About("early_exit: the target's layers that draft; by default half of them.", low=1)
     ] = None

@@ -1,6 +1,7 @@
 """How drafts are proposed and verified; one file per method and per verifier."""
 
 from paceline.speculation.base import DraftLoader, Proposer, ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.composite import CompositeProposer
 from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.early_exit import EarlyExitProposer
 from paceline.speculation.feature_model import FeatureModelProposer
@@ -14,6 +15,7 @@ from paceline.speculation.token_recycling import TokenRecyclingProposer
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
+    "CompositeProposer",
     "DraftLoader",
     "DraftModelProposer",
     "DraftPolicy",

@@ -98,6 +98,15 @@ class DraftsInGraph(Protocol):
 
 
 @runtime_checkable
+class CopiesOnHost(Protocol):
+    """What a proposer with stages offers if it copies where it can: its stages then draft for the other requests."""
+
+    def copies(self, plan: StepPlan) -> DraftTrees:
+        """As ``DraftsOnHost.propose``; the same answer however often a step is asked about."""
+        ...
+
+
+@runtime_checkable
 class DraftsOnHost(Protocol):
     """What a proposer that looks at tokens offers."""
 

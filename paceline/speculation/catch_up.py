@@ -57,6 +57,7 @@ class DraftCache:
         seats = plan.seats[active]
         accepted = np.array([len(path) for path in verdict.path], dtype=np.int32)[active]
         valid = np.minimum(self.written[seats], plan.end[active] + accepted)
+        self.written[seats] = valid  # a request that is not fed next time has no more than this
         self._cache.commit(seats, valid, self._numbers)
 
     def forget(self, seat: int) -> None:

@@ -41,6 +41,12 @@ class FeatureModelProposer(LevelProposer):
         return found.hidden if self.module.norm_output else found.features
 
 
+@proposers.add("mtp")
+def mtp(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> FeatureModelProposer:
+    """The module that predicts further tokens lies in the target's own directory, unless ``model`` names another."""
+    return FeatureModelProposer(load.module(config.model, target), DraftShape.of(config))
+
+
 @proposers.add("eagle")
 @proposers.add("eagle3")
 def eagle(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> FeatureModelProposer:

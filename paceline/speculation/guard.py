@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from paceline.core.batch import Int32, Verdict
 from paceline.core.step import DraftTrees, StepPlan
-from paceline.runner import DraftStart, EagerBuilder, GraphDraft, GraphResult
-from paceline.speculation.base import DraftsInGraph, DraftsOnHost, Proposer, ProposerTools
+from paceline.runner import GraphDraft, GraphResult
+from paceline.speculation.base import CopiesOnHost, DraftsInGraph, DraftsOnHost, Proposer, ProposerTools
 from paceline.speculation.catch_up import DraftCache
 from paceline.speculation.checks import check_arrays, drawn, node_table
+from paceline.speculation.passes import draft_in_passes, joined
 
 Bool = npt.NDArray[np.bool_]
 
@@ -68,6 +69,8 @@ class GuardedProposer:
             or not isinstance(inner, DraftsInGraph)
         ):
             return None
+        if isinstance(inner, CopiesOnHost) and self._has_copies(inner, plan):
+            return None
         active = self.cache.active(plan)
         if not active.any() or (plan.num_rounds > 1 and (plan.draft_depth[~active] > 0).any()):
             return None
@@ -84,6 +87,13 @@ class GuardedProposer:
             nodes,
             feeds_again=self.cache.feeds_again,
         )
+
+    def _has_copies(self, inner: CopiesOnHost, plan: StepPlan) -> bool:
+        try:
+            return bool(inner.copies(self._copied(plan)).counts.any())
+        except Exception as error:
+            self._failed("copies", error, plan.seats)
+            return False
 
     def replayed(self, plan: StepPlan, result: GraphResult) -> None:
         """Takes note of drafts that were made in the rounds of a step."""
@@ -117,34 +127,14 @@ class GuardedProposer:
         assert isinstance(inner, DraftsInGraph)
         assert self.cache is not None
         active = self.cache.active(plan)
-        builder, depth = self._eager_builder(plan, active)
-        inner.draft(builder, depth)
-        self.cache.note(plan, active, builder.fed_end)
-        return builder.drafts()
-
-    def _eager_builder(self, plan: StepPlan, active: Bool) -> tuple[EagerBuilder, int]:
-        assert self.cache is not None
-        tools = self.tools
-        depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
-        deepest = int(depth.max(initial=0))
-        start = DraftStart(
-            seats=plan.seats,
-            context=plan.end,
-            start=self.cache.start(plan, active),
-            output_index=tools.seats.num_output(plan.seats),
-            depth=depth,
-            stop_ids=[request.stop_ids for request in plan.requests],
-        )
-        builder = EagerBuilder(
-            start,
-            seats=tools.seats,
-            pipeline=tools.pipeline,
-            target=tools.target,
-            num_nodes=self._nodes[deepest],
-            max_rows=tools.max_rows,
-            needs_probs=tools.needs_probs,
-        )
-        return builder, deepest
+        copies = inner.copies(plan) if isinstance(inner, CopiesOnHost) else None
+        if copies is not None:
+            active &= copies.counts == 0
+            if not active.any():
+                self.cache.note(plan, active, plan.end)
+                return copies
+        drafts = draft_in_passes(inner, plan, active, cache=self.cache, tools=self.tools, nodes=self._nodes)
+        return drafts if copies is None else joined(drafts, copies)
 
     def observe(self, plan: StepPlan, verdict: Verdict) -> None:
         if self.counters.disabled:

@@ -34,7 +34,7 @@ def layout(request, tmp_path):
 
 
 def engine_of(layout, *, drafts, **options):
-    wanted = {"method": "eagle", "model": str(layout.directory), "num_speculative_tokens": DEPTH} if drafts else None
+    wanted = {"method": "mtp", "model": str(layout.directory), "num_speculative_tokens": DEPTH} if drafts else None
     return build_engine(
         layout.target, EngineConfig.of(device="cpu", **options, speculative=SpeculativeConfig.of(wanted))
     )
