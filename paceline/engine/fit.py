@@ -16,7 +16,7 @@ from paceline.engine.choices import impl_choice, resolve_device
 from paceline.engine.loading import ModelOutliner
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
-from paceline.models import CausalLM, configs_of
+from paceline.models import CausalLM, configs_of, texts_of
 from paceline.runner import model_impls, resolve_impl
 from paceline.speculation import GuardedProposer
 
@@ -87,7 +87,8 @@ def _outlines(
 ) -> tuple[CausalLM, GuardedProposer | None]:
     """The target and the drafter, without the memory of their weights."""
 
-    path = EMBEDDED_TARGET if model is None else configs_of(model, config.revision)
+    files_of = configs_of if config.speculative is None else texts_of
+    path = EMBEDDED_TARGET if model is None else files_of(model, config.revision)
     outliner = ModelOutliner(path, config, device)
     target = outliner.target()
     return target, make_proposer(config, target, outliner)

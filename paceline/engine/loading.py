@@ -21,8 +21,10 @@ from paceline.models import (
     outline_medusa_heads,
     outline_model,
     resolve_model,
+    texts_of,
 )
 from paceline.runner import model_impls, resolve_impl
+from paceline.text import Tokenizer
 
 
 class ModelLoader:
@@ -38,6 +40,10 @@ class ModelLoader:
         """A draft model."""
         path = resolve_model(name, revision=_revision(self._config))
         return self._load(path, draft_quantization(self._config, path))
+
+    def tokenizer(self, name: str | None) -> Tokenizer | None:
+        """A draft model's; None: the target's."""
+        return Tokenizer.try_load(self.path if name is None else resolve_model(name, revision=_revision(self._config)))
 
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         """A draft module; None: the one in the target's own directory."""
@@ -77,6 +83,9 @@ class ModelOutliner:
     def __call__(self, name: str) -> CausalLM:
         path = configs_of(name, _revision(self._config))
         return self._outline(path, draft_quantization(self._config, path))
+
+    def tokenizer(self, name: str | None) -> Tokenizer | None:
+        return Tokenizer.try_load(self.path if name is None else texts_of(name, _revision(self._config)))
 
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         path = self.path if name is None else configs_of(name, _revision(self._config))

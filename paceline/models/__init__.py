@@ -1,7 +1,7 @@
 """The model families, and the way from a Hugging Face directory to a model in memory."""
 
 from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi3, qwen2, qwen3
-from paceline.models.base import CausalLM
+from paceline.models.base import CausalLM, head_rows
 from paceline.models.config import ModelConfig
 from paceline.models.drafters import (
     DraftModule,
@@ -13,7 +13,7 @@ from paceline.models.drafters import (
     outline_medusa_heads,
 )
 from paceline.models.family import families
-from paceline.models.hub import configs_of, resolve_model
+from paceline.models.hub import configs_of, resolve_model, texts_of
 from paceline.models.loader import is_quantised, load_config, load_model, outline_model
 from paceline.models.quantization import Quantization, schemes
 
@@ -30,6 +30,7 @@ __all__ = [
     "Quantization",
     "configs_of",
     "families",
+    "head_rows",
     "is_quantised",
     "load_config",
     "load_draft_module",
@@ -40,4 +41,5 @@ __all__ = [
     "outline_model",
     "resolve_model",
     "schemes",
+    "texts_of",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,8 +69,8 @@ class CausalLM(LoadedModule):
             logit_softcap: logits become ``softcap * tanh(logit / softcap)``.
             entry: joins token rows with what a draft module reads beside them.
             head_rows: rows of the output matrix; None: as many as ``token_map``, or as the embedding table has.
-            token_map: i64[``head_rows``] the token of each of these rows, all different; the other tokens get -inf. A
-                checkpoint that is read later may set it.
+            token_map: i64[``head_rows``] the token of each of these rows, all different, or -1 of a row that is of
+                none; the other tokens get -inf. A checkpoint that is read later may set it.
 
         Raises:
             ValueError: an output matrix that is the embedding table, but has other rows.
@@ -171,5 +172,34 @@ class CausalLM(LoadedModule):
         """[R, V_head] -> [R, V]: -inf of the tokens that the output matrix lacks."""
         if self.token_map is None:
             return scores
-        logits = scores.new_full((len(scores), self.config.vocab_size), -torch.inf)
-        return logits.index_copy_(1, self.token_map, scores)
+        rows = head_rows(self.token_map, self.config.vocab_size)
+        nothing = scores.new_full((len(scores), 1), -torch.inf)
+        padded = torch.cat([scores, nothing], dim=1)
+        return padded.index_select(1, rows % padded.shape[1])  # -1 is the last column
+
+    def map_logits(self, token_map: torch.Tensor | None, vocab_size: int) -> None:
+        """From now on logits are of ``vocab_size`` tokens, the output matrix's rows being those of ``token_map``."""
+        self.token_map = None if token_map is None else token_map.to(self.device)
+        self.config = replace(self.config, vocab_size=vocab_size)
+
+    def widen_table(self, num_tokens: int) -> None:
+        """Gives the embedding table rows of zeros up to ``num_tokens``: such tokens can be fed, and mean nothing.
+
+        The output matrix keeps its rows, also one that is the table.
+        """
+        table = self.embedding.tokens.weight
+        if len(table) >= num_tokens:
+            return
+        wide = table.new_zeros(num_tokens, table.shape[1])
+        wide[: len(table)] = table.detach()
+        self.embedding.tokens.weight = nn.Parameter(wide, requires_grad=False)
+        if self.head.weight is table:
+            self.head.weight = nn.Parameter(wide[: len(table)], requires_grad=False)
+
+
+def head_rows(token_map: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """i64[V] the row of the output matrix that each token has, or -1."""
+    # One place more takes the rows that are of no token.
+    rows = torch.full((vocab_size + 1,), -1, dtype=torch.int64, device=token_map.device)
+    rows[token_map] = torch.arange(len(token_map), device=token_map.device)
+    return rows[:vocab_size]

@@ -64,6 +64,11 @@ def configs_of(name_or_path: str | Path, revision: str | None = None) -> Path:
     return resolve_model(name_or_path, only=CONFIG_FILES, revision=revision)
 
 
+def texts_of(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """As ``configs_of``, with the tokenizer's files where the model has some."""
+    return resolve_model(name_or_path, only=CONFIG_FILES, also=TEXT_FILES, revision=revision)
+
+
 def _snapshot(name: str, revision: str | None, only: Sequence[str], also: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*only, *also], ignore_patterns=IGNORED))

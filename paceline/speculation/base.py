@@ -17,6 +17,7 @@ from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM, DraftModule, MedusaHeads
 from paceline.runner import GraphBuilder, KeptFeatures, ModelRunner
 from paceline.sampling import Pipeline
+from paceline.text import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,10 @@ class DraftLoader(Protocol):
 
     def __call__(self, name: str) -> CausalLM:
         """A whole model."""
+        ...
+
+    def tokenizer(self, name: str | None) -> Tokenizer | None:
+        """Of a model; None: the target's. None where there is no tokenizer.json."""
         ...
 
     def module(self, name: str | None, target: CausalLM) -> DraftModule:

@@ -8,6 +8,7 @@ from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, RowSpec
 from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers
 from paceline.speculation.levels import DraftShape, LevelProposer
+from paceline.speculation.padding import fit_padding
 
 
 class DraftModelProposer(LevelProposer):
@@ -38,9 +39,5 @@ def build(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> Dra
     if config.model is None:
         raise ConfigError('the draft_model method needs a draft\nSet speculative_config["model"] to its directory.')
     draft = load(config.model)
-    if draft.config.vocab_size != target.config.vocab_size:
-        raise ConfigError(
-            f"the draft has {draft.config.vocab_size} tokens, the target {target.config.vocab_size}\n"
-            f'Set speculative_config["model"] to a draft with {target.config.vocab_size} tokens.'
-        )
+    fit_padding(draft, target, config.model, load)
     return DraftModelProposer(draft, DraftShape.of(config))

@@ -5,8 +5,9 @@ from paceline.text.bad_words import bad_word_ids
 from paceline.text.detokenizer import Detokenizer
 from paceline.text.stop import StopMatcher
 from paceline.text.stream_decoder import StreamDecoder
-from paceline.text.token_text import token_bytes, token_text
+from paceline.text.token_text import plain_tokens, token_bytes, token_text
 from paceline.text.tokenizer import Tokenizer
+from paceline.text.vocabularies import differing_token, shared_tokens, special_tokens
 
 __all__ = [
     "ChatTemplate",
@@ -15,6 +16,10 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "bad_word_ids",
+    "differing_token",
+    "plain_tokens",
+    "shared_tokens",
+    "special_tokens",
     "token_bytes",
     "token_text",
 ]

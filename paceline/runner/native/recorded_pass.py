@@ -11,7 +11,7 @@ import torch
 from paceline.attention import LayerMap
 from paceline.core.batch import Batch, Int32, Int64
 from paceline.kernels.native.structures import VisibilityArgs
-from paceline.models import CausalLM
+from paceline.models import CausalLM, head_rows
 from paceline.runner.native.attention import RecordedAttention, check_below
 from paceline.runner.native.lowering import blocks, entries, record_embedding
 from paceline.runner.native.recorder import LOGITS, Recorder
@@ -147,12 +147,11 @@ def columns_of(token_map: torch.Tensor, vocab_size: int) -> torch.Tensor:
     Raises:
         ValueError: tokens that there are not, or twice.
     """
-    check_below(token_map.numpy(), vocab_size, "token of the output matrix")
-    if len(token_map.unique()) != len(token_map):
+    named = token_map[token_map >= 0]
+    check_below(named.numpy(), vocab_size, "token of the output matrix")
+    if len(named.unique()) != len(named):
         raise ValueError("two rows of the output matrix are of the same token")
-    columns = torch.full((vocab_size,), -1, dtype=torch.int64)
-    columns[token_map] = torch.arange(len(token_map))
-    return columns
+    return head_rows(token_map, vocab_size)
 
 
 def _learned_positions(model: CausalLM) -> int | None:
