@@ -12,10 +12,11 @@ import typer
 
 from paceline.cli.flags import flag_parameter, keyword
 from paceline.core.settings import settings_of
+from paceline.training.head_options import DFlashOptions, Eagle3Options, MedusaOptions, MtpOptions
 from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
 from paceline.training.settings import resolve
 
-app = typer.Typer(name="train", help="Trains a target, distils a draft from one, or measures both.")
+app = typer.Typer(name="train", help="Trains a target, distils a draft or a drafting head from one, or measures them.")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="TOML", help="File with the names of these flags as keys; flags win.")
@@ -33,6 +34,30 @@ def _run_draft(options: DraftOptions, progress: Any) -> None:
     from paceline.training.draft import train_draft
 
     train_draft(options, progress)
+
+
+def _run_eagle3(options: Eagle3Options, progress: Any) -> None:
+    from paceline.training.eagle3 import train_eagle3
+
+    train_eagle3(options, progress)
+
+
+def _run_medusa(options: MedusaOptions, progress: Any) -> None:
+    from paceline.training.medusa import train_medusa
+
+    train_medusa(options, progress)
+
+
+def _run_mtp(options: MtpOptions, progress: Any) -> None:
+    from paceline.training.mtp import train_mtp
+
+    train_mtp(options, progress)
+
+
+def _run_dflash(options: DFlashOptions, progress: Any) -> None:
+    from paceline.training.block import train_dflash
+
+    train_dflash(options, progress)
 
 
 def _run_evaluation(options: EvaluateOptions, progress: Any) -> None:
@@ -63,4 +88,8 @@ def _add(name: str, kind: Any, recipe: Callable[[Any, Any], None]) -> None:
 
 _add("target", TargetOptions, _run_target)
 _add("draft", DraftOptions, _run_draft)
+_add("eagle3", Eagle3Options, _run_eagle3)
+_add("medusa", MedusaOptions, _run_medusa)
+_add("mtp", MtpOptions, _run_mtp)
+_add("dflash", DFlashOptions, _run_dflash)
 _add("evaluate", EvaluateOptions, _run_evaluation)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paceline.core.errors import PacelineError
+from paceline.core.errors import ConfigError, PacelineError
 from paceline.training.optimizers import Optimizers, rate_scale
 from paceline.training.progress import Advance, Progress
 from paceline.training.workspace import check_same_run
@@ -119,6 +119,19 @@ def _resume(model: nn.Module, optimizers: Optimizers, path: Path, run_key: str) 
     model.load_state_dict(state["model"])
     optimizers.load(state["optimizers"])
     return int(state["step"]), float(state["loss"])
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Gives a model the weights of a checkpoint, whatever run it is of; returns the step.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not path.exists():
+        raise ConfigError(f"there is no checkpoint {path}\nTrain first, or name the --work of a run that has one.")
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    return int(state["step"])
 
 
 def seconds_per_step(model: nn.Module, loss_of: LossFunction, config: LoopConfig) -> float:

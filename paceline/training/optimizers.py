@@ -11,9 +11,9 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, *, learning_rate: float, matrix_learning_rate: float) -> None:
         matrices, others = _split(model)
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01))
         if matrices:
             self.parts.append(torch.optim.Muon(matrices, lr=matrix_learning_rate, weight_decay=0.01))
         self.base_rates = [part.param_groups[0]["lr"] for part in self.parts]
@@ -36,6 +36,8 @@ def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         hidden = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if hidden else others).append(parameter)
     return matrices, others
@@ -49,4 +51,5 @@ def rate_scale(step: int, *, steps: int, warmup: float, decay: float) -> float:
 
 
 def num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Those that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

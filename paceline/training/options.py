@@ -37,6 +37,8 @@ class ModelShape:
 class MeasureOptions:
     """How models are measured."""
 
+    PRESETS: ClassVar[Mapping[str, Preset]] = {}
+
     device: Annotated[
         str, About("auto, cpu or cuda; auto is cuda where there is one.", choices=("auto", "cpu", "cuda"))
     ] = "auto"
@@ -49,8 +51,6 @@ class MeasureOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions(MeasureOptions):
     """What every training run has."""
-
-    PRESETS: ClassVar[Mapping[str, Preset]] = {}
 
     data: Annotated[
         tuple[str, ...], About("FILE[:WEIGHT]: .jsonl of dialogues, .txt, or a folder; may be given repeatedly.")
@@ -79,6 +79,16 @@ class RunOptions(MeasureOptions):
     )
     checkpoint_every: Annotated[int, About("Steps between checkpoints.", low=1)] = 200
     report_every: Annotated[int, About("Steps between reports.", low=1)] = 20
+
+    @property
+    def work_directory(self) -> Path:
+        return self.work or self.out.with_name(f"{self.out.name}.work")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions(RunOptions):
+    """What a run has that makes a whole model."""
+
     hidden_size: Annotated[int, About("Width of the model.", low=2)] = 192
     intermediate_size: Annotated[int, About("Width of its MLPs.", low=1)] = 512
     num_layers: Annotated[int, About("Layers.", low=1)] = 6
@@ -96,10 +106,6 @@ class RunOptions(MeasureOptions):
             self.num_kv_heads,
             self.head_dim,
         )
-
-    @property
-    def work_directory(self) -> Path:
-        return self.work or self.out.with_name(f"{self.out.name}.work")
 
 
 TARGET_PRESETS: Mapping[str, Preset] = {
@@ -132,7 +138,7 @@ DRAFT_PRESETS: Mapping[str, Preset] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetOptions(RunOptions):
+class TargetOptions(ModelOptions):
     """Trains a Llama-style target on dialogues and plain text."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = TARGET_PRESETS
@@ -147,7 +153,7 @@ class TargetOptions(RunOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOptions(RunOptions):
+class DraftOptions(ModelOptions):
     """Distils a draft from a target, on replies that the target writes."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = DRAFT_PRESETS
@@ -172,8 +178,6 @@ class DraftOptions(RunOptions):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions(MeasureOptions):
     """Measures a target, and a draft for it."""
-
-    PRESETS: ClassVar[Mapping[str, Preset]] = {}
 
     target: Annotated[Path, About("Directory of the target.")]
     draft: Annotated[Path | None, About("Directory of the draft.")] = None

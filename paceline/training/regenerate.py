@@ -16,7 +16,8 @@ from paceline.core.errors import ConfigError
 from paceline.core.params import SamplingParams
 from paceline.engine.llm import LLM
 from paceline.training.conversation import Conversation
-from paceline.training.data import ChatFormat, Document
+from paceline.training.data import ChatFormat, DataError, Document
+from paceline.training.head_options import HeadOptions
 from paceline.training.options import DraftOptions
 from paceline.training.progress import Advance, Progress
 from paceline.training.stream import TokenStream
@@ -26,19 +27,26 @@ TEMPERATURES = (0.0, 0.7)
 CHUNK = 64
 """Dialogues written together, and kept together: a killed run loses at most one chunk."""
 MAX_TURNS = 1000
+ReplyOptions = DraftOptions | HeadOptions
 
 
 def regenerate(
-    dialogues: Sequence[Document], tokenizer: Tokenizer, chat: ChatFormat, options: DraftOptions, progress: Progress
+    dialogues: Sequence[Document], tokenizer: Tokenizer, chat: ChatFormat, options: ReplyOptions, progress: Progress
 ) -> TokenStream:
     """The dialogues with every reply written by the target, which reads its own earlier replies.
 
     Half are greedy, half sampled at 0.7, as the engine will be asked for both. What was written lies in
     ``replies.jsonl`` under --work; a run that was killed goes on there.
     """
-    chosen = random.Random(f"replies {options.seed}").sample(dialogues, min(options.replies, len(dialogues)))
-    kept = KeptReplies(options.work_directory / "replies.jsonl", _key(chosen, options))
-    streams = kept.read()
+    kept = KeptReplies.of(options.work_directory / "replies.jsonl", dialogues, options.replies, options)
+    return TokenStream.joined(write_replies(kept, tokenizer, chat, options, progress))
+
+
+def write_replies(
+    kept: KeptReplies, tokenizer: Tokenizer, chat: ChatFormat, options: ReplyOptions, progress: Progress
+) -> list[TokenStream]:
+    """The replies that are kept, with those that are still missing: a stream per dialogue."""
+    chosen, streams = kept.dialogues, kept.read()
     if len(streams) < len(chosen):
         writer = ReplyWriter(tokenizer, chat, options)
         began, started, num_tokens = len(streams), time.monotonic(), 0
@@ -51,13 +59,20 @@ def regenerate(
             seconds = max(time.monotonic() - started, 1e-9)
             left = seconds / (len(streams) - began) * (len(chosen) - len(streams))
             progress.advance(Advance(STAGE, len(streams), len(chosen), num_tokens / seconds, left))
-    return TokenStream.joined(streams)
+    return streams
 
 
-def _key(chosen: Sequence[Document], options: DraftOptions) -> str:
+def _key(chosen: Sequence[Document], options: ReplyOptions) -> str:
     """Differs wherever other replies would be written."""
     digest = hashlib.sha256(repr((options.seed, options.reply_tokens, TEMPERATURES, chosen)).encode())
-    for file in sorted(options.target.glob("*.safetensors")):
+    digest.update(weights_digest(options.target).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(target: Path) -> str:
+    """Differs between models."""
+    digest = hashlib.sha256()
+    for file in sorted(target.glob("*.safetensors")):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -65,7 +80,7 @@ def _key(chosen: Sequence[Document], options: DraftOptions) -> str:
 class ReplyWriter:
     """The target in the engine, decoding plainly."""
 
-    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, options: DraftOptions) -> None:
+    def __init__(self, tokenizer: Tokenizer, chat: ChatFormat, options: ReplyOptions) -> None:
         self.tokenizer, self.chat, self.options = tokenizer, chat, options
         self.llm = LLM(str(options.target), speculative_config=None, device=options.device, max_num_seqs=CHUNK)
 
@@ -95,10 +110,16 @@ class ReplyWriter:
 
 
 class KeptReplies:
-    """The file of what was written: a line that says for what, then a line per chunk."""
+    """The file of what was written: a line that says by whom and for what, then a line per chunk."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, dialogues: Sequence[Document], *, key: str, target: str) -> None:
+        self.path, self.dialogues, self.key, self.target = path, dialogues, key, target
+
+    @classmethod
+    def of(cls, path: Path, dialogues: Sequence[Document], count: int, options: ReplyOptions) -> KeptReplies:
+        """Up to ``count`` of the dialogues, chosen by the seed."""
+        chosen = random.Random(f"replies {options.seed}").sample(dialogues, min(count, len(dialogues)))
+        return cls(path, chosen, key=_key(chosen, options), target=weights_digest(options.target))
 
     def read(self) -> list[TokenStream]:
         """Everything kept so far; a line that a killed run left unfinished is dropped.
@@ -112,18 +133,46 @@ class KeptReplies:
         if not whole:
             self.path.unlink()
             return []
-        if json.loads(whole[0]) != {"key": self.key}:
+        if json.loads(whole[0]).get("key") != self.key:
             raise ConfigError(
                 f"{self.path} was written by another target, or for other data or options\n"
                 "Give the same as then, or another --work to begin anew."
             )
         self.path.write_bytes(b"".join(whole))
-        records = [record for line in whole[1:] for record in json.loads(line)]
-        return [TokenStream(torch.tensor(one["tokens"]), torch.tensor(one["reply"]).bool()) for one in records]
+        return _streams(whole[1:])
 
     def append(self, streams: Sequence[TokenStream]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         records = [{"tokens": one.tokens.tolist(), "reply": one.reply.int().tolist()} for one in streams]
-        head = "" if self.path.exists() else json.dumps({"key": self.key}) + "\n"
+        head = "" if self.path.exists() else json.dumps({"key": self.key, "target": self.target}) + "\n"
         with self.path.open("a", encoding="utf-8") as file:
             file.write(head + json.dumps(records) + "\n")
+
+
+def _streams(lines: Sequence[bytes]) -> list[TokenStream]:
+    records = [record for line in lines for record in json.loads(line)]
+    return [TokenStream(torch.tensor(one["tokens"]), torch.tensor(one["reply"]).bool()) for one in records]
+
+
+def read_replies(path: Path, target: Path) -> list[TokenStream]:
+    """What another run let ``target`` write; a line that is unfinished is left out.
+
+    Raises:
+        ConfigError: another target wrote it.
+        DataError: there is no such file, it holds no reply, or it is another kind of file.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}\nName the replies.jsonl under another run's --work.")
+    first, *lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] or [b""]
+    try:
+        head, streams = json.loads(first), _streams(lines)
+        writer = head["target"]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path} is no file of replies\nName the replies.jsonl under another run's --work.") from None
+    if writer != weights_digest(target):
+        raise ConfigError(
+            f"{path} was written by another target than {target}\nLet this one write: drop --replies-from."
+        )
+    if not streams:
+        raise DataError(f"{path} holds no reply\nLet the target write: drop --replies-from.")
+    return streams

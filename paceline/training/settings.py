@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from paceline.core.config_file import read_toml, unknown_key
 from paceline.core.errors import ConfigError
 from paceline.core.settings import Setting, checked, settings_of
-from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
+from paceline.training.options import MeasureOptions
 
-Options = TypeVar("Options", TargetOptions, DraftOptions, EvaluateOptions)
+Options = TypeVar("Options", bound=MeasureOptions)
 
 
 def resolve(kind: type[Options], flags: Mapping[str, Any], config: Path | None = None) -> Options:

@@ -15,7 +15,17 @@ from paceline.training.options import RunOptions
 from paceline.training.stream import Blocks
 
 # What may change between a run and its continuation without changing what it computes.
-INCIDENTAL = {"out", "work", "checkpoint_every", "report_every", "eval_rows", "eval_prompts", "eval_tokens"}
+INCIDENTAL = {
+    "out",
+    "work",
+    "checkpoint_every",
+    "report_every",
+    "eval_rows",
+    "eval_prompts",
+    "eval_tokens",
+    "export_only",
+    "replies_from",
+}
 
 
 def run_key(options: RunOptions, blocks: Blocks) -> str:
