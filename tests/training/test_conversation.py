@@ -71,7 +71,7 @@ def streams(*sizes: int) -> list[TokenStream]:
 
 
 def test_kept_replies_survive_a_line_cut_short(tmp_path) -> None:
-    kept = KeptReplies(tmp_path / "work" / "replies.jsonl", "key")
+    kept = KeptReplies(tmp_path / "work" / "replies.jsonl", [], key="key", target="one")
     assert kept.read() == []
     kept.append(streams(3, 5))
     kept.append(streams(4))
@@ -85,14 +85,14 @@ def test_kept_replies_survive_a_line_cut_short(tmp_path) -> None:
 
 
 def test_replies_of_another_run_are_refused(tmp_path) -> None:
-    KeptReplies(tmp_path / "replies.jsonl", "key").append(streams(3))
+    KeptReplies(tmp_path / "replies.jsonl", [], key="key", target="one").append(streams(3))
     with pytest.raises(ConfigError, match="--work"):
-        KeptReplies(tmp_path / "replies.jsonl", "other").read()
+        KeptReplies(tmp_path / "replies.jsonl", [], key="other", target="one").read()
 
 
 def test_a_file_killed_in_its_first_line_is_begun_anew(tmp_path) -> None:
     (tmp_path / "replies.jsonl").write_text('{"key": "k')
-    kept = KeptReplies(tmp_path / "replies.jsonl", "key")
+    kept = KeptReplies(tmp_path / "replies.jsonl", [], key="key", target="one")
     assert kept.read() == []
     kept.append(streams(3))
     assert len(kept.read()) == 1
