@@ -131,6 +131,8 @@ def test_engine_options():
         "num_speculative_tokens",
         "draft_top_k",
         "draft_max_nodes",
+        "composite_copies",
+        "composite_drafts",
         "early_exit_layers",
         "verifier",
         "prompt_lookup_max",
