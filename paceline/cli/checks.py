@@ -130,7 +130,8 @@ def _model(subject: Subject) -> Check:
         WARNING if few else OK,
         f"{subject.engine.model or 'the embedded pair'}: weights of {weights} as {found.dtype} on {found.device}, "
         f"{size_text(found.kv_cache_bytes)} for {found.num_pages} pages of {found.page_size} tokens as "
-        f"{found.kv_cache_dtype}, {found.num_full_sequences} sequences of {found.max_model_len} tokens at once",
+        f"{found.kv_cache_dtype}, about {size_text(found.activation_bytes)} for a step, "
+        f"{found.num_full_sequences} sequences of {found.max_model_len} tokens at once",
         f"Set num_blocks to at least {pages}, or max_model_len lower." if few else None,
         asdict(found),
     )

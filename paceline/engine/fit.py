@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from paceline.engine.loading import ModelOutliner
 from paceline.engine.memory import free_bytes, plan_memory
 from paceline.engine.pair import EMBEDDED_TARGET
 from paceline.models import CausalLM, configs_of, texts_of
-from paceline.runner import model_impls, resolve_impl
+from paceline.runner import activation_bytes, model_impls, resolve_impl
 from paceline.speculation import GuardedProposer
 
 GIB = 2**30
@@ -34,6 +35,8 @@ class Fit:
     free_bytes: int
     weight_bytes: dict[str, int]
     """Of the target, and of the draft model if there is one."""
+    activation_bytes: int
+    """About what the largest steps take between their ops; it comes from what the K/V cache leaves."""
     kv_cache_bytes: int
     num_pages: int
     page_size: int
@@ -75,6 +78,7 @@ def fit(model: str | Path | None, config: EngineConfig) -> Fit:
         max_model_len=max_len,
         free_bytes=free,
         weight_bytes=weights,
+        activation_bytes=_activations(models, proposer, config),
         kv_cache_bytes=plan.num_pages * plan.bytes_per_page,
         num_pages=plan.num_pages,
         page_size=kind.page_size,
@@ -92,6 +96,13 @@ def _outlines(
     outliner = ModelOutliner(path, config, device)
     target = outliner.target()
     return target, make_proposer(config, target, outliner)
+
+
+def _activations(models: Sequence[tuple[str, CausalLM]], proposer: GuardedProposer | None, config: EngineConfig) -> int:
+    """Of the models together: a recorded round has buffers of both."""
+    rows = config.max_num_batched_tokens
+    samples = min(config.max_num_seqs * (most_nodes(config, proposer) + 1), rows)
+    return sum(activation_bytes(model, rows=rows, samples=samples) for _, model in models)
 
 
 def _weight_bytes(model: nn.Module, besides: nn.Module | None = None) -> int:

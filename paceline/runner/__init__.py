@@ -1,5 +1,6 @@
 """From the plan of a step to logits and tokens: rows, passes, and rounds of them that are replayed as one call."""
 
+from paceline.runner.activations import activation_bytes
 from paceline.runner.batching import verify_rows
 from paceline.runner.capture import CapturedStep, GraphDraft, StepGraphs
 from paceline.runner.eager import EagerBuilder
@@ -25,6 +26,7 @@ __all__ = [
     "RowState",
     "Rows",
     "StepGraphs",
+    "activation_bytes",
     "model_impls",
     "numerics",
     "place",

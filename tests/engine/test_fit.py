@@ -55,6 +55,7 @@ def test_the_estimate_is_what_the_engine_takes(pair, free, options):
     assert found.page_size == llm.engine.cache.kind.page_size
     assert found.max_model_len == options.get("max_model_len", 256)
     assert 1 <= found.num_full_sequences <= options.get("max_num_seqs", 64)
+    assert found.activation_bytes > 0
 
 
 def test_weights_that_do_not_fit_are_told_with_what_would(pair, monkeypatch):
