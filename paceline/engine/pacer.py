@@ -14,7 +14,7 @@ SECONDS = 0.008
 
 A screen shows what is new every 16 ms or so.
 """
-MOST_ROUNDS = 8
+MOST_ROUNDS = 16
 """Past this hardly anything is left to gain: what a step costs besides its passes is shared by that many tokens."""
 REMEMBERED = 8
 """Steps that say how long a round takes."""
