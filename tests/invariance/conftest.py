@@ -10,6 +10,7 @@ import torch
 from paceline.models import load_model
 from tests.support.checkpoints import perturb, tiny_gpt2, tiny_llama
 from tests.support.engines import Models
+from tests.support.methods import write_modules
 
 VOCAB_SIZE = 61
 
@@ -19,8 +20,10 @@ def _models(directory, make, **options) -> Models:
     make(target, vocab_size=VOCAB_SIZE, **options)
     perturb(target, near, 0.03)
     perturb(target, far, 0.15, seed=2)
-    load = lambda path: load_model(path, dtype=torch.float64)  # noqa: E731
-    return Models(load(target), {"near": load(near), "far": load(far), "reader": load(near)})
+    tiny_llama(directory / "sizes", vocab_size=VOCAB_SIZE)
+    loaded, near, far, reader = (load_model(path, dtype=torch.float64) for path in (target, near, far, near))
+    places = write_modules(directory / "modules", loaded.config, directory / "sizes")
+    return Models(loaded, {"near": near, "far": far, "reader": reader}, places)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from paceline.core.request import Group
 from paceline.engine.build import join_parts
 from paceline.engine.engine import Engine
 from paceline.engine.input_processor import InputProcessor
-from paceline.models import CausalLM
+from paceline.models import CausalLM, DraftModule, MedusaHeads, load_draft_module, load_medusa_heads
 from tests.support.checkpoints import dense_attend, full_pass
 
 Tokens = list[list[int]]
@@ -37,12 +38,30 @@ class Models:
 
     target: CausalLM
     drafts: dict[str, CausalLM]
+    places: dict[str, Path] = field(default_factory=dict)
+    """Directories of modules and heads for the target."""
+    _loaded: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, name: str) -> CausalLM:
+        return self.drafts[name]
+
+    def module(self, name: str | None, target: CausalLM) -> DraftModule:
+        return self._once(name, target, load_draft_module)
+
+    def heads(self, name: str, target: CausalLM) -> MedusaHeads:
+        return self._once(name, target, load_medusa_heads)
+
+    def _once(self, name: str | None, target: CausalLM, load: Any) -> Any:
+        assert name is not None
+        if name not in self._loaded:
+            self._loaded[name] = load(self.places[name], target)
+        return self._loaded[name]
 
     def engine(self, speculation: dict[str, Any] | None = None, **options: Any) -> Engine:
         config = EngineConfig.of(
             **{"max_num_seqs": 8, **options}, speculative=SpeculativeConfig.of(speculation), device="cpu"
         )
-        return join_parts(self.target, config, torch.device("cpu"), self.drafts.__getitem__)
+        return join_parts(self.target, config, torch.device("cpu"), self)
 
 
 def one_by_one(engine: Engine) -> Engine:

@@ -1,0 +1,54 @@
+"""Every speculative method, as users would set it, with tiny modules for a tiny target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paceline.models import ModelConfig
+from paceline.speculation import proposers
+from tests.draft_checkpoints import tiny_eagle, tiny_eagle3, tiny_medusa
+from tests.draft_checkpoints_mtp import deepseek_mtp
+
+HEADS = 7
+"""Medusa's, hence its deepest draft."""
+
+WRITERS: dict[str, Callable[[Path, ModelConfig, Path], Any]] = {
+    "eagle": lambda path, target, _: tiny_eagle(path, target),
+    "eagle3": lambda path, target, _: tiny_eagle3(path, target, draft_vocab_size=33, taps=(0, 1, 2)),
+    "medusa": lambda path, target, _: tiny_medusa(
+        path, target, heads=HEADS, rows=33, vllm=True, file="model.safetensors"
+    ),
+    "mtp": lambda path, _, sizes: deepseek_mtp(path, sizes),
+}
+"""Writes a module: (its directory, the target's config, the directory of a Llama of the target's sizes)."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "draft_model": {"method": "draft_model", "model": "near"},
+    "draft_model tree": {"method": "draft_model", "model": "near", "draft_top_k": 3, "draft_max_nodes": 8},
+    "ngram": {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+    "suffix": {"method": "suffix"},
+    "token_recycling": {"method": "token_recycling", "token_recycling_nodes": 12},
+    "lookahead": {"method": "lookahead", "lookahead_ngram": 2},
+    "eagle": {"method": "eagle", "model": "eagle", "draft_top_k": 6, "draft_max_nodes": 16},
+    "eagle3": {"method": "eagle3", "model": "eagle3", "draft_top_k": 6, "draft_max_nodes": 16},
+    "mtp": {"method": "mtp", "model": "mtp", "draft_top_k": 4},
+    "medusa": {"method": "medusa", "model": "medusa", "draft_top_k": 8},
+    "early_exit": {"method": "early_exit", "early_exit_layers": 1},
+    "early_exit tree": {"method": "early_exit", "early_exit_layers": 1, "draft_top_k": 4},
+    "composite": {"method": "composite", "model": "near"},
+}
+"""A row of the matrix -> its options. What a method drafts is chain or tree, so that some have two rows."""
+
+
+def registered() -> set[str]:
+    """The methods of the package; tests register further ones."""
+    return {name for name in proposers if proposers[name].__module__.startswith("paceline.")}
+
+
+def write_modules(directory: Path, target: ModelConfig, sizes: Path) -> dict[str, Path]:
+    """Saves a module of each kind; returns where."""
+    for name, write in WRITERS.items():
+        write(directory / name, target, sizes)
+    return {name: directory / name for name in WRITERS}
