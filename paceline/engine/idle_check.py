@@ -31,7 +31,7 @@ class IdleCheck:
             held = self._engine.cache.counts().referenced
             assert not held, f"nothing runs, but {held} pages are held"
         except AssertionError as fault:
-            log.error("the books of the KV cache are wrong: %s\nThey are made anew, without cached prefixes", fault)
             self._engine.recover()
+            log.error("the books of the KV cache were wrong: %s\nThey were made anew, without cached prefixes", fault)
         ended = time.monotonic()
         self._not_before = ended + (ended - began) / MAX_SHARE

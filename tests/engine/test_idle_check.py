@@ -50,7 +50,7 @@ def test_wrong_books_are_made_anew_at_rest(worker, caplog, fault):
     before = answer(worker)
     fault(engine)
     assert answer(worker) == before
-    wait_for(lambda: "the books of the KV cache are wrong" in caplog.text)
+    wait_for(lambda: "the books of the KV cache were wrong" in caplog.text)
     wait_for(lambda: not engine.cache.counts().referenced)
     assert_idle(engine)
     assert answer(worker) == before
