@@ -32,7 +32,7 @@ class ResidualBlocks(nn.Module):
         return x
 
 
-class MedusaHeads(Head):
+class MedusaBlocks(Head):
     decay = 0.8
 
     def __init__(self, given: Given, options: MedusaOptions) -> None:
@@ -64,4 +64,4 @@ def train_medusa(options: MedusaOptions, progress: Progress) -> Mapping[str, Any
     Raises:
         PacelineError: naming the option, or the file and line, that cannot be used.
     """
-    return train_head("medusa", options, lambda given: MedusaHeads(given, options), progress)
+    return train_head("medusa", options, lambda given: MedusaBlocks(given, options), progress)

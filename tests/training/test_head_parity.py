@@ -7,15 +7,36 @@ from safetensors.torch import load_file
 
 from paceline.core.layer import PassContext
 from paceline.models import load_model
-from paceline.models.drafters import load_draft_module
+from paceline.models.drafters import load_draft_module, load_medusa_heads
 from paceline.training.eagle3 import Eagle3Head
 from paceline.training.head import Places, read_states
 from paceline.training.head_recipe import given_of
 from paceline.training.hugging_face import load_frozen
+from paceline.training.medusa import MedusaBlocks
 from paceline.training.regenerate import read_replies
 from tests.support.checkpoints import dense_attend
+from tests.training.heads import TOKENS
 
 STEPS = 2
+
+
+@torch.inference_mode()
+def test_medusa_heads_draft_as_they_were_trained(trained, deep, replies) -> None:
+    options = trained["medusa"][0]
+    frozen = load_frozen(deep.target, torch.device("cpu"))
+    given = given_of(frozen, read_replies(replies, deep.target), options)
+    head = MedusaBlocks(given, options).eval()
+    tensors = load_file(options.out / "model.safetensors")
+    head.load_state_dict({name: one for name, one in tensors.items() if name.startswith("blocks.")}, strict=False)
+    tokens = torch.arange(7, 31)
+    places = Places(torch.arange(20).unsqueeze(0), torch.ones(1, 20, TOKENS).bool())
+    expected = head(read_states(frozen, tokens.unsqueeze(0), given.taps), places, TOKENS)
+
+    target = load_model(deep.target, dtype=torch.float32)
+    module = load_medusa_heads(options.out, target)
+    hidden = target(tokens, torch.arange(len(tokens)), PassContext(attend=dense_attend(target)))[0]
+    for ours, theirs in zip(module(hidden[:20]), expected, strict=True):
+        torch.testing.assert_close(ours[:, given.vocabulary.ids], theirs[0], atol=2e-4, rtol=1e-3)
 
 
 @torch.inference_mode()

@@ -27,6 +27,8 @@ BLOCKS = (r"(?P<head>\d+)\.(?P<block>\d+)\.linear", r"blocks\.(?P<head>\d+)\.lay
 """What residual blocks are called: by the authors, by vLLM."""
 MATRICES = (r"(?P<head>\d+)\.\d+", r"lm_heads\.(?P<head>\d+)")
 """What output matrices are called."""
+SHARED = (r"lm_heads\.(?P<head>0)", r"lm_head")
+"""What the only one is called where vLLM's ``original_lm_head`` says that all heads have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,8 @@ class MedusaConfig(ModelConfig):
     blocks: tuple[tuple[bool, ...], ...]
     """Of each head, whether each of its blocks has a bias."""
     head_rows: int
+    shares_matrix: bool
+    """All heads have one output matrix."""
 
 
 def _found(source: DraftSource, patterns: tuple[str, ...]) -> Iterator[re.Match[str]]:
@@ -107,8 +111,10 @@ def _from_tensors(source: DraftSource) -> tuple[TensorNames, MedusaConfig]:
         names[match[0]] = Part(f"heads.{head}.blocks.{place}.linear")
     if list(blocks) != list(range(len(blocks))):
         raise source.misfit(f"has blocks of heads {list(blocks)}, and none between", "Download the heads again.")
-    matrices = {int(match["head"]): match[0] for match in _found(source, MATRICES)}
-    without = [head for head in blocks if head not in matrices]
+    shared = source.fields.flag("original_lm_head", False)
+    found = list(_found(source, SHARED if shared else MATRICES))
+    matrices = {0 if shared else int(match["head"]): match[0] for match in found}
+    without = [head for head in ([0] if shared else blocks) if head not in matrices]
     if without:
         raise source.misfit(f"head {without[0]} has no output matrix", "Download the heads again.")
     names |= {name: Part(f"heads.{head}.head") for head, name in matrices.items()}
@@ -118,7 +124,7 @@ def _from_tensors(source: DraftSource) -> tuple[TensorNames, MedusaConfig]:
     # Beside merged heads lie the tensors of their target.
     skipped = (r".*token_map", *((r"(?!medusa_heads?\.).*",) if merged else ()))
     prefixes = (("medusa_heads.", ""), ("medusa_head.", ""))
-    config = _config(source, tuple(tuple(some) for some in blocks.values()), rows)
+    config = _config(source, tuple(tuple(some) for some in blocks.values()), rows, shared=shared)
     return TensorNames(names=names, skipped=skipped, prefixes=prefixes), config
 
 
@@ -142,10 +148,11 @@ def _from_config(source: DraftSource) -> MedusaConfig:
     heads = fields.integer("medusa_num_heads", fields.integer("num_heads", 5))
     layers = fields.integer("medusa_num_layers", fields.integer("num_hidden_layers", 1))
     blocks = ((fields.flag("medusa_fc_bias", "medusa_num_heads" in fields.values),) * layers,) * heads
-    return _config(source, blocks, fields.integer("truncated_vocab_size", vocab_size))
+    shared = fields.flag("original_lm_head", False)
+    return _config(source, blocks, fields.integer("truncated_vocab_size", vocab_size), shared=shared)
 
 
-def _config(source: DraftSource, blocks: tuple[tuple[bool, ...], ...], rows: int) -> MedusaConfig:
+def _config(source: DraftSource, blocks: tuple[tuple[bool, ...], ...], rows: int, *, shared: bool) -> MedusaConfig:
     target = source.target.config
     return MedusaConfig(
         family="medusa",
@@ -159,6 +166,7 @@ def _config(source: DraftSource, blocks: tuple[tuple[bool, ...], ...], rows: int
         dtype=target.dtype,
         blocks=blocks,
         head_rows=rows,
+        shares_matrix=shared,
     )
 
 
@@ -171,4 +179,6 @@ def build(config: MedusaConfig, on: Placement) -> MedusaHeads:
     def matrix() -> Linear:
         return Linear.empty(size, (config.head_rows,), bias=False, on=on)
 
-    return MedusaHeads(config, [MedusaHead([block(biased) for biased in head], matrix()) for head in config.blocks])
+    only = matrix() if config.shares_matrix else None
+    heads = [MedusaHead([block(biased) for biased in head], only or matrix()) for head in config.blocks]
+    return MedusaHeads(config, heads)

@@ -11,7 +11,7 @@ from paceline.models import Quantization, load_model, outline_model
 from paceline.models.drafters import load_medusa_heads, outline_medusa_heads
 from tests.draft_checkpoints import tiny_eagle, tiny_medusa
 from tests.models.drafters.reference import double, medusa
-from tests.support.checkpoints import dense_attend, full_pass, tiny_llama
+from tests.support.checkpoints import dense_attend, edit_json, full_pass, tiny_llama
 from tests.support.zoo import random_tokens
 
 VOCAB = 61
@@ -53,6 +53,29 @@ def test_logits_are_those_of_the_paper(variant, target, tmp_path):
         assert ours.shape == theirs.shape == (9, VOCAB)
         assert torch.equal(ours.isinf(), theirs.isinf())
         assert (ours - theirs).masked_fill(theirs.isinf(), 0).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["lm_heads.0.weight", "lm_head.weight"])
+def test_one_matrix_for_all_heads_is_read_once(name, target, tmp_path):
+    """As vLLM has it where config.json says ``original_lm_head``."""
+    weights = double(tiny_medusa(tmp_path, target.config, vllm=True, rows=24))
+    matrix = load_file(tmp_path / FILE)["lm_heads.0.weight"]
+    for head in range(3):
+        edit(tmp_path, f"lm_heads.{head}.weight", None)
+    edit(tmp_path, name, matrix)
+    edit_json(tmp_path / "config.json", original_lm_head=True)
+    heads = load_medusa_heads(tmp_path, target)
+    outline = outline_medusa_heads(tmp_path, target)
+    for made in (heads, outline):
+        assert made.heads[2].head is made.heads[0].head
+    with torch.inference_mode():
+        hidden = full_pass(target, random_tokens(9), dense_attend(target))[0]
+        expected = medusa({**weights, "1.1.weight": matrix.double(), "2.1.weight": matrix.double()}, hidden, VOCAB)
+        for ours, theirs in zip(heads(hidden), expected, strict=True):
+            assert (ours - theirs).masked_fill(theirs.isinf(), 0).abs().max() < 1e-9
+    edit(tmp_path, name, None)
+    with pytest.raises(CheckpointError, match="head 0 has no output matrix"):
+        load_medusa_heads(tmp_path, target)
 
 
 def test_the_targets_own_tensors_may_lie_beside_merged_heads(target, tmp_path):
