@@ -41,7 +41,13 @@ def _from_mapping(cls: type[Any], values: Mapping[str, Any], kind: str) -> Any:
 class SpeculativeConfig:
     """How drafts are made and verified."""
 
-    method: Annotated[str, About("How drafts are made: draft_model, ngram, suffix, ...", flag="speculative_method")]
+    method: Annotated[
+        str,
+        About(
+            "How drafts are made: draft_model; tli or slem, of another tokenizer; ngram, suffix, ...",
+            flag="speculative_method",
+        ),
+    ]
     model: Annotated[str | None, About("Directory or Hub id of the draft model.", flag="draft")] = None
     revision: Annotated[
         str | None,

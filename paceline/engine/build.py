@@ -20,7 +20,7 @@ from paceline.models import CausalLM
 from paceline.runner import ModelRunner
 from paceline.sampling import Pipeline, SamplingState
 from paceline.scheduling import Scheduler
-from paceline.speculation import DraftLoader, GuardedProposer, ProposerTools, proposers, verifiers
+from paceline.speculation import DraftLoader, GuardedProposer, OwnMemory, ProposerTools, proposers, verifiers
 
 
 def build_engine(model_path: Path, config: EngineConfig) -> Engine:
@@ -94,7 +94,7 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     models = [("target", target)] + ([("draft", proposer.model)] if proposer and proposer.model else [])
     max_len = context_length(config, target)
     max_slots = max_len + most_nodes(config, proposer)
-    groups, cache = _memory(config, models, max_slots, device, feature_size(proposer))
+    groups, cache, own_cache = _memory(config, models, max_slots, device, proposer)
     seats = Seats(config.max_num_seqs, max_len)
     state = SamplingState(seats, target.config.vocab_size, device)
     pipeline = Pipeline(state)
@@ -103,12 +103,18 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     target_groups = list(range(len(groups[0])))
     if proposer is not None:
         runners[0].kept = proposer.inner.needs.features
-        runner = runners[1] if len(runners) > 1 else None
-        own = list(range(len(groups[0]), len(cache.groups)))
-        rows, probs = config.max_num_batched_tokens, verifier.needs_probs
-        proposer.bind(
-            ProposerTools(seats, cache, pipeline, runner, own, max_rows=rows, target=runners[0], needs_probs=probs)
+        tools = ProposerTools(
+            seats,
+            cache,
+            pipeline,
+            runners[1] if len(runners) > 1 else None,
+            range(len(groups[0]), len(cache.groups)),
+            max_rows=config.max_num_batched_tokens,
+            target=runners[0],
+            needs_probs=verifier.needs_probs,
+            own=None if own_cache is None else _own_memory(config, models[1][1], max_slots, own_cache),
         )
+        proposer.bind(tools)
     scheduler = Scheduler(
         config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
     )
@@ -131,15 +137,26 @@ def most_nodes(config: EngineConfig, proposer: GuardedProposer | None) -> int:
     return proposer.num_nodes(config.speculative.num_speculative_tokens)
 
 
+def _own_memory(config: EngineConfig, draft: CausalLM, max_slots: int, cache: CacheManager) -> OwnMemory:
+    """Of sequences as long as the target's, or as the draft's context allows."""
+    longest = min(max_slots, draft.config.max_position_embeddings)
+    return OwnMemory(Seats(config.max_num_seqs, longest), cache)
+
+
 def _memory(
     config: EngineConfig,
     models: Sequence[tuple[str, CausalLM]],
     max_slots: int,
     device: torch.device,
-    features: int,
-) -> tuple[list[list[KVGroup]], CacheManager]:
-    """Each model's layer groups, and the manager of all of them."""
-    kind = cache_kinds[config.cache](config.block_size, max_slots)
+    proposer: GuardedProposer | None,
+) -> tuple[list[list[KVGroup]], CacheManager, CacheManager | None]:
+    """Each model's layer groups, the manager of all of them, and one of the draft's alone if its tokens are its own."""
+    apart = proposer is not None and proposer.inner.needs.own_tokens
+    kind, features = cache_kinds[config.cache](config.block_size, max_slots), feature_size(proposer)
     groups = build_groups(config, kind, models, max_slots=max_slots, device=device, feature_size=features)
-    flat = [group for part in groups for group in part]
-    return groups, CacheManager(flat, kind, _prefix_index(config, kind, flat))
+    shared = [group for part in groups[: 1 if apart else None] for group in part]
+    manager = CacheManager(shared, kind, _prefix_index(config, kind, shared))
+    if not apart:
+        return groups, manager, None
+    nothing_shared = prefix_indexes["none"]([group.pages for group in groups[1]], kind.page_size, 0)
+    return groups, manager, CacheManager(groups[1], kind, nothing_shared)

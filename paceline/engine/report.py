@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from paceline.cache import KVGroup
 from paceline.engine.engine import Engine
 from paceline.engine.facts import EngineFacts
 from paceline.engine.memory import store_dtype
@@ -66,9 +67,15 @@ def engine_stats(engine: Engine) -> dict[str, Any]:
         "memory_bytes": {
             "target_weights": _weight_bytes(engine.runner.model),
             "draft_weights": _weight_bytes(proposer.inner.needs.weights if proposer is not None else None),
-            **{f"kv_{group.name}": group.store.num_bytes for group in engine.cache.groups},
+            **{f"kv_{group.name}": group.store.num_bytes for group in [*engine.cache.groups, *_own_groups(engine)]},
         },
     }
+
+
+def _own_groups(engine: Engine) -> list[KVGroup]:
+    """Of a drafter whose tokens are its own."""
+    own = None if engine.proposer is None else engine.proposer.tools.own
+    return [] if own is None else own.cache.groups
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -26,6 +26,8 @@ class ProposerNeeds:
 
     model: CausalLM | None = None
     """A model whose layers need K/V memory of their own."""
+    own_tokens: bool = False
+    """The model reads other tokens than the target's: ``ProposerTools.own`` is the memory of its sequences."""
     makes_trees: bool = False
     """Whether a draft may be anything but a chain; a builder can ask whether the verifier ``takes_trees``."""
     features: KeptFeatures | None = None
@@ -45,6 +47,17 @@ class ProposerNeeds:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnMemory:
+    """Sequences of a drafter's own tokens: rows by the target's seat numbers, and pages that nobody else knows of.
+
+    The proposer keeps both. It learns by ``Proposer.forget`` when a seat is empty.
+    """
+
+    seats: Seats
+    cache: CacheManager
+
+
+@dataclass(frozen=True, slots=True)
 class ProposerTools:
     """What the engine lends a proposer once memory is laid out."""
 
@@ -54,12 +67,14 @@ class ProposerTools:
     runner: ModelRunner | None
     """Runs the model that the proposer needs; None if it needs none."""
     groups: Sequence[int]
-    """The proposer's own layer groups in ``cache``."""
+    """The proposer's own layer groups in ``cache``; none where its tokens are its own."""
     max_rows: int
     """Most rows a single forward pass may take."""
     target: ModelRunner
     needs_probs: bool = False
     """The verifier's: drafts are drawn with noise of their own, and carry what they were drawn from."""
+    own: OwnMemory | None = None
+    """Where ``ProposerNeeds.own_tokens``."""
 
 
 class Proposer(Protocol):
