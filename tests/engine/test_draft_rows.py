@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from paceline.cache.prefix import LruPrefixIndex
 from paceline.runner import EagerBuilder
 from tests.support.calls import begin, finish, greedy, random_prompt
 from tests.support.engines import Models, one_by_one
+from tests.support.executors import around_passes
 
 PROMPT = random_prompt(1, 9)
 
@@ -29,14 +31,14 @@ def test_a_drafted_row_of_nan_is_not_shared(mends, verifier, models: Models, mon
     healthy = draft.embedding.tokens.weight.detach().clone()
     speculation = {"method": "draft_model", "model": "self", "num_speculative_tokens": 4, "verifier": verifier}
     engine = Models(models.target, {"self": draft}).engine(speculation, block_size=1)
-    runner, forward, passes = engine.proposer.inner.runner, engine.proposer.inner.runner.forward, itertools.count(1)
+    passes = itertools.count(1)
 
-    def spoiled(batch: Any, *taps: Any) -> Any:
+    def spoiled(_batch: Any, compute: Callable[[], Any]) -> Any:
         with torch.no_grad():  # the last of the first draft's four passes
             draft.embedding.tokens.weight.copy_(healthy * torch.nan if next(passes) == 4 else healthy)
-        return forward(batch, *taps)
+        return compute()
 
-    monkeypatch.setattr(runner, "forward", spoiled)
+    around_passes(engine.proposer.inner.runner, spoiled)
     one_by_one(engine)
     params = greedy(max_tokens=5, ignore_eos=True)
     first, again = (finish(engine, [begin(engine, PROMPT, params)]) for _ in range(2))

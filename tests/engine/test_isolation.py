@@ -20,8 +20,9 @@ from paceline.engine.engine import Engine
 from paceline.engine.isolation import isolate
 from paceline.engine.worker import EngineWorker
 from paceline.sampling import Pipeline, SamplingState
-from tests.support.calls import around_passes, assert_idle, begin, finish, greedy, make, random_prompt, seeded
+from tests.support.calls import assert_idle, begin, finish, greedy, make, random_prompt, seeded
 from tests.support.engines import Models
+from tests.support.executors import around_passes
 
 PROMPTS = [random_prompt(seed, length) for seed, length in ((1, 9), (2, 17), (3, 4), (4, 12), (5, 6))]
 PARAMS = [

@@ -8,11 +8,17 @@ import pytest
 
 from paceline import InvalidRequestError
 from paceline.engine.input_processor import InputProcessor
-from tests.support.calls import answers, around_passes, assert_idle, begin, finish, greedy, random_prompt, seeded
+from tests.support.calls import VOCAB_SIZE, answers, assert_idle, begin, finish, greedy, random_prompt, seeded
 from tests.support.engines import Models
+from tests.support.executors import around_passes, scripted_models
 
 NEAR = {"method": "draft_model", "model": "near", "num_speculative_tokens": 4}
 SPECULATION: dict[str, Any] = {"off": None, "near": NEAR, "ngram": {"method": "ngram", "prompt_lookup_min": 1}}
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return scripted_models(VOCAB_SIZE)
 
 
 @pytest.fixture(params=SPECULATION)

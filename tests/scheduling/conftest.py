@@ -1,5 +1,13 @@
-"""The tiny float64 models of the invariance tests."""
+"""Engines that follow a script: who runs when hangs on no model's weights."""
 
-from tests.invariance.conftest import llama
+from __future__ import annotations
 
-__all__ = ["llama"]
+import pytest
+
+from tests.support.engines import Models
+from tests.support.executors import scripted_models
+
+
+@pytest.fixture(scope="session")
+def llama() -> Models:
+    return scripted_models()

@@ -14,7 +14,6 @@ from paceline import LLM, RequestOutput, SamplingParams
 from paceline.core.request import Group
 from paceline.engine.engine import Engine
 from paceline.engine.input_processor import InputProcessor
-from paceline.runner import ModelRunner
 from tests.support.engines import check_books
 
 END = 1
@@ -107,15 +106,3 @@ def reference_logprobs(model: PreTrainedModel, tokens: list[int]) -> torch.Tenso
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
         return logits.log_softmax(-1)
-
-
-def around_passes(runner: ModelRunner, wrap: Callable[[Any, Callable[[], Any]], Any]) -> Callable[[], None]:
-    """Has ``wrap(batch, compute)`` stand around passes that torch computes, until what it returns is called."""
-    assert runner.executor.obstacle is not None
-    forward = runner.forward
-    runner.forward = lambda batch, *more: wrap(batch, lambda: forward(batch, *more))  # type: ignore[method-assign]
-
-    def undo() -> None:
-        runner.forward = forward  # type: ignore[method-assign]
-
-    return undo
