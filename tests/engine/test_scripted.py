@@ -9,7 +9,7 @@ import pytest
 from tests.support import proposers
 from tests.support.calls import VOCAB_SIZE, assert_idle, begin, finish, greedy, random_prompt, seeded
 from tests.support.engines import Job, Models, run
-from tests.support.executors import ScriptedModel, scripted_models, spell
+from tests.support.executors import ScriptedModel, ScriptedModels, babble, scripted_models, spell
 
 SPECULATION: dict[str, Any] = {
     "off": None,
@@ -60,3 +60,18 @@ def test_a_page_that_is_not_copied_before_it_is_written_shows(lost: bool, models
     plain, engine = models.engine(cache="none"), models.engine(block_size=4)
     expected = finish(plain, [begin(plain, *job) for job in jobs])
     assert (finish(engine, [begin(engine, *job) for job in jobs]) == expected) != lost
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
+def test_members_that_fork_a_prompt_draft_as_well_as_one(method: str) -> None:
+    """A proposer on the host is told of no fork: it reads the tokens of each new seat."""
+    models = ScriptedModels(ScriptedModel(babble(order=1)), {})
+    counts = []
+    for members in (1, 3):
+        engine = models.engine({"method": method, "verifier": "match"}, block_size=4)
+        texts = run(engine, [Job((3, 4, 5, 6, 7, 8), greedy(n=members, max_tokens=60, ignore_eos=True))])[0]
+        assert texts == [texts[0]] * members
+        counts.append((engine.counters.num_drafted, engine.counters.num_accepted))
+    (drafted, accepted), of_three = counts
+    assert accepted > 0
+    assert of_three == (3 * drafted, 3 * accepted)

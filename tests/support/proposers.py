@@ -194,8 +194,8 @@ def random_tree(config: SpeculativeConfig, target: CausalLM, _load: Any) -> Rand
 
 
 @proposers.add("model_tree")
-def model_tree(config: SpeculativeConfig, _target: CausalLM, load: Any) -> ModelTreeProposer:
-    return ModelTreeProposer(load(config.model or ""), 3)
+def model_tree(config: SpeculativeConfig, target: CausalLM, load: Any) -> ModelTreeProposer:
+    return ModelTreeProposer(load(config.model), 3)
 
 
 @proposers.add("feature_tree")
