@@ -124,7 +124,7 @@ class CacheManager:
 
     @whole
     def commit(self, seats: Int32, num_cached: Int32, groups: Sequence[int]) -> None:
-        """Sets what is valid from now on, and lets go of pages that nobody will read again."""
+        """Sets how many tokens are valid, and releases pages that no later row reads."""
         for index in groups:
             group = self.groups[index]
             group.num_cached[seats] = num_cached
@@ -147,7 +147,7 @@ class CacheManager:
 
     @whole
     def discard(self, seat: int, groups: Sequence[int]) -> None:
-        """As ``clear``, in the given groups, and of what the prefix index has of theirs: nobody is to find it again."""
+        """As ``clear``, in the given groups, and of what the prefix index has of theirs: no later request finds it."""
         for index in groups:
             group = self.groups[index]
             self.prefix.discard(index, group.held_pages(seat))
@@ -170,7 +170,7 @@ class CacheManager:
         )
 
     def check(self) -> None:
-        """Raises AssertionError if a page is lost, free and used at once, or referenced by nobody's table."""
+        """Raises AssertionError if a page is lost, free and used at once, or referenced without being in any table."""
         for group in self.groups:
             group.pages.check()
             held = np.zeros_like(group.pages.references)

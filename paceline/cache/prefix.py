@@ -39,11 +39,11 @@ class PrefixIndex(Protocol):
         ...
 
     def discard(self, group: int, pages: Iterable[int]) -> None:
-        """Lets go of a layer group's pages, as far as it holds them: what is in them turned out to be no good."""
+        """Releases a layer group's pages, as far as it holds them, because their content turned out to be unusable."""
         ...
 
     def clear(self) -> None:
-        """Forgets everything, without a word to the allocators, which are cleared too."""
+        """Forgets everything without telling the allocators, which are cleared as well."""
         ...
 
 
@@ -198,7 +198,7 @@ class LruPrefixIndex:
                 self._enqueue(holder[allocator.idle.pop()])
 
     def _enqueue(self, entry: PrefixEntry) -> None:
-        """Lines an entry up, if it may be evicted: else its last child or its pages' release will bring it here."""
+        """Queues an entry if it may be evicted; else the end of its last child, or its pages' release, does."""
         if not entry.queued and self._evictable(entry):
             entry.queued = True
             heappush(self._queue, (entry.last_used, entry))

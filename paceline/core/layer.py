@@ -39,7 +39,7 @@ class PassContext:
     taps: tuple[int, ...] = ()
     """Layers whose incoming residual stream is wanted; ``num_layers`` means what leaves the last one."""
     rope_length: npt.NDArray[np.int64] | None = None
-    """i64[T] the length that the rotary embedding of each row's sequence goes by; None where none depends on it."""
+    """i64[T] the sequence length that each row's rotary embedding uses; None where none depends on it."""
     layers: int | None = None
     """How many of the first layers are computed; None: all."""
     inputs: torch.Tensor | None = None

@@ -118,7 +118,7 @@ def _control_groups(root: Path, controller: str) -> list[Path]:
             continue
         inner = Path(path.lstrip("/"))
         # Version 1 is mounted by the names of its controllers, in any order, with links by each of them. Inside a
-        # container the path may be the host's, of which only the root is to be seen.
+        # container the path may be the host's, where only the root is visible.
         for base in (mounted / controllers, mounted / controller) if controllers else (mounted,):
             directories += [base / part for part in (inner, *inner.parents)]
     return list(dict.fromkeys(directories))

@@ -11,7 +11,7 @@ class Torn(Protocol):
     """Whatever has books that must agree with each other."""
 
     torn: bool
-    """An exception left a change half done; nothing may be built upon these books until they are made anew."""
+    """An exception left a change half done; these books must be rebuilt before they are used."""
 
 
 P = ParamSpec("P")

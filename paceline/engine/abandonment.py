@@ -26,7 +26,7 @@ class Abandonment:
         """Steps."""
 
     def add(self, group_id: str) -> None:
-        """Nobody waits for a call. ``look`` comes once whoever runs steps is bound to end and ``forget`` it."""
+        """No caller waits for a call. ``look`` comes once whoever runs steps is bound to end and ``forget`` it."""
         self._abandoned.add(group_id)
 
     def forget(self, group_id: str) -> None:

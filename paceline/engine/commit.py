@@ -187,7 +187,7 @@ class StepCommit:
 
 
 def failure_of(error: Exception) -> str:
-    """What a caller may know of an exception: its kind. Its message may tell of others, and of this machine."""
+    """Gives callers the kind of an exception. Its message may tell of other requests, and of this machine."""
     return type(error).__name__
 
 

@@ -195,7 +195,7 @@ class StepComputation:
         )
 
     def probe(self, free_seat: int) -> None:
-        """Computes a row that is nobody's, in the padding page; raises what any request would meet."""
+        """Computes a row of no request, in the padding page; raises what any request would meet."""
         seats, zeros = np.array([free_seat], dtype=np.int32), np.zeros(1, dtype=np.int32)
         one: Int32 = zeros + np.int32(1)
         state = RowState(seats, one, zeros, zeros.astype(np.int64), np.ones(1, dtype=np.bool_), zeros)

@@ -65,7 +65,7 @@ class Engine:
         )
         self.abandonment = Abandonment()
         self.torn = False
-        """A change of the books was cut short, and nobody has made them whole yet."""
+        """A change of the books was cut short, and they are not rebuilt yet."""
         self._failure = ""
         """The kind of the exception that a step met last."""
 
@@ -114,7 +114,7 @@ class Engine:
         return self.scheduler.num_unfinished > 0
 
     def recover(self) -> None:
-        """Makes all books anew from the requests themselves; their texts go on as if nothing had happened."""
+        """Rebuilds all books from the requests themselves; their texts go on unchanged."""
         self.committing.restarting.clear()
         self.runner.executor.forget()
         self.computation.graphs.forget()
@@ -150,10 +150,10 @@ class Engine:
         return progress
 
     def _compute(self, plan: StepPlan, *, eagerly: bool = False) -> StepResult | None:
-        """None, and nothing has happened, if computing the step raised.
+        """None, with nothing changed, if computing the step raised.
 
         Raises:
-            StepInterruptedError: nobody waits for it any more; nothing has happened.
+            StepInterruptedError: no caller waits for it any more; nothing changed.
         """
         self.abandonment.begin(plan.requests)
         try:
@@ -186,7 +186,7 @@ class Engine:
         """Repeats a step that failed, without drafts, pass by pass and in parts; ends the requests that fail alone.
 
         Raises:
-            Exception: what a row that is nobody's meets as well: then no request is to blame.
+            Exception: the same failure on a padding row, so that no request is to blame.
         """
         healthy = False
 

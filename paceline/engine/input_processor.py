@@ -1,4 +1,4 @@
-"""Turns what a user asked for into a checked group of requests; nothing invalid gets past it."""
+"""Turns what a user asked for into a checked group of requests; rejects whatever is invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knows how a step that failed is repeated over parts of its requests, until it is known whose fault it is."""
+"""Repeats a failed step over parts of its requests, to find the requests that make it fail."""
 
 from __future__ import annotations
 

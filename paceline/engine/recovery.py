@@ -1,4 +1,4 @@
-"""Knows when an engine's books must be made anew: after an exception cut a change of them short, wherever it came."""
+"""Rebuilds an engine's books after an exception cut a change of them short, wherever it came."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _best_tokens(ranked: Tensor, count: int) -> Tensor:
 def _listed(
     tokens: list[int], top: list[int], own: np.ndarray, ranks: np.ndarray, best: tuple[np.ndarray, np.ndarray]
 ) -> list[TokenLogprobs]:
-    """``own`` [N], ``ranks`` [N]; the ``best`` tokens and their values [N, K], of which a row takes its first."""
+    """``own`` [N], ``ranks`` [N]; the ``best`` tokens and their values [N, K]; each row takes its first ones."""
     columns = zip(tokens, top, own.tolist(), ranks.tolist(), *(part.tolist() for part in best), strict=True)
     return [
         TokenLogprobs(token, value, rank, tuple(zip(ids[:count], values[:count], strict=True)))

@@ -52,7 +52,7 @@ class Pipeline:
         return self._sampler_of(logits.dtype).sample(logits, rows)
 
     def native(self, rows: SampleRows, *, at_once: bool = True) -> NativeSampling | None:
-        """What samples float32 logits of ``rows`` natively, beside other ops; None where these rows cannot be had so.
+        """The native call that samples float32 logits of ``rows`` beside other ops; None if it cannot take these rows.
 
         Histories are read now. Unless ``at_once`` the call must also do for rows behind these, whose histories nobody
         knows yet.
@@ -136,7 +136,7 @@ class Pipeline:
         return self._noise.uniform(self._noise.keys(rows, domain, places))
 
     def perturbed(self, logits: Tensor, rows: SampleRows, domain: Domain = Domain.TARGET) -> Tensor:
-        """f[R, V]: the scores plus the noise of ``domain``, of which ``sample`` is the argmax; greedy rows get none."""
+        """f[R, V]: the scores plus the noise of ``domain``; ``sample`` takes their argmax. Greedy rows get no noise."""
         scores = self.scores(logits, rows)
         noisy = np.flatnonzero(~self.state.greedy[rows.seats])
         if len(noisy):

@@ -38,7 +38,7 @@ class SamplingState(Controls):
             self.processors[index].commit(seat, tokens)
 
     def reset(self) -> None:
-        """Forgets everybody."""
+        """Forgets every seat."""
         for seat in range(len(self.active)):
             self.leave(seat)
 

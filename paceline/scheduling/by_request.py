@@ -29,7 +29,7 @@ class Orders(Protocol):
 
 
 class RequestPlanner:
-    """Gives out the rows of a step: to those that decode, then to running prompts, then to who comes in."""
+    """Gives out the rows of a step: first to decoding requests, then to running prompts, then to newcomers."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RequestPlanner:
         """[S] the number of the last share that this seat was given."""
 
     def count(self, plan: StepPlan) -> None:
-        """Takes note of who is served, whoever made the plan."""
+        """Records which requests a plan serves, whichever planner made it."""
         self._last_served[plan.seats] = np.arange(self._num_shares, self._num_shares + len(plan))
         self._num_shares += len(plan)
 
@@ -110,7 +110,7 @@ class RequestPlanner:
         return False
 
     def _admit(self, plan: PlanBuilder, orders: Orders) -> None:
-        """Seats those who wait, in order, until one does not fit: nobody overtakes it."""
+        """Seats waiting requests in order, until one does not fit: no later one overtakes it."""
         for request in self._waiting:
             if not plan.has_room:
                 return

@@ -1,4 +1,4 @@
-"""Knows how many seats each call has, and which of them it could do without; knows nothing of who wants them."""
+"""Counts the seats of each call, and tells which are spare. Does not decide who gets them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CallSeats:
 
     def __init__(self) -> None:
         self.changed: Callable[[Hashable], None] = _nothing
-        """Told of a call that now has a seat, or has none any more."""
+        """Called with a call that has just got its first seat, or lost its last."""
         self.clear()
 
     def clear(self) -> None:
-        """Nobody has a seat; nobody is told of it."""
+        """Empties all seats, without telling anybody."""
         self._seated: dict[Hashable, list[Request]] = {}
         self.num_spare = 0
 

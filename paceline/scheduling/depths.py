@@ -11,7 +11,7 @@ from paceline.speculation import draft_policies
 
 
 class DraftDepths:
-    """What the draft policy says, of those alone that are to be drafted for."""
+    """Asks the draft policy, only for requests that get drafts."""
 
     def __init__(self, seating: Seating, max_depth: int) -> None:
         self.policy = draft_policies["fixed"](max_depth)

@@ -33,7 +33,7 @@ class Entrance:
         return source is not None and self._seating.num_shared(source) > self._seating.num_cached(source)
 
     def victims(self, request: Request) -> list[Request] | None:
-        """Whose places a waiting request needs, often nobody's; None if there is no seat and memory for it anyway."""
+        """Requests that must give way for a waiting one, often none; None if it cannot enter even so."""
         displaceable = self.precedence.displaceable(request, self._seating.running)
         victims: list[Request] = []
         while not (self._seats.num_free + len(victims) and self._fits(request, victims)):

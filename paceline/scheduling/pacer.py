@@ -10,9 +10,9 @@ from statistics import median
 FIRST_ROWS = 64
 """Prompt rows of a step before anything was measured."""
 FEWEST_ROWS = 16
-"""So many cost hardly more than one where weights are what is read; without them a prompt would not end."""
+"""So many rows cost hardly more than one while reading weights dominates; with fewer a prompt would not end."""
 LONE_SECONDS = 1.0
-"""Most that a step of prompts takes while nobody decodes: only after it is seen who left, and who came."""
+"""Longest step of prompts while no request decodes: aborts and new requests wait for its end."""
 KEPT = 3
 """Steps remembered of each size; sizes double."""
 OUTDATED = 16

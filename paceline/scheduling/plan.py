@@ -41,7 +41,7 @@ class PlanBuilder:
         self.chunk -= share.num_known
 
     def give_way(self, request: Request) -> None:
-        """Takes back what a request got, if anything, and knows it as one that gave way."""
+        """Takes back a request's share, if it has one, and records that it gave way."""
         self.gave_way.add(request)
         share = self._shares.pop(request, None)
         if share is not None:

@@ -60,7 +60,7 @@ class WaitingQueue:
         self.update_head(request.group.call)
 
     def restart(self, requests: Iterable[Request]) -> None:
-        """From now on these wait."""
+        """Replaces the waiting requests by these."""
         self._lanes, self._calls, self._heads = {}, {}, {}
         for request in requests:
             self.add(request)

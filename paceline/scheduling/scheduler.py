@@ -48,9 +48,9 @@ class Scheduler:
         )
         self.target_groups = self.seating.target_groups
         self.unfinished: dict[Request, None] = {}
-        """Whoever was added and not yet taken out: what everything else is made anew from."""
+        """Every request that was added and not yet removed; all other books can be rebuilt from it."""
         self.refused: list[Request] = []
-        """Requests that failed while they were being seated; whoever tells of them empties the list."""
+        """Requests that failed while they were being seated; the reader of the list empties it."""
         self.num_preemptions = 0
         self.max_depth = config.speculative.num_speculative_tokens if config.speculative and proposer else 0
         self.depths = DraftDepths(self.seating, self.max_depth)
@@ -58,7 +58,7 @@ class Scheduler:
         self.max_tokens = config.max_num_batched_tokens if cache.kind.retains else 2**31 - 1
         self.pacer = ChunkPacer(config.prefill_chunk_seconds)
         self.can_repeat: Callable[[StepPlan], bool] = lambda _: False
-        """Whether the rounds of a plan can follow one another in one call; whoever computes steps says so."""
+        """Whether the rounds of a plan can run as one call; set by the computation of steps."""
         self._plain_rounds = self._draft_rounds = 1
         self.entrance = Entrance(self.seating, self.waiting, self.precedence)
         self._steady = SteadyPlanner(self.seating, self.depths)
@@ -148,7 +148,7 @@ class Scheduler:
         return plan
 
     def _plan_steady(self) -> StepPlan | None:
-        """The plan when everybody decodes, nobody may enter and no page is missing, without looking at requests."""
+        """Plans a step in which all requests decode, none may enter and no page is missing; looks at arrays alone."""
         if not self.running or self.entrance.somebody_may_enter():
             return None
         limits = RoundLimits(self._plain_rounds, self._draft_rounds, self.can_repeat)

@@ -1,4 +1,4 @@
-"""Who is seated, with all that a seat entails in the rooms below; knows nothing of who deserves it."""
+"""Starts and ends requests: seat, cached prefix, sampling state, pages. Does not decide which request runs."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Seating:
         self.draft_groups = self.all_groups[len(self.target_groups) :]
         self.running: list[Request] = []
         self.running_seats: Int32 = np.zeros(0, dtype=np.int32)
-        """[running] made anew when somebody joins or leaves; it cannot be written to, so steps may hold on to it."""
+        """[running] A new read-only array whenever a request joins or leaves, so that steps may keep the old one."""
         self._any_slides = False
         self.last_slot = np.zeros(seats.capacity, dtype=np.int32)
-        """[S] no token is known behind this slot, so a draft must not go further."""
+        """[S] The last slot that a token can have; a draft must not go further."""
         self._full = np.full(seats.capacity, NEVER, dtype=np.int32)
         """[S] known tokens at which the window slides."""
 

@@ -1,4 +1,4 @@
-"""The plan of a step in which everybody decodes, made of arrays rather than request by request."""
+"""Plans a step in which all requests decode, from arrays rather than request by request."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class RoundLimits:
 
 
 class SteadyPlanner:
-    """Plans steps that only go on: nobody comes, nobody gives way, and there are pages for all."""
+    """Plans steps in which no request enters or gives way, and pages are there for all."""
 
     def __init__(self, seating: Seating, depths: DraftDepths) -> None:
         self._seating, self._depths, self._cache = seating, depths, seating.cache
 
     def plan(self, budget: int, limits: RoundLimits) -> StepPlan | None:
-        """The plan of all that run, within ``budget`` rows; None if it is not that easy."""
+        """Plans all running requests within ``budget`` rows; None if the step needs the full planner."""
         seats = self._seating.running_seats
         known, start = self._seating.seats.num_tokens[seats], self._seating.cached(seats)
         num_known = known - start

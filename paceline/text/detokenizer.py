@@ -17,7 +17,7 @@ from paceline.text.tokenizer import Tokenizer
 
 @lru_cache(4)
 def _ends(end_token_ids: frozenset[int], stop_token_ids: tuple[int, ...]) -> frozenset[int]:
-    """Kept for the other answers of a call, of which there may be a thousand with thousands of stop tokens each."""
+    """Kept for the other answers of a call: there may be a thousand, with thousands of stop tokens each."""
     return end_token_ids | frozenset(stop_token_ids)
 
 

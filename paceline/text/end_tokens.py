@@ -25,5 +25,5 @@ def end_tokens(ids: Mapping[str, int], eos_token: str | None, template: str | No
     """
     ends = {name for name in TURN_ENDS if template is not None and name in template}
     if "<|return|>" in ends:
-        ends.discard("<|end|>")  # Of harmony's formats: there it ends a message, of which an answer may have several.
+        ends.discard("<|end|>")  # Of harmony's formats: there it ends a message, and an answer may have several.
     return frozenset(ids[name] for name in (*ends, eos_token) if name is not None and name in ids)

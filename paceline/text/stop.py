@@ -19,7 +19,7 @@ class StopMatch:
 def _borders(text: str) -> list[int]:
     """Entry i: length of the longest proper prefix of ``text[:i]`` that is also its suffix (Knuth-Morris-Pratt).
 
-    Kept for the other answers of a call, of which there may be a thousand; nobody changes it.
+    Kept for the other answers of a call, which may be a thousand; never changed.
     """
     borders = [-1, *([0] * len(text))]
     border = -1

@@ -9,7 +9,7 @@ from paceline.text.tokenizer import Tokenizer
 def differing_token(one: Tokenizer, other: Tokenizer) -> str | None:
     """A token that the larger vocabulary lacks or numbers otherwise, and the smaller one has; None if there is none.
 
-    Then both are the same tokens, of which one may have more.
+    Then both have the same tokens, and one may have more.
     """
     less, more = sorted((each.backend.get_vocab() for each in (one, other)), key=len)
     return next((token for token, token_id in less.items() if more.get(token) != token_id), None)

@@ -167,7 +167,7 @@ def decode_order(content: bytes) -> Order | Refused:
 
 @lru_cache(2)
 def _terms(params: bytes, options: bytes) -> tuple[SamplingParams, CallOptions]:
-    """Kept for the other prompts of a call, of which there may be hundreds: checking long lists takes milliseconds."""
+    """Kept for the other prompts of a call, which may be hundreds: checking long lists takes milliseconds."""
     return _params.decode(params), _options.decode(options)
 
 

@@ -1,4 +1,4 @@
-"""Knows which tokens alone each seat may choose."""
+"""Keeps the only tokens that each seat may choose."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class SchedulingPolicy:
         """A request that arrived is finished or aborted."""
 
     def restart(self, requests: Sequence[Request]) -> None:
-        """Of all that arrived these are left, whatever the calls above left half done."""
+        """Starts over with these requests, whatever an exception left half done."""
 
 
 policies: Registry[type[SchedulingPolicy]] = Registry("scheduling_policy")
