@@ -240,6 +240,40 @@ def test_a_pass_that_raises_leaves_no_page_behind(method: str, root: Path, monke
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_interrupt_within_the_books_leaves_them_whole(
+    method: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(root, method, "twin", block_size=4)
+    assert engine.proposer is not None
+    own = engine.proposer.tools.own
+    assert own is not None
+    (group,) = own.cache.groups
+    take, calls = group.pages.allocate, iter(range(10**6))
+
+    def take_some(count: int) -> list[int] | None:
+        taken = take(count)
+        if next(calls) in (3, 9):
+            raise KeyboardInterrupt
+        return taken
+
+    monkeypatch.setattr(group.pages, "allocate", take_some)
+    processor = InputProcessor(engine, None)
+    calls_made = [processor.group(list(job.prompt), job.params) for job in jobs_of(root)]
+    for call in calls_made:
+        engine.add(call)
+    interrupts = 0
+    while engine.has_work:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+        check_own_pages(engine)
+    assert interrupts == 2
+    assert [[member.output_token_ids for member in call.members] for call in calls_made] == plain(root)
+    none_left(engine)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_draft_with_a_window_gives_pages_back_as_it_moves_on(method: str, root: Path) -> None:
     engine = engine_of(root, method, "window", block_size=2)
     assert engine.proposer is not None
