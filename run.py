@@ -42,6 +42,7 @@ def commands(name: str, arguments: list[str]) -> list[list[str]]:
             [*python, "ruff", "check", *(arguments or ["."])],
             [*python, "ruff", "format", "--check", "."],
             [*python, "mypy"],
+            [*python, "mypy", "--config-file", "mypy-tests.ini"],
             [str(environment.BIN / "lint-imports")],
             [str(environment.PYTHON), "scripts/check_banned.py"],
             [str(environment.PYTHON), "scripts/check_structure.py"],

@@ -42,8 +42,8 @@ def batch_of(group: KVGroup, seats: Seats, random: np.random.Generator, shape: s
         seats.join(request)
         requests.append(request)
     own = np.array([request.seat for request in requests], dtype=np.int32)
-    known = {"decode": [1, 1, 1], "tree": [1, 1, 1], "chunks": [9, 5, 14], "mixed": [1, 12, 3]}[shape]
-    known = np.array(known, dtype=np.int32)
+    lengths = {"decode": [1, 1, 1], "tree": [1, 1, 1], "chunks": [9, 5, 14], "mixed": [1, 12, 3]}[shape]
+    known = np.array(lengths, dtype=np.int32)
     nodes = {"decode": 0, "tree": 70, "chunks": 0, "mixed": 5}[shape]
     counts = np.array([nodes, 0 if shape == "mixed" else nodes, max(0, nodes - 2)], dtype=np.int32)
     parents = np.array([[random.integers(-1, node) if node else -1 for node in range(nodes)] for _ in own])
@@ -66,14 +66,16 @@ def test_backend_equals_the_reference(backend: str, spec: LayerSpec, shape: str)
         torch.manual_seed(0)
         store = DenseStore([spec], num_pages=80, page_size=4, dtype=dtype, device="cpu")
         group = KVGroup("g", store, PageAllocator(79), num_seats=4, max_slots=128, window=spec.window)
-        store.write(0, *torch.randn(2, 79 * 4, spec.num_kv_heads, 8).to(dtype), *_all_cells(79, 4))
+        k, v = torch.randn(2, 79 * 4, spec.num_kv_heads, 8).to(dtype)
+        store.write(0, k, v, *_all_cells(79, 4))
         batch = batch_of(group, Seats(4, 128), random, shape)
         attention = attention_backends[name](layers_of(spec, store), torch.device("cpu"))
         attention.plan(batch)
         rows = len(batch.token_ids)
         q, k, v = (torch.randn(rows, heads, 8).to(dtype) for heads in (spec.num_heads, *[spec.num_kv_heads] * 2))
         outputs.append(attention.attend(0, q, k, v))
-    assert torch.allclose(*outputs, atol=1e-12 if dtype is torch.float64 else 2e-6)
+    expected, found = outputs
+    assert torch.allclose(expected, found, atol=1e-12 if dtype is torch.float64 else 2e-6)
 
 
 def layers_of(spec: LayerSpec, store: DenseStore) -> LayerMap:

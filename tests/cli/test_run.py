@@ -209,8 +209,8 @@ def test_lint_reports_every_tool_that_failed(runner, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.chdir(root())
     assert runner.run("lint", []) == 1
-    assert len(tried) == 6
-    assert capsys.readouterr().err.count("failed:") == 6
+    assert len(tried) == 7
+    assert capsys.readouterr().err.count("failed:") == 7
 
 
 @pytest.mark.parametrize(

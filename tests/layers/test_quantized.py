@@ -18,6 +18,7 @@ def test_a_linear_is_packed_in_its_own_dtype(dtype, kind):
     packed = pack_linear(Linear.from_parts([weight], [bias]))
     assert packed.kind == kind
     assert torch.equal(unpack(packed), weight.float())
+    assert packed.bias is not None
     assert torch.equal(packed.bias[:33], bias.float())
 
 

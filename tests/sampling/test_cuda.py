@@ -15,7 +15,8 @@ def test_noise_on_the_gpu():
     dense = gumbel_rows(row, row, row, Domain.TARGET, 1003)
     columns = (row[:, None],) * 3
     assert torch.equal(gumbel(*columns, Domain.TARGET, token), dense)
-    host = uniform(*(column.cpu() for column in columns), Domain.TARGET, token.cpu())
+    on_host = row[:, None].cpu()
+    host = uniform(on_host, on_host, on_host, Domain.TARGET, token.cpu())
     assert torch.equal(uniform(*columns, Domain.TARGET, token).cpu(), host)
 
 

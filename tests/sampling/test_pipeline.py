@@ -1,5 +1,7 @@
 """The pipeline's shortcuts are invisible, broken rows are flagged, and verification replays vLLM's published cases."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,9 +59,19 @@ def test_greedy_rows_draw_no_noise_and_copy_nothing(monkeypatch):
 def test_plain_rows_do_not_pay_for_their_neighbours(monkeypatch):
     room = Room()
     plain, busy = room.join(temperature=0.0), room.join(temperature=0.0, frequency_penalty=1.0)
-    processed, apply, edit = [], Penalties.apply, Penalties.edit
-    monkeypatch.setattr(Penalties, "apply", lambda self, *given: processed.append(len(given[0])) or apply(self, *given))
-    monkeypatch.setattr(Penalties, "edit", lambda self, *given: processed.append(len(given[1])) or edit(self, *given))
+    processed: list[int] = []
+
+    def counted(name: str, rows: int) -> None:
+        true = getattr(Penalties, name)
+
+        def counting(self, *given):
+            processed.append(len(given[rows]))
+            true(self, *given)
+
+        monkeypatch.setattr(Penalties, name, counting)
+
+    counted("apply", 0)
+    counted("edit", 1)
     room.pipeline.sample(random_logits(5), rows_of((plain, []), (busy, []), (plain, []), (busy, [1]), (plain, [])))
     assert processed == [2]
 
@@ -226,8 +238,8 @@ def test_a_draft_changes_no_token(seed):
     """Decoding token by token and verifying chains that are partly wrong give the same text."""
     generator = np.random.default_rng(seed)
     table = torch.from_numpy(generator.normal(size=(VOCAB, VOCAB)) * 2).float()
-    controls = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "top_p": 0.9, "min_tokens": 6, "max_tokens": None}
-    controls |= {"words": ((3, 4), (5, 6, 7), (8,))}
+    controls: dict[str, Any] = {"frequency_penalty": 0.7, "repetition_penalty": 1.2, "top_p": 0.9, "min_tokens": 6}
+    controls |= {"max_tokens": None, "words": ((3, 4), (5, 6, 7), (8,))}
     texts = []
     for depth in (0, 1, 3):
         room = Room()

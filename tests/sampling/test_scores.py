@@ -1,5 +1,7 @@
 """Scores are what each control's definition says, for known tokens and draft path alike, alone or in a batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -96,7 +98,7 @@ def test_draft_path_is_exact_in_every_dtype(dtype):
     check_path_is_exact(params, [1, 2, 3], [4, 5, 5], [5, 6, 6, 2], dtype=dtype)
 
 
-BATCH = [
+BATCH: list[dict[str, Any]] = [
     {"temperature": 0.0},
     {},
     {"temperature": 0.7, "top_k": 5},

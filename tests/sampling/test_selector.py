@@ -1,8 +1,11 @@
 """The sample selector keeps verdicts and hands back the likeliest members."""
 
+import numpy as np
+
 from paceline.core.batch import Verdict
 from paceline.core.params import SamplingParams
 from paceline.core.request import FinishReason, Group, Request
+from paceline.core.step import StepPlan
 from paceline.sampling import selectors
 
 
@@ -34,5 +37,6 @@ def test_a_failed_member_is_the_last_choice():
 
 
 def test_verdicts_pass_through():
-    verdict = Verdict(tokens=[[1]], path=[[]], rows=[[0]])
-    assert selectors["sample"].select(None, verdict) is verdict
+    verdict, nobody = Verdict(tokens=[[1]], path=[[]], rows=[[0]]), np.zeros(0, dtype=np.int32)
+    plan = StepPlan([], nobody, nobody, nobody, nobody)
+    assert selectors["sample"].select(plan, verdict) is verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,12 +94,16 @@ def with_costs(engine: Engine, cost: Cost) -> list[int]:
     pacer, rows = engine.scheduler.pacer, []
     honest = pacer.record
 
-    def record(num_rows: int, _seconds: float) -> None:
+    def record(num_rows: int, seconds: float) -> None:
         rows.append(num_rows)
         honest(num_rows, cost(num_rows))
 
     pacer.record = record  # type: ignore[method-assign]
     return rows
+
+
+def proportional(per_row: float, num_rows: int) -> float:
+    return 0.01 + per_row * num_rows
 
 
 SPECULATION: dict[str, Any] = {
@@ -184,7 +189,7 @@ def test_alone_a_prompt_takes_a_second_a_step(kind: str, llama: Models) -> None:
     found = []
     for per_row in (0.0, 0.03):
         engine = llama.engine()
-        rows = with_costs(engine, lambda rows, per_row=per_row: 0.01 + per_row * rows)
+        rows = with_costs(engine, partial(proportional, per_row))
         groups = [begin(engine, one, seeded(5, max_tokens=4, **params), options=options) for one in prompts]
         found.append(finish(engine, groups))
         assert (max(rows[1:]) <= 32) == (per_row > 0)

@@ -45,6 +45,9 @@ class Models:
     def __call__(self, name: str) -> CausalLM:
         return self.drafts[name]
 
+    def tokenizer(self, name: str | None) -> None:
+        """Bare models have none: a draft's tokens are the target's."""
+
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         return self._once(name, target, load_draft_module)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -38,7 +39,7 @@ class Reply:
 class Live:
     engine: object
     port: int
-    server: object
+    server: Any
     keys: tuple[str, ...] = ()
     sockets: list[socket.socket] = field(default_factory=list)
 

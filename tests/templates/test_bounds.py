@@ -149,7 +149,7 @@ def contexts(count):
 def test_threads_share_one_process_and_get_their_own_texts():
     template = ChatTemplate(OUTSIDE, seconds=30)
     many = contexts(24)
-    found = [None] * len(many)
+    found = [""] * len(many)
 
     def work(first):
         for index in range(first, len(many), 4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, normalizers
@@ -107,7 +108,8 @@ def test_text_that_is_not_unicode(text):
 
 def test_ids_that_are_not_tokens():
     assert byte_level().decode([40, 100_000, 41]) == byte_level().decode([40, 41])
-    for ids in ([-1], [2**70], ["a"]):
+    wrong: list[Any] = [[-1], [2**70], ["a"]]
+    for ids in wrong:
         with pytest.raises(InvalidRequestError):
             byte_level().decode(ids)
 
