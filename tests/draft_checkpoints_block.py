@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ def random_layers(sizes: dict[str, Any], count: int, random: Random, *, head_nor
 
 
 DFLASH_MASK = 60
+"""The last token of a tiny target."""
 BLOCK_SIZE = 5
 
 
 def dflash(directory: Path, target: Path, *, seed: int = 0, layers: int = 2, **options: Any) -> None:
-    """Saves a DFlash as its authors do; ``options`` change its config.json."""
+    """Saves a DFlash as its authors do, whose mask is the last token; ``options`` change its config.json."""
     sizes, random = read_sizes(target) | {"head_dim": 16}, Random(seed + 1)
     hidden, taps = sizes["hidden_size"], [0, 1, 3][:layers]
     tensors = random_layers(sizes, layers, random, head_norm=True)
@@ -39,7 +41,7 @@ def dflash(directory: Path, target: Path, *, seed: int = 0, layers: int = 2, **o
         "model_type": "qwen3",
         "attention_bias": False,
         "block_size": BLOCK_SIZE,
-        "dflash_config": {"mask_token_id": DFLASH_MASK, "target_layer_ids": taps},
+        "dflash_config": {"mask_token_id": sizes["vocab_size"] - 1, "target_layer_ids": taps},
         "head_dim": 16,
         "hidden_size": hidden,
         "layer_types": ["full_attention"] * layers,
@@ -85,8 +87,16 @@ def speculators_dflash(directory: Path, target: Path, *, draft_vocab: int = 40, 
     save_module(directory, load_file(directory / "model.safetensors") | tensors, outer | options)
 
 
-def peagle(directory: Path, target: Path, *, seed: int = 0, layers: int = 2, draft_vocab: int = 40) -> None:
-    """Saves a P-EAGLE as vLLM's speculators project does."""
+def peagle(
+    directory: Path,
+    target: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    draft_vocab: int = 40,
+    taps: Sequence[int] = (1, 2, 4),
+) -> None:
+    """Saves a P-EAGLE as vLLM's speculators project does, whose mask is the last token."""
     sizes, random = read_sizes(target), Random(seed + 1)
     hidden, vocab = sizes["hidden_size"], sizes["vocab_size"]
     tensors = random_layers(sizes, layers, random, head_norm=False)
@@ -110,10 +120,10 @@ def peagle(directory: Path, target: Path, *, seed: int = 0, layers: int = 2, dra
     config = {
         "architectures": ["PEagleSpeculator"],
         "draft_vocab_size": draft_vocab,
-        "eagle_aux_hidden_state_layer_ids": [1, 2, 4],
+        "eagle_aux_hidden_state_layer_ids": list(taps),
         "embed_requires_grad": True,
         "fc_norm": True,
-        "mask_token_id": DFLASH_MASK,
+        "mask_token_id": vocab - 1,
         "norm_before_fc": False,
         "norm_before_residual": True,
         "norm_output": False,

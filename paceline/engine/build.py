@@ -100,9 +100,9 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
     pipeline = Pipeline(state)
     choice = impl_choice(config)
     runners = [ModelRunner(m, part, choice=choice, device=device) for (_, m), part in zip(models, groups, strict=True)]
-    target_groups = list(range(len(groups[0])))
     if proposer is not None:
         runners[0].kept = proposer.inner.needs.features
+        further = proposer.inner.needs.writer
         tools = ProposerTools(
             seats,
             cache,
@@ -111,13 +111,13 @@ def join_parts(target: CausalLM, config: EngineConfig, device: torch.device, loa
             range(len(groups[0]), len(cache.groups)),
             max_rows=config.max_num_batched_tokens,
             target=runners[0],
+            writer=None if further is None else ModelRunner(further, groups[1], choice=choice, device=device),
             needs_probs=verifier.needs_probs,
             own=None if own_cache is None else _own_memory(config, models[1][1], max_slots, own_cache),
         )
         proposer.bind(tools)
-    scheduler = Scheduler(
-        config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=target_groups
-    )
+    own = list(range(len(groups[0])))
+    scheduler = Scheduler(config, seats=seats, cache=cache, sampling=state, proposer=proposer, target_groups=own)
     return Engine(
         config,
         seats=seats,

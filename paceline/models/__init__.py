@@ -4,6 +4,7 @@ from paceline.models import gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral
 from paceline.models.base import CausalLM, head_rows
 from paceline.models.config import ModelConfig
 from paceline.models.drafters import (
+    BlockDraftModule,
     DraftModule,
     HeadLogits,
     MedusaHeads,
@@ -22,6 +23,7 @@ FAMILY_MODULES = (gemma2, gemma3, gpt2, gpt_neox, llama, mimo, mistral, opt, phi
 
 __all__ = [
     "FAMILY_MODULES",
+    "BlockDraftModule",
     "CausalLM",
     "DraftModule",
     "HeadLogits",

@@ -53,12 +53,13 @@ def read_checkpoint(directory: Path) -> tuple[ModelConfig, Family, list[TensorEn
 
 
 def is_quantised(path: str | Path) -> bool:
-    """Whether a model directory's weights are stored quantised.
+    """Whether a model directory's weights are stored quantised; code that its config.json names is not asked about.
 
     Raises:
-        CheckpointError: as ``load_config``, or quantised in a way that is not supported.
+        CheckpointError: a config.json that is missing or broken, or quantised in a way that is not supported.
     """
-    return read_quantization(_read_fields(configs_of(path) / "config.json")) is not None
+    config = configs_of(path) / "config.json"
+    return read_quantization(Fields(config, read_json(config))) is not None
 
 
 def load_model(

@@ -9,7 +9,7 @@ from paceline.runner.features import KeptFeatures
 from paceline.runner.impl import Choice, model_impls, resolve_impl
 from paceline.runner.model_runner import ModelRunner
 from paceline.runner.numerics import numerics
-from paceline.runner.rows import Rows, RowSpec, RowState, place
+from paceline.runner.rows import MaskNodes, Rows, RowSpec, RowState, place
 from paceline.runner.stages import DraftStart
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "GraphDraft",
     "GraphResult",
     "KeptFeatures",
+    "MaskNodes",
     "ModelRunner",
     "RowSpec",
     "RowState",

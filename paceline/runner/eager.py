@@ -5,8 +5,6 @@ B requests, K levels of the deepest draft, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +16,7 @@ from paceline.core.step import DraftTrees
 from paceline.runner.drawn import DrawnTrees
 from paceline.runner.executor import Pass
 from paceline.runner.model_runner import ModelRunner
+from paceline.runner.pieces import PassOptions, forward_in_pieces
 from paceline.runner.rows import RowSpec, RowState, place
 from paceline.runner.stages import (
     DraftStart,
@@ -25,6 +24,7 @@ from paceline.runner.stages import (
     features_before,
     parent_rows,
     pass_of,
+    places_of,
     sampled_rows,
     select_drafts,
     select_state,
@@ -64,10 +64,9 @@ class EagerBuilder:
         """[B] slots that hold K/V of known or drafted tokens, of the drafter."""
 
     def place(self, runner: ModelRunner | None, spec: RowSpec) -> StageRows:
-        state, drafts = self._state(), self._drafts()
-        nodes = np.minimum(state.limit, spec.first_node + spec.num_nodes) - spec.first_node
+        state, drafts = self._state(spec), self._drafts()
         known = np.minimum(state.context - state.start, 1 if spec.last else state.context)
-        counts = np.clip(nodes, 0, None) + (known if spec.known else 0)
+        counts = spec.num_fed(state.limit) + (known if spec.known else 0)
         numbers = np.flatnonzero(counts)
         if not len(numbers):
             self._stage = stage = StageRows(runner, spec, numbers, None, numbers)
@@ -89,42 +88,25 @@ class EagerBuilder:
         if rows.rows is None:
             nothing = torch.zeros(0, 0)
             return Pass(nothing, nothing, nothing)
-        found = self._in_pieces(rows, taps, inputs, layers)
+        found = self._passes(rows, taps, inputs, layers)
         ends = rows.rows.batch.num_slots
         self.fed_end[rows.numbers] = np.maximum(self.fed_end[rows.numbers], ends)
         return found
 
-    def _in_pieces(
-        self, rows: StageRows, taps: tuple[int, ...], inputs: torch.Tensor | None, layers: int | None
-    ) -> Pass:
+    def _passes(self, rows: StageRows, taps: tuple[int, ...], inputs: torch.Tensor | None, layers: int | None) -> Pass:
         """A pass, or several where there are too many rows for one."""
         assert rows.rows is not None
         assert rows.runner is not None
         batch = rows.rows.batch
         if len(batch.token_ids) <= self._max_rows:
             return pass_of(rows.runner.forward(batch, taps, inputs, layers))
-        state = select_state(self._state(), rows.numbers)
-        found = []
-        for number in range(len(rows.numbers)):
-            one = select_state(state, np.array([number]))
-            first, end, row = int(one.start[0]), int(one.context[0]), int(batch.row_start[number])
-            for piece in range(first, end, self._max_rows):
-                until = min(piece + self._max_rows, end)
-                part = replace(
-                    one,
-                    start=np.array([piece], dtype=np.int32),
-                    context=np.array([until], dtype=np.int32),
-                    sampled=one.sampled & (until == end),
-                )
-                placed = place(rows.spec, part, DraftTrees.empty(1), self._seats, rows.runner.groups)
-                beside = None if inputs is None else inputs[row + piece - first : row + until - first]
-                # The next pass takes the memory of this one.
-                found.append(pass_of(rows.runner.forward(placed.batch, taps, beside, layers), torch.clone))
-        parts = zip(*((part.logits, part.hidden, part.features) for part in found), strict=True)
-        return Pass(*(torch.cat(some) for some in parts))
+        state = select_state(self._state(rows.spec), rows.numbers)
+        drafts = select_drafts(self._drafts(), rows.numbers)
+        asked = PassOptions(taps, inputs, layers)
+        return forward_in_pieces(rows, state, drafts, asked, seats=self._seats, max_rows=self._max_rows)
 
-    def features(self, rows: StageRows) -> torch.Tensor:
-        return features_before(self._target, rows, self._start.seats)
+    def features(self, rows: StageRows, masks: torch.Tensor | None = None) -> torch.Tensor:
+        return features_before(self._target, rows, self._start.seats, masks)
 
     @staticmethod
     def inherit(x: torch.Tensor, before: StageRows, rows: StageRows) -> torch.Tensor:
@@ -145,12 +127,16 @@ class EagerBuilder:
         tokens, drawn = self._pipeline.draft(logits, rows.rows.samples)
         if self._probs is None:
             self._probs = drawn.new_zeros((*self._tokens.shape, drawn.shape[-1]))
-        self._probs[torch.from_numpy(rows.sampled).to(drawn.device), self._level] = drawn
+        nodes = self._level + (0 if rows.spec.masks is None else places_of(rows))
+        self._probs[torch.from_numpy(rows.sampled).to(drawn.device), nodes] = drawn
         return tokens
 
     def extend(self, tokens: Int64) -> None:
         assert self._stage is not None
         node, numbers = self._level, self._stage.sampled
+        if self._stage.spec.masks is not None:
+            chosen = (places_of(self._stage) == node) & self._growing[numbers]
+            numbers, tokens = numbers[chosen], tokens[chosen]
         self._level += 1
         self._limit[:] = 0
         good = tokens >= 0
@@ -220,10 +206,17 @@ class EagerBuilder:
 
     def _break(self, numbers: Int64, node: int) -> None:
         """Ends drafts whose last rows fed gave NaN."""
+        assert self._stage is not None
         if node == 0:
             self._counts[numbers] = -1
             return
-        self._take_back(numbers, self._start.context[numbers] + np.int32(node - 1))
+        first, last = self._start.context[numbers], np.int32(node - 1)
+        if self._stage.spec.masks is None:
+            self._take_back(numbers, first + last)
+            return
+        fed = self._stage.spec.num_fed(self._start.depth[numbers])
+        for slot in range(int(fed.max(initial=0))):  # any of a block may be NaN, for all that is known
+            self._take_back(numbers, first + np.minimum(fed - np.int32(1), np.int32(slot)))
 
     def _fall_back(self, numbers: Int64, node: int) -> None:
         """The last row fed of a chain that ends too early is fed again, as after any other draft."""
@@ -238,9 +231,10 @@ class EagerBuilder:
         for group in self._stage.runner.groups if self._stage.runner else ():
             group.move(seats, slots - 1, slots)  # anything finite does
 
-    def _state(self) -> RowState:
+    def _state(self, spec: RowSpec) -> RowState:
         start = self._start
-        return RowState(start.seats, start.context, start.start, start.output_index, self._growing, self._limit)
+        limit = self._limit if spec.masks is None else start.depth
+        return RowState(start.seats, start.context, start.start, start.output_index, self._growing, limit)
 
     def _drafts(self) -> DraftTrees:
         if self._trees is not None:

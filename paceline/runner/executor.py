@@ -73,10 +73,10 @@ class GraphBuilder(Protocol):
         tokens, ``layers`` how many of the first layers are computed before the final norm."""
         ...
 
-    def features(self, rows: Any) -> Any:
+    def features(self, rows: Any, masks: torch.Tensor | None = None) -> Any:
         """f[T, F] what ``RoundBuilder.keep`` kept at the slot before each row, which is of a known token.
 
-        A row at slot 0 gets anything finite.
+        A row at slot 0 gets anything finite; a mask node gets ``masks`` f[1, F].
         """
         ...
 
@@ -95,7 +95,10 @@ class GraphBuilder(Protocol):
         ...
 
     def extend(self, tokens: Any) -> None:
-        """Takes tokens sampled from a drafter as the next node of each chain. A chain that has ended stays as it is."""
+        """Takes tokens sampled from a drafter as the next node of each chain. A chain that has ended stays as it is.
+
+        Of a stage of mask nodes each call takes one more of the tokens that were sampled.
+        """
         ...
 
     def extend_tree(self, logits: Any, rows: Any, width: int, *, shared: bool = False) -> None:

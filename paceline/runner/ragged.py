@@ -62,22 +62,25 @@ def _segments(key: bytes) -> Segments:
     return Segments(_fixed(start), _fixed(owner), _fixed(place), bool((counts == 1).all()))
 
 
-def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_]) -> Layout:
+def layout(num_known: Int32, num_nodes: Int32, sampled: npt.NDArray[np.bool_], unsampled: int = 0) -> Layout:
     """Of requests that feed ``num_known`` int32[B] tokens and ``num_nodes`` int32[B] draft nodes.
 
     Of those in ``sampled`` [B] the last known token, if one is fed, and every node are sampled, of the others nothing.
+    ``unsampled``: how many of the first nodes are not sampled; then no known tokens are fed.
     """
-    return _layout(num_known.tobytes(), num_nodes.tobytes(), sampled.tobytes())
+    return _layout(num_known.tobytes(), num_nodes.tobytes(), sampled.tobytes(), unsampled)
 
 
 @lru_cache(MOST_KEPT)
-def _layout(num_known: bytes, num_nodes: bytes, sampled: bytes) -> Layout:
+def _layout(num_known: bytes, num_nodes: bytes, sampled: bytes, unsampled: int) -> Layout:
     known, nodes = np.frombuffer(num_known, dtype=np.int32), np.frombuffer(num_nodes, dtype=np.int32)
     rows = segments(known + nodes)
     node = rows.place - known[rows.owner]
     node_rows = np.flatnonzero(node >= 0)
-    spans = segments(np.where(np.frombuffer(sampled, dtype=bool), nodes + (known > 0), 0).astype(np.int32))
-    logit_rows = (rows.start[:-1] + np.maximum(known - 1, 0))[spans.owner].astype(np.int64) + spans.place
+    decides = np.maximum(nodes - unsampled, 0) + (known > 0)
+    spans = segments(np.where(np.frombuffer(sampled, dtype=bool), decides, 0).astype(np.int32))
+    first = rows.start[:-1] + np.maximum(known - 1, 0) + unsampled
+    logit_rows = first[spans.owner].astype(np.int64) + spans.place
     return Layout(
         rows, _fixed(node_rows), _fixed(rows.owner[node_rows]), _fixed(node[node_rows]), _fixed(logit_rows), spans.start
     )

@@ -46,8 +46,13 @@ class StageRows:
     """[R] the request of each sampled row."""
 
 
-def features_before(target: ModelRunner, rows: StageRows, seats: Int32) -> torch.Tensor:
-    """f[T, F] what the target left at the slot before each row of the requests at ``seats`` [B]."""
+def features_before(
+    target: ModelRunner, rows: StageRows, seats: Int32, masks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """f[T, F] what the target left at the slot before each row of the requests at ``seats`` [B].
+
+    ``masks``: f[1, F] what is there instead for mask nodes.
+    """
     home = feature_group(target.groups)
     assert home is not None
     group, features = home
@@ -55,7 +60,18 @@ def features_before(target: ModelRunner, rows: StageRows, seats: Int32) -> torch
         return features[:0]
     owners = seats[rows.numbers][rows.rows.batch.row_request]
     cells = target.groups[group].cells(owners, np.maximum(rows.rows.slots - 1, 0).astype(np.int32))
-    return features[torch.from_numpy(cells).to(features.device)]
+    found = features[torch.from_numpy(cells).to(features.device)]
+    if masks is not None:
+        batch = rows.rows.batch
+        nodes = np.flatnonzero(rows.rows.slots >= batch.context[batch.row_request])
+        found[torch.from_numpy(nodes).to(found.device)] = masks.to(found.dtype)
+    return found
+
+
+def places_of(rows: StageRows) -> Int64:
+    """[R] the place of each sampled row among those of its request."""
+    found: Int64 = np.arange(len(rows.sampled)) - np.searchsorted(rows.sampled, rows.sampled)
+    return found
 
 
 def parent_rows(before: StageRows, rows: StageRows) -> Int64:

@@ -1,6 +1,7 @@
 """How drafts are proposed and verified; one file per method and per verifier."""
 
 from paceline.speculation.base import DraftLoader, OwnMemory, Proposer, ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.block import BlockProposer
 from paceline.speculation.composite import CompositeProposer
 from paceline.speculation.draft_model import DraftModelProposer
 from paceline.speculation.early_exit import EarlyExitProposer
@@ -17,6 +18,7 @@ from paceline.speculation.token_recycling import TokenRecyclingProposer
 from paceline.speculation.verify import Verifier, verifiers
 
 __all__ = [
+    "BlockProposer",
     "CompositeProposer",
     "DraftLoader",
     "DraftModelProposer",

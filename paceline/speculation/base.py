@@ -33,6 +33,8 @@ class ProposerNeeds:
     features: KeptFeatures | None = None
     """What its stages read of the target, at the slot before each row's. Accepted nodes are then fed again, as known
     tokens, since only now the target's features are there; so are a prompt's tokens once the target has computed it."""
+    writer: CausalLM | None = None
+    """A further model of the very layers of ``model``, which runs over the same K/V: it has no memory of its own."""
     modules: nn.Module | None = None
     """Heads that read features, and have no layers of their own."""
     shares_target_cache: bool = False
@@ -71,6 +73,8 @@ class ProposerTools:
     max_rows: int
     """Most rows a single forward pass may take."""
     target: ModelRunner
+    writer: ModelRunner | None = None
+    """Runs ``ProposerNeeds.writer``."""
     needs_probs: bool = False
     """The verifier's: drafts are drawn with noise of their own, and carry what they were drawn from."""
     own: OwnMemory | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
-from paceline.models import CausalLM, DraftModule
+from paceline.models import BlockDraftModule, CausalLM, DraftModule
 from paceline.runner import GraphBuilder, KeptFeatures, RowSpec
 from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers
 from paceline.speculation.levels import DraftShape, LevelProposer
@@ -20,6 +20,16 @@ class FeatureModelProposer(LevelProposer):
     """
 
     def __init__(self, module: DraftModule, shape: DraftShape) -> None:
+        """
+        Raises:
+            ConfigError: a module that drafts all its tokens in one pass.
+        """
+        if isinstance(module, BlockDraftModule):
+            name = "p_eagle" if module.context is None else "dflash"
+            raise ConfigError(
+                f"the draft module drafts all its tokens in one pass, as {name} has it\n"
+                f'Set speculative_config["method"] to {name}.'
+            )
         self.module, self.shape = module, shape
         kept = KeptFeatures(module.feature_size, module.taps, module.fuse)
         self.needs = ProposerNeeds(module, makes_trees=shape.makes_trees, features=kept)

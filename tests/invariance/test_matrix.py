@@ -14,7 +14,7 @@ from tests.support.cases import FACTORS, SAMPLING, Case, covering_array, full_pr
 from tests.support.engines import Job, Models, Tokens, cache_content, preempt_every, prompts, run
 
 HOST = ("suffix", "token_recycling", "lookahead")
-MODULES = ("eagle", "eagle3", "mtp", "medusa")
+MODULES = ("eagle", "eagle3", "mtp", "medusa", "p_eagle", "dflash")
 OTHER_STAGES = ("draft_model tree", "early_exit", "early_exit tree", "composite")
 PROMPT = prompts(1, VOCAB_SIZE, [23])[0]
 

@@ -15,7 +15,7 @@ from paceline.kernels.native.step_structures import PrepareRows
 from paceline.kernels.native.structures import GatherArgs
 from paceline.runner.native.graph_builder import NativeBuilder
 from paceline.runner.native.prepared_rows import PreparedRows
-from paceline.runner.rows import Rows, RowSpec, RowState, place
+from paceline.runner.rows import MaskNodes, Rows, RowSpec, RowState, place
 from tests.runner.steps import (
     MAX_LEN,
     MOST_NODES,
@@ -30,6 +30,7 @@ from tests.runner.steps import (
 
 Plant = Callable[[PrepareRows, PreparedRows], None]
 Describe = Callable[[NativeBuilder, PreparedRows], None]
+MASK = 7777
 SHIFT = 1000
 """Of the numbers that rows of angles have, less than positions."""
 
@@ -51,6 +52,13 @@ class One:
         """How many known tokens a stage feeds."""
         return (min(self.missing, 1) if spec.last else self.missing) if spec.known else 0
 
+    def nodes_of(self, spec: RowSpec, limit: int) -> list[int]:
+        """The nodes that a stage feeds."""
+        nodes = range(spec.first_node, spec.first_node + spec.num_nodes)
+        if spec.masks is not None:
+            return [node for node in nodes if limit > 0 and node + spec.masks.first_output < limit]
+        return [node for node in nodes if node < limit]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -65,6 +73,11 @@ class Scene:
     """The graph takes trees."""
     verifies: bool
     seed: int
+
+
+def masks(*, known: bool) -> st.SearchStrategy[MaskNodes]:
+    first = st.just(1) if known else st.integers(-1, 2)
+    return st.builds(MaskNodes, st.just(MASK), first, repeats_last=st.booleans(), sees_all=st.booleans())
 
 
 @st.composite
@@ -89,6 +102,7 @@ def scenes(draw: Any) -> Scene:
         draw(st.sampled_from([0, 0, 1, -1, 7])),
         last=known and draw(st.sampled_from([False, False, True])),
         first_slot=draw(st.sampled_from([0, 0, 1, 3])),
+        masks=draw(st.none() | masks(known=known)) if not first else None,
     )
     return Scene(
         requests=draw(st.lists(ones(), min_size=1, max_size=8)),
@@ -100,7 +114,8 @@ def scenes(draw: Any) -> Scene:
         spare=draw(st.sampled_from([0, 0, MOST_NODES - width])),
         chain=chain,
         trees=not chain or draw(st.booleans()),
-        verifies=draw(st.booleans()) and spec.known and not spec.last,  # stages that draft may be the target's too
+        # Stages that draft may be the target's too.
+        verifies=draw(st.booleans()) and spec.known and not spec.last and spec.masks is None,
         seed=draw(st.integers(0, 99)),
     )
 
@@ -143,6 +158,7 @@ class World:
         starts = [one.context - one.missing for one in ones]
         rows = builder.place(self.part, scene.spec)
         rows.cells_before(builder.side(self.other).pages, 0)
+        rows.mask_rows()
         if describe is not None:
             describe(builder, rows)
         others = [one.context for one in ones]
@@ -153,7 +169,8 @@ class World:
             first_index=[one.index for one in ones],
             target_start=starts if scene.verifies else others,
             draft_start=others if scene.verifies else starts,
-            limit=self.limits,
+            limit=self.limits if scene.spec.masks is None else [0] * len(ones),
+            depth=self.limits if scene.spec.masks is not None else [0] * len(ones),
             sampled=[one.sampled or not scene.verifies for one in ones],
             drafts=[one.sampled or scene.verifies for one in ones],
             ended=[one.ended for one in ones],

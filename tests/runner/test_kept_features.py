@@ -57,6 +57,24 @@ def test_a_drafter_reads_what_lies_before_its_rows(scene: Scene) -> None:
 @needs_library
 @settings(max_examples=60, deadline=None)
 @given(scenes())
+def test_mask_nodes_read_what_stands_for_features(scene: Scene) -> None:
+    world, found, stands = World(scene), [], torch.arange(20.0)[None]
+
+    def describe(builder: NativeBuilder, rows: PreparedRows) -> None:
+        builder.target = world.other
+        found.append(builder.features(rows, stands))
+
+    world.native(describe=describe)
+    count, cells = slots_before(world)
+    expected, rows = features(world.other)[torch.from_numpy(cells)], world.placed()
+    if scene.spec.masks is not None:
+        expected[torch.from_numpy(rows.slots >= rows.batch.context[rows.batch.row_request])] = stands
+    assert torch.equal(found[0][:count], expected)
+
+
+@needs_library
+@settings(max_examples=60, deadline=None)
+@given(scenes())
 def test_rows_are_kept_where_they_lie_and_nothing_else_is_touched(scene: Scene) -> None:
     """A request that has ended has no rows."""
     world, written = World(scene), []

@@ -13,8 +13,8 @@ from paceline.core.batch import Batch
 from paceline.core.step import DraftTrees
 from paceline.kernels.native.step_structures import PrepareRows
 from paceline.runner.native.prepared_rows import PreparedRows
-from paceline.runner.rows import RowSpec
-from tests.runner.row_scenes import SHIFT, Native, One, Plant, Scene, World, scenes
+from paceline.runner.rows import MaskNodes, RowSpec
+from tests.runner.row_scenes import MASK, SHIFT, Native, One, Plant, Scene, World, scenes
 from tests.support.native import needs_library
 
 
@@ -32,28 +32,30 @@ def check_placed(world: World) -> None:
         assert (batch.row_start[number], batch.sample_start[number]) == (row, sample)
         if not one.ended:
             found = [(slot, -1) for slot in range(context - one.known(spec), context)]
-            nodes = range(spec.first_node, spec.first_node + spec.num_nodes)
-            found += [(context + node, node) for node in nodes if node < world.limits[number]]
+            found += [(context + node, node) for node in one.nodes_of(spec, world.limits[number])]
         for slot, node in found:
-            path = path_to(drafts, number, node)
+            path = list(range(node + 1)) if spec.masks else path_to(drafts, number, node)
             sees = set(range(slot + 1)) if node < 0 else {*range(context), *(context + one for one in path)}
+            position = len(sees) - 1
+            if spec.masks and spec.masks.sees_all and node >= 0:
+                sees |= {other for other, _ in found}
             assert rows.slots[row] == slot
             assert rows.parents[row] == (path[-2] if len(path) > 1 else -1)
-            token = world.seats.tokens[seat, slot] if node < 0 else drafts.tokens[number, node]
-            assert batch.token_ids[row] == token
-            assert batch.positions[row] == len(sees) - 1 + spec.position_shift
+            assert batch.token_ids[row] == token_of(world, number, slot, node)
+            assert batch.positions[row] == max(0, position + spec.position_shift)
             assert seen(int(batch.visible[row]), batch.tree_bits[row], context) == sees
             assert (batch.row_request[row], batch.context[number]) == (number, context)
             for group, cells, first in zip(world.part.groups, batch.cells, batch.first_visible, strict=True):
                 page, offset = group.page_table[seat, slot // group.page_size], slot % group.page_size
                 assert cells[row] == page * group.page_size + offset
                 assert (first is None) == (group.window is None and not spec.first_slot)
-                least = 0 if group.window is None else len(sees) - group.window
+                least = 0 if group.window is None else position + 1 - group.window
                 assert first is None or first[row] == max(min(slot, spec.first_slot), least)
-            if one.sampled and slot >= context - 1:
+            decides = len(path) if not spec.masks or node < 0 else node + spec.masks.first_output
+            if one.sampled and slot >= context - 1 and decides >= 0:
                 assert batch.logit_rows[sample] == row
-                assert (samples.seats[sample], samples.output_index[sample]) == (seat, one.index + len(path))
-                before = [drafts.tokens[number, node] for node in path]
+                assert (samples.seats[sample], samples.output_index[sample]) == (seat, one.index + decides)
+                before = [] if spec.masks else [drafts.tokens[number, node] for node in path]
                 assert samples.path[sample].tolist() == before + [-1] * (samples.path.shape[1] - len(path))
                 sample += 1
             row += 1
@@ -62,6 +64,15 @@ def check_placed(world: World) -> None:
     assert batch.longest.tolist() == world.seats.longest[world.numbers].tolist()
     for group, table in zip(world.part.groups, batch.page_table, strict=True):
         assert np.array_equal(table, group.page_table[world.numbers])
+
+
+def token_of(world: World, number: int, slot: int, node: int) -> int:
+    known, masks = world.seats.tokens[int(world.numbers[number])], world.scene.spec.masks
+    if node < 0:
+        return int(known[slot])
+    if masks is None:
+        return int(world.drafts.tokens[number, node])
+    return int(known[slot - 1]) if masks.repeats_last and node == 0 else masks.token
 
 
 def path_to(drafts: DraftTrees, number: int, node: int) -> list[int]:
@@ -82,6 +93,8 @@ def check_native(world: World, plant: Plant | None = None) -> None:
     for name in ("token_ids", "positions"):
         assert np.array_equal(getattr(rows, name)[:T], getattr(batch, name)), name
     assert np.array_equal(rows.angle_rows[:T], batch.positions - batch.row_request * SHIFT)
+    masked = (expected.slots >= batch.context[batch.row_request]) & (scene.spec.masks is not None)
+    assert np.array_equal(rows.mask_rows()[:T], np.where(masked, np.arange(T), -1))
     check_seen(world, native, batch)
     for number, group in enumerate(world.part.groups):
         assert np.array_equal(rows.cells[number][:T], batch.cells[number])
@@ -94,6 +107,10 @@ def check_native(world: World, plant: Plant | None = None) -> None:
     assert np.array_equal(rows.logit_rows[:R], batch.logit_rows)
     assert np.array_equal(rows.sample_seats[:R], samples.seats)
     assert np.array_equal(rows.output_index[:R], samples.output_index)
+    if scene.spec.masks is not None:
+        width, indices = scene.width + scene.spare, world.array((one.index for one in world.requests), np.int64)
+        assert np.array_equal(rows.places[:R], owner * width + samples.output_index - indices[owner])
+        return
     # Where a row's token goes: one place of a request per node, behind one for its last known token.
     node = batch.logit_rows - batch.row_start[owner] + scene.spec.first_node
     missing = np.array([one.known(scene.spec) for one in world.requests])[owner]
@@ -139,6 +156,12 @@ TREES = Scene(
     seed=1,
 )
 HIDDEN = replace(TREES, spec=RowSpec(num_nodes=67, first_slot=1))
+MASKED = replace(
+    TREES, spec=RowSpec(num_nodes=40, position_shift=-1, masks=MaskNodes(MASK, sees_all=True)), verifies=False
+)
+BLOCK = replace(
+    MASKED, spec=RowSpec(known=False, num_nodes=40, masks=MaskNodes(MASK, -1, repeats_last=True, sees_all=True))
+)
 LATER = replace(TREES, spec=RowSpec(known=False, first_node=2, num_nodes=40), verifies=False)
 NUMBERS = {
     "first_node": 1,
@@ -149,6 +172,11 @@ NUMBERS = {
     "requests": -1,
     "first_slot": 1,
     "last": 1,
+    "masks": 1,
+    "mask_token": 1,
+    "first_output": 1,
+    "repeats_last": -1,
+    "sees_all": -1,
 }
 ARRAYS = ("seats", "context", "start", "first_index", "limit", "angle_base")
 
@@ -159,7 +187,16 @@ def test_a_wrong_number_in_the_op_shows(name: str) -> None:
     def plant(struct: PrepareRows, rows: PreparedRows) -> None:
         setattr(struct, name, getattr(struct, name) + NUMBERS[name])
 
-    shows(plant, {"first_node": LATER, "first_slot": HIDDEN}.get(name, TREES))
+    masked = dict.fromkeys(["mask_token", "first_output", "repeats_last", "sees_all"], BLOCK)
+    shows(plant, {"first_node": LATER, "first_slot": HIDDEN, **masked}.get(name, TREES))
+
+
+@needs_library
+def test_masks_behind_known_tokens_are_those_of_the_rule() -> None:
+    check_placed(World(MASKED))
+    check_native(World(MASKED))
+    with pytest.raises(ValueError, match="mask nodes begin with node 0"):
+        RowSpec(num_nodes=2, masks=MaskNodes(MASK, 0))
 
 
 @pytest.mark.parametrize("name", ARRAYS)

@@ -15,6 +15,7 @@ from paceline.engine.build import build_engine
 from paceline.engine.engine import Engine
 from paceline.models import ModelConfig, load_model
 from tests.draft_checkpoints import tiny_eagle, tiny_eagle3, tiny_medusa
+from tests.draft_checkpoints_block import dflash, peagle
 from tests.support.checkpoints import tiny_llama
 from tests.support.engines import Job, one_by_one, preempt_every, prompts, run
 from tests.support.native import needs_library
@@ -31,16 +32,29 @@ MODULES: dict[str, Callable[[Path, ModelConfig], Any]] = {
     "eagle": tiny_eagle,
     "eagle3": lambda path, target: tiny_eagle3(path, target, draft_vocab_size=11, taps=(1, 2, 4)),
     "medusa": lambda path, target: tiny_medusa(path, target, rows=11, vllm=True, file="model.safetensors"),
+    "p_eagle": lambda path, _: peagle(path, path.parent / "target", draft_vocab=11),
+    "dflash": lambda path, _: dflash(path, path.parent / "target"),
 }
 """Writes a module for each method."""
+CHAINS = {"p_eagle", "dflash"}
+"""Methods that draft no trees."""
 SHAPES: dict[str, dict[str, Any]] = {
     "chain": {},
     "tree": {"draft_top_k": 3},
     "pruned": {"draft_top_k": 3, "draft_max_nodes": 4},
     "quantised": {"draft_top_k": 3, "draft_quantization": "int8"},
+    "quantised chain": {"draft_quantization": "int8"},
 }
 methods = pytest.mark.parametrize("method", MODULES)
-shapes = pytest.mark.parametrize("shape", ["chain", "tree", "pruned"])
+drafts = pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        (method, shape)
+        for method in MODULES
+        for shape in ("chain", "tree", "pruned")
+        if shape == "chain" or method not in CHAINS
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +75,7 @@ def engine_of(places: Path, method: str | None = None, *, shape: str = "chain", 
     return build_engine(places / "target", config)
 
 
-@methods
-@shapes
+@drafts
 @pytest.mark.parametrize("preempt", [0, 3])
 def test_texts_are_those_without_drafts(method: str, shape: str, preempt: int, places: Path) -> None:
     plain = run(engine_of(places, dtype="float64"), JOBS)
@@ -74,8 +87,7 @@ def test_texts_are_those_without_drafts(method: str, shape: str, preempt: int, p
 
 
 @needs_library
-@methods
-@shapes
+@drafts
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rounds_of_a_call_are_those_of_passes(method: str, shape: str, dtype: str, places: Path) -> None:
     """Texts, drafts and what stands of them."""
@@ -96,7 +108,8 @@ def test_rounds_of_a_call_are_those_of_passes(method: str, shape: str, dtype: st
 @pytest.mark.parametrize("quantization", ["int8"])
 def test_quantised_weights_change_no_text(method: str, quantization: str, places: Path) -> None:
     plain = run(engine_of(places, quantization=quantization), JOBS)
-    engine = engine_of(places, method, shape="quantised", quantization=quantization)
+    shape = "quantised chain" if method in CHAINS else "quantised"
+    engine = engine_of(places, method, shape=shape, quantization=quantization)
     assert run(engine, JOBS) == plain
     assert engine.counters.num_accepted > 2
 
@@ -106,7 +119,8 @@ def test_a_prefix_that_is_found_again_costs_no_acceptance(method: str, places: P
     """Pairs lie at the later token's slot, and features in the target's pages."""
 
     def accepted(**options: Any) -> list[int]:
-        engine = engine_of(places, method, shape="tree", dtype="float64", block_size=4, **options)
+        shape = "chain" if method in CHAINS else "tree"
+        engine = engine_of(places, method, shape=shape, dtype="float64", block_size=4, **options)
         counts = []
         for _ in range(2):
             before = engine.counters.num_accepted

@@ -9,6 +9,7 @@ from typing import Any
 from paceline.models import ModelConfig
 from paceline.speculation import proposers
 from tests.draft_checkpoints import tiny_eagle, tiny_eagle3, tiny_medusa
+from tests.draft_checkpoints_block import dflash, peagle
 from tests.draft_checkpoints_mtp import deepseek_mtp
 
 HEADS = 7
@@ -21,6 +22,8 @@ WRITERS: dict[str, Callable[[Path, ModelConfig, Path], Any]] = {
         path, target, heads=HEADS, rows=33, vllm=True, file="model.safetensors"
     ),
     "mtp": lambda path, _, sizes: deepseek_mtp(path, sizes),
+    "p_eagle": lambda path, _, sizes: peagle(path, sizes, draft_vocab=33, taps=(0, 1, 2)),
+    "dflash": lambda path, _, sizes: dflash(path, sizes, block_size=8),
 }
 """Writes a module: (its directory, the target's config, the directory of a Llama of the target's sizes)."""
 
@@ -35,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "eagle3": {"method": "eagle3", "model": "eagle3", "draft_top_k": 6, "draft_max_nodes": 16},
     "mtp": {"method": "mtp", "model": "mtp", "draft_top_k": 4},
     "medusa": {"method": "medusa", "model": "medusa", "draft_top_k": 8},
+    "p_eagle": {"method": "p_eagle", "model": "p_eagle"},
+    "dflash": {"method": "dflash", "model": "dflash"},
     "early_exit": {"method": "early_exit", "early_exit_layers": 1},
     "early_exit tree": {"method": "early_exit", "early_exit_layers": 1, "draft_top_k": 4},
     "composite": {"method": "composite", "model": "near"},

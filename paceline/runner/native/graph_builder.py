@@ -63,7 +63,8 @@ class NativeBuilder:
 
     def place(self, runner: GraphModel | None, spec: RowSpec) -> PreparedRows:
         side = None if runner is None else self.side(runner)
-        verifies = runner is self.target and spec.known and not spec.last  # else the target itself drafts
+        # Else the target itself drafts.
+        verifies = runner is self.target and spec.known and not spec.last and spec.masks is None
         rows = PreparedRows(
             runner,
             spec,
@@ -99,11 +100,15 @@ class NativeBuilder:
         side.passes.append(found)
         return found
 
-    def features(self, rows: PreparedRows) -> torch.Tensor:
-        """f32[T, F] of the slot before each row; of nodes anything that is kept."""
+    def features(self, rows: PreparedRows, masks: torch.Tensor | None = None) -> torch.Tensor:
+        """f32[T, F] of the slot before each row; of mask nodes ``masks``, of others anything that is kept."""
         group, kept = self._kept()
         self._reads_features = True
-        return self._gathered(kept, rows.cells_before(self.side(self.target).pages, group), rows)
+        found = self._gathered(kept, rows.cells_before(self.side(self.target).pages, group), rows)
+        if masks is not None:
+            of_rows = masks.to(kept.dtype).float().repeat(rows.num_rows, 1)
+            self._recorder.scatter(of_rows, found, torch.from_numpy(rows.mask_rows()))
+        return found
 
     def _kept(self) -> tuple[int, torch.Tensor]:
         """The number of the target's group that keeps features, and these: f[cells, F]."""

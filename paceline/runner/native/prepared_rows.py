@@ -46,7 +46,7 @@ class PreparedRows:
         """
         self.runner, self.spec, self.groups, self.verifies = runner, spec, groups, verifies
         self.row_count, self.sample_count = f"rows {stage}", f"samples {stage}"
-        nodes = sizes.requests * min(spec.num_nodes, sizes.nodes)
+        nodes = sizes.requests * (spec.num_nodes if spec.masks else min(spec.num_nodes, sizes.nodes))
         known = sizes.requests if spec.last else sizes.rows
         self.num_rows = max(1, nodes + (known if spec.known else 0))
         self.num_samples = max(1, nodes + (sizes.requests if spec.known else 0))
@@ -57,6 +57,7 @@ class PreparedRows:
         self._structs = groups.structures(self.cells, self._first_visible)
         self._fields: list[object] = []
         self._before: Int64 | None = None
+        self._mask_rows: Int64 | None = None
         self.seen = [self._visibility(group) for group in range(len(groups.groups))]
 
     def _rows(self, num_groups: int, sizes: GraphSizes) -> None:
@@ -100,6 +101,11 @@ class PreparedRows:
         )
         struct.sampled = address(state.sampled if self.verifies else state.drafts)
         struct.limit = address(self._draft.counts if self.verifies else state.limit)
+        if spec.masks is not None:
+            struct.masks, struct.limit = 1, address(state.depth)
+            for name in ("first_output", "repeats_last", "sees_all"):
+                setattr(struct, name, getattr(spec.masks, name))
+            struct.mask_token = spec.masks.token
         if spec.known:
             struct.start = address(state.target_start if self.verifies else state.draft_start)
         struct.draft = ctypes.addressof(self._draft.structure)
@@ -118,6 +124,13 @@ class PreparedRows:
             self._before_structs = groups.structures([self._before] * len(none), none)
             self._recorded.before = ctypes.addressof(self._before_structs[group])
         return self._before
+
+    def mask_rows(self) -> Int64:
+        """[T] the row itself of a mask node, else -1. Asked for until ``finish``."""
+        if self._mask_rows is None:
+            self._mask_rows = np.zeros(self.num_rows, dtype=np.int64)
+            self._recorded.mask_rows = address(self._mask_rows)
+        return self._mask_rows
 
     def inputs(self) -> PassInputs:
         return PassInputs(

@@ -32,6 +32,10 @@ class Side:
         return self.model.embedding.tokens.weight.shape[0]
 
     @cached_property
+    def _shifted(self) -> bool:
+        return any(rows.spec.position_shift for rows in self.stages)
+
+    @cached_property
     def _num_positions(self) -> int | None:
         """Positions with angles in a table; None if a position alone does not tell by which angles heads are turned."""
         rotaries = [rotary for rotary in self.model.rotaries if isinstance(rotary, Rotary)]
@@ -44,11 +48,13 @@ class Side:
         Raises:
             IndexError: a known token or a position that the model does not have.
         """
-        fed = past > first
-        reached = past[fed] - 1
         if not self.passes:
             return
         self._check_tokens(seats, start, first)
+        if self._shifted:
+            shifts = [rows.spec.position_shift for rows in self.stages]
+            first, past = np.maximum(first + np.int32(min(*shifts, 0)), 0), past + np.int32(max(*shifts, 0))
+        reached = past[past > first] - 1
         for found in self.passes:
             found.check_positions(reached)
         if self._num_positions is not None:

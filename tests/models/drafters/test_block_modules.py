@@ -61,7 +61,7 @@ def our_block(module, features, last):
     return module.logits(hidden)
 
 
-def straight_block(directory, target, features, last):
+def straight_block(directory, target, features, last, size=BLOCK_SIZE):
     """The same line by line, of what their files hold; over the draft's own vocabulary."""
     tensors = {name: tensor.double() for name, tensor in load_file(directory / "model.safetensors").items()}
     config = read_sizes(directory)
@@ -70,14 +70,14 @@ def straight_block(directory, target, features, last):
     head = tensors.get("lm_head.weight", target.head.weight)
     count, epsilon = len(features), config["rms_norm_eps"]
     fused = rms_norm(features @ tensors["fc.weight"].T, tensors["hidden_norm.weight"], epsilon)
-    x = table[torch.tensor([last, *[DFLASH_MASK] * (BLOCK_SIZE - 1)])]
-    before, positions = torch.arange(count), count + torch.arange(BLOCK_SIZE)
+    x = table[torch.tensor([last, *[DFLASH_MASK] * (size - 1)])]
+    before, positions = torch.arange(count), count + torch.arange(size)
     for number in range(config["num_hidden_layers"]):
         layer = StraightLayer(tensors, f"layers.{number}.", config)
         normed = layer.norm("input_layernorm", x)
         rows = zip(layer.key_value(fused, before), layer.key_value(normed, positions), strict=True)
         key, value = (torch.cat(pair) for pair in rows)
-        x = x + layer.attention(normed, positions, key, value, torch.ones(BLOCK_SIZE, len(key), dtype=torch.bool))
+        x = x + layer.attention(normed, positions, key, value, torch.ones(size, len(key), dtype=torch.bool))
         x = x + layer.mlp(layer.norm("post_attention_layernorm", x))
     return rms_norm(x, tensors["norm.weight"], epsilon) @ head.T
 

@@ -19,10 +19,12 @@ inline void run_gather(const void *arguments, const Team &team) {
 
 inline void run_scatter(const void *arguments, const Team &team) {
     const paceline_scatter &a = *(const paceline_scatter *)arguments;
-    for (int64_t row = team.first(a.rows); row < team.last(a.rows); ++row)
+    for (int64_t row = team.first(a.rows); row < team.last(a.rows); ++row) {
+        if (a.index[row] < 0) continue;
         for (int64_t i = 0; i < a.size; i += width)
             store_as(a.out.dtype, address(a.out, a.index[row], i),
                      load_as(a.x.dtype, address(a.x, row, i), a.size - i), a.size - i);
+    }
 }
 
 // Threads share the columns: of few rows, too, each has as much to do.

@@ -179,7 +179,7 @@ typedef struct {
     double scale;
 } paceline_gather;
 
-// out[index[row]] = x[row]. No two rows have the same index.
+// out[index[row]] = x[row], of rows whose index is not negative. No two of them have the same index.
 typedef struct {
     paceline_matrix x, out;
     const int64_t *index;
@@ -239,6 +239,9 @@ typedef struct {
 // token and the nodes are sampled. A known token at slot s has position s and sees slots up to s; a node of a chain as
 // well. A node of a tree has position context + depth - 1 and sees known tokens and its ancestors. No row sees a slot
 // before `first_slot`, except its own.
+//
+// Of a stage of mask nodes `limit` is how deep a draft may be, and the draft is not looked at: node i decides output token
+// `first_output` + i, and is not sampled where that is negative. It is like a node of a chain, or sees all nodes.
 typedef struct {
     int64_t requests;
     const int32_t *seats, *context;  // [requests]; context: known tokens
@@ -253,6 +256,9 @@ typedef struct {
     const int32_t *limit;           // [requests]
     int64_t position_shift, first_slot;
     int64_t last;               // 1: of the known tokens only the last one is fed
+    int64_t masks, mask_token, first_output;  // masks: 1: nodes are masks
+    int64_t repeats_last;                     // 1: node 0 is the last known token instead
+    int64_t sees_all;
     const int64_t *angle_base;  // [requests]: positions less what their rows of angles are numbered
     int64_t *token_ids, *positions, *angle_rows;  // [rows]; angle_rows may be NULL
     int32_t *visible;                             // [rows]
@@ -260,7 +266,8 @@ typedef struct {
     int32_t *row_start, *sample_start;            // [requests + 1]
     int64_t *logit_rows, *output_index;           // [samples]
     int32_t *sample_seats;                        // [samples]
-    int64_t *places;                              // [samples]: request * places_stride + 0, or the node + 1
+    int64_t *places;      // [samples]: request * places_stride + 0, or the node + 1; of masks the output token
+    int64_t *mask_rows;   // [rows]: the row itself of a mask node, else -1; NULL: nobody asks
     int64_t places_stride;
     int64_t num_groups;
     const paceline_row_group *groups;

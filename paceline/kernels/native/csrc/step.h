@@ -13,6 +13,12 @@ struct RowSpan {
     int64_t first, end;  // slots
 };
 
+// Nodes from this number on are not fed.
+inline int64_t node_limit(const paceline_prepare_rows &a, int64_t request) {
+    const int64_t limit = a.limit[request];
+    return a.masks && limit > 0 ? limit - a.first_output : limit;
+}
+
 // The slots of a request that a stage feeds: known tokens from `start` on, then nodes of its draft.
 inline RowSpan span_of(const paceline_prepare_rows &a, int64_t request) {
     const int64_t context = a.context[request];
@@ -20,7 +26,7 @@ inline RowSpan span_of(const paceline_prepare_rows &a, int64_t request) {
     const int64_t first = a.start == nullptr ? context + a.first_node : known;
     if (a.ended != nullptr && a.ended[request]) return {first, first};
     if (a.num_nodes == 0) return {first, larger(first, context)};
-    const int64_t last = smaller(a.first_node + a.num_nodes, a.limit[request]);
+    const int64_t last = smaller(a.first_node + a.num_nodes, node_limit(a, request));
     const int64_t end = context + (a.start == nullptr ? last : larger(last, 0));
     return {first, larger(first, end)};
 }
@@ -30,14 +36,22 @@ inline int64_t cell_of(const paceline_row_group &group, int64_t request, int64_t
     return page * group.page_size + slot % group.page_size;
 }
 
-inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t row) {
+inline int64_t mask_token(const paceline_prepare_rows &a, int64_t request, int64_t node) {
+    if (!a.repeats_last || node > 0) return a.mask_token;
+    return a.tokens[a.seats[request] * a.tokens_stride + a.context[request] - 1];
+}
+
+// `end`: of the request's slots.
+inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t end, int64_t row) {
     const paceline_draft &draft = *a.draft;
     const int64_t context = a.context[request], seat = a.seats[request];
+    const bool masked = a.masks && slot >= context;
     const int64_t node = request * draft.width + slot - context;
     int64_t position = slot, visible = slot + 1;
     int64_t *bits = a.tree_bits + row * draft.words;
-    if (slot < context) {
-        a.token_ids[row] = a.tokens[seat * a.tokens_stride + slot];
+    if (slot < context || masked) {
+        a.token_ids[row] = masked ? mask_token(a, request, slot - context) : a.tokens[seat * a.tokens_stride + slot];
+        if (masked && a.sees_all) visible = end;
         for (int64_t i = 0; i < draft.words; ++i) bits[i] = 0;
     } else {
         a.token_ids[row] = draft.tokens[node];
@@ -47,8 +61,9 @@ inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t
         }
         for (int64_t i = 0; i < draft.words; ++i) bits[i] = draft.bits[node * draft.words + i];
     }
-    a.positions[row] = position + a.position_shift;
-    if (a.angle_rows != nullptr) a.angle_rows[row] = position + a.position_shift - a.angle_base[request];
+    a.positions[row] = larger(0, position + a.position_shift);
+    if (a.angle_rows != nullptr) a.angle_rows[row] = a.positions[row] - a.angle_base[request];
+    if (a.mask_rows != nullptr) a.mask_rows[row] = masked ? row : -1;
     a.visible[row] = (int32_t)visible;
     for (int64_t number = 0; number < a.num_groups; ++number) {
         const paceline_row_group &group = a.groups[number];
@@ -61,14 +76,20 @@ inline void prepare_row(const paceline_prepare_rows &a, int64_t request, int64_t
         a.before->cells[row] = cell_of(*a.before, request, larger(0, smaller(slot, context) - 1));
 }
 
-inline void prepare_sample(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t row, int64_t number) {
+// Which output token the row at a slot from the last known token on decides, counted from the next one.
+inline int64_t decided(const paceline_prepare_rows &a, int64_t request, int64_t slot) {
     const int64_t node = slot - a.context[request];
-    const int64_t depth =
-        node < 0 ? 0 : a.draft->depths == nullptr ? node + 1 : a.draft->depths[request * a.draft->width + node];
+    if (node < 0) return 0;
+    if (a.masks) return a.first_output + node;
+    return a.draft->depths == nullptr ? node + 1 : a.draft->depths[request * a.draft->width + node];
+}
+
+inline void prepare_sample(const paceline_prepare_rows &a, int64_t request, int64_t slot, int64_t row, int64_t number) {
+    const int64_t depth = decided(a, request, slot);
     a.logit_rows[number] = row;
     a.sample_seats[number] = a.seats[request];
     a.output_index[number] = a.first_index[request] + depth;
-    a.places[number] = request * a.places_stride + node + 1;
+    a.places[number] = request * a.places_stride + (a.masks ? depth : slot - a.context[request] + 1);
 }
 
 inline void run_prepare_rows(const void *arguments, const Team &team) {
@@ -80,8 +101,9 @@ inline void run_prepare_rows(const void *arguments, const Team &team) {
         a.sample_start[request] = (int32_t)number;
         const RowSpan span = span_of(a, request);
         for (int64_t slot = span.first; slot < span.end; ++slot, ++row) {
-            prepare_row(a, request, slot, row);
-            if (a.sampled[request] && slot >= a.context[request] - 1) prepare_sample(a, request, slot, row, number++);
+            prepare_row(a, request, slot, span.end, row);
+            if (!a.sampled[request] || slot < a.context[request] - 1 || decided(a, request, slot) < 0) continue;
+            prepare_sample(a, request, slot, row, number++);
         }
     }
     a.row_start[a.requests] = (int32_t)row;
