@@ -34,9 +34,13 @@ class Abandonment:
         self._abandoned.discard(group_id)
 
     def everything(self) -> None:
-        """No step is wanted any more, for good."""
-        self._halts.add("for good")
+        """No step is wanted until whoever runs steps has ended: ``ended``."""
+        self._halts.add("until the end")
         self.look()
+
+    def ended(self) -> None:
+        """Others may run steps again."""
+        self._halts.discard("until the end")
 
     @contextmanager
     def nothing_runs(self) -> Iterator[None]:

@@ -88,8 +88,10 @@ class EngineLoop:
 
     def stop(self) -> None:
         """Lets ``run`` return; the current step ends early."""
-        if self.soon(None):
-            self.llm.engine.abandonment.everything()
+        abandonment = self.llm.engine.abandonment
+        abandonment.everything()
+        if not self.soon(None):
+            abandonment.ended()
 
     def stats(self) -> dict[str, Any]:
         """Plain numbers; only between steps, as in a command given to ``soon``."""
@@ -111,6 +113,7 @@ class EngineLoop:
             log.exception("the engine stopped")
         finally:
             self._stop()
+            self.llm.engine.abandonment.ended()
 
     def _obey(self) -> bool:
         """Carries out what was asked since the last step, and waits for it without work; false once told to stop."""

@@ -162,7 +162,7 @@ def test_only_a_step_of_nobody_else_is_cut_short(leaving: list[str], checkpoints
     params = seeded(4, max_tokens=9, n=2, ignore_eos=True)
     expected = {name: tokens_of(llm.generate(prompts[name], params))[0] for name in names}
     engine = llm.engine
-    groups = {name: begin(engine, prompts[name], params, intake=llm.intake, request_id=name) for name in names}
+    groups = {name: begin(engine, prompts[name], params, processor=llm.input_processor, request_id=name) for name in names}
 
     def act() -> None:
         for name in leaving:
