@@ -162,7 +162,8 @@ def test_only_a_step_of_nobody_else_is_cut_short(leaving: list[str], checkpoints
     params = seeded(4, max_tokens=9, n=2, ignore_eos=True)
     expected = {name: tokens_of(llm.generate(prompts[name], params))[0] for name in names}
     engine = llm.engine
-    groups = {name: begin(engine, prompts[name], params, processor=llm.input_processor, request_id=name) for name in names}
+    made = llm.input_processor
+    groups = {name: begin(engine, prompts[name], params, processor=made, request_id=name) for name in names}
 
     def act() -> None:
         for name in leaving:
