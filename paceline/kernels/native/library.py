@@ -13,7 +13,7 @@ from pathlib import Path
 
 from paceline.core.errors import ConfigError, PacelineError
 
-INTERFACE_VERSION = 12
+INTERFACE_VERSION = 13
 VARIABLE = "PACELINE_KERNELS"
 """Names the widest level to use; "off" means none."""
 OFF = "off"

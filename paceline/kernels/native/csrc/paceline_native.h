@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PACELINE_API __attribute__((visibility("default")))
-#define PACELINE_INTERFACE_VERSION 12
+#define PACELINE_INTERFACE_VERSION 13
 
 #ifdef __cplusplus
 extern "C" {
