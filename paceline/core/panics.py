@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether native code gave up, as tokenizers does where its regular expressions meet their limits.
+    """Whether native code gave up, as tokenizers does when its regular expressions reach their limits.
 
     It is no ``Exception``, so ``except Exception`` lets it pass, and whatever thread it was raised on would end.
     """

@@ -32,7 +32,7 @@ class TextSink(Protocol):
         ...
 
     def restart(self, tokens: Sequence[int]) -> None:
-        """Begins anew with these output tokens, the first of those that it was given."""
+        """Starts over with these output tokens, the first of those that it was given."""
         ...
 
 
@@ -144,7 +144,7 @@ class Request:
         return self.params.logprobs is not None or self.params.best_of is not None
 
     def roll_back(self) -> None:
-        """Takes back what a step gave it in part before an exception cut that short: the same will come again.
+        """Takes back what a step gave in part before an exception cut it short; the repeated step gives the same.
 
         A token counts once everything about it was noted; ``token_drafted`` is what is noted last.
         """
@@ -211,7 +211,7 @@ class Group:
     regimes: tuple[int, ...] = ()
     """What the rotary embeddings of target and drafter go by, where the longest text that may come decides it."""
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
-    """What spells one of the parameters' bad words; found by whoever has the tokenizer."""
+    """Token sequences that spell a bad word of the parameters; whoever has the tokenizer fills it in."""
     speculate: bool = True
     """False decodes plainly; whoever has a reason to stop drafting for these requests clears it, for good."""
     num_truncated_tokens: int = 0
@@ -240,5 +240,5 @@ class Group:
 
     @property
     def prefix_salt(self) -> str:
-        """Prefixes are shared only between calls that agree in this."""
+        """Calls share prefixes only if they have the same value here."""
         return f"{self.regimes}{self.cache_salt}"

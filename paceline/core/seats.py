@@ -38,7 +38,7 @@ class Seats:
         self.clear()
 
     def clear(self) -> None:
-        """Takes everybody off their seats."""
+        """Empties all seats."""
         self.requests: list[Request | None] = [None] * self.capacity
         self.num_tokens[:] = 0
         self._free = list(range(self.capacity - 1, -1, -1))
@@ -56,7 +56,7 @@ class Seats:
         return seat
 
     def refill(self, seat: int) -> None:
-        """Writes the row of a request anew, after its window moved."""
+        """Rewrites the row of a request after its window moved."""
         request = self.at(seat)
         known = request.window
         self.tokens[seat, : len(known)] = known

@@ -1,4 +1,4 @@
-"""What a step is to do, and what is drafted for it.
+"""The plan of a step, and the drafts for it.
 
 Shape letters: B requests of the step, N draft nodes, D depth of a draft, V vocabulary, W words of ancestor bits.
 """

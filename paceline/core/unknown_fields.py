@@ -1,4 +1,4 @@
-"""Knows what is said to a keyword that there is not: the option that means the same, the likeliest one, or all."""
+"""Answers an unknown keyword with the option that means the same, the likeliest one, or all of them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Torn)
 
 
 def whole(change: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Has a method note that it was cut short: an interrupt may come between any two statements."""
+    """Makes a method record that it was cut short: an interrupt may come between any two statements."""
 
     @wraps(change)
     def changed(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:

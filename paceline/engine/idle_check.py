@@ -14,7 +14,7 @@ MAX_SHARE = 0.01
 
 
 class IdleCheck:
-    """Looks at an engine that has nothing to do."""
+    """Checks an engine that has nothing to do."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

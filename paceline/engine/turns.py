@@ -149,7 +149,7 @@ class Turns:
         self._engine.abandonment.look()
 
     def _leave(self, call: _ThreadCall) -> None:
-        """Sees to it that what the call had is given back, and that somebody runs the engine for the others."""
+        """Gives back what the call had, and lets another thread run the engine for the others."""
         if call.over:
             self._calls.pop(call, None)
         while any(one.left for one in list(self._calls)) and self._takes_lead(call):

@@ -88,7 +88,7 @@ class Linear(nn.Module):
         return self.packed is not None and self.packed.kind in quantised_kinds
 
     def quantise_to(self, packed: PackedLinear) -> None:
-        """From now on computes with these weights and this bias; ``weight`` gives up its memory."""
+        """Replaces the weights and the bias by packed ones; ``weight`` gives up its memory."""
         self.packed = packed
         outline = torch.empty_like(self.weight, device="meta")
         self.weight = nn.Parameter(outline, requires_grad=False)

@@ -1,4 +1,4 @@
-"""Knows as which native kind a linear's weights are packed; nothing of how a checkpoint spells them."""
+"""Packs a linear's weights as a native kind; knows nothing of how a checkpoint spells them."""
 
 from __future__ import annotations
 

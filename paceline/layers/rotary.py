@@ -54,7 +54,7 @@ class Rotary(nn.Module):
         return self.kind.regimes is not None
 
     def regimes(self, lengths: Int64) -> Int64:
-        """For each length of a sequence, i64[B], what ``forward`` needs to know of it."""
+        """Maps sequence lengths, i64[B], to what ``forward`` needs of each."""
         return np.zeros_like(lengths) if self.kind.regimes is None else self.kind.regimes(self.config, lengths)
 
     def _rows(self, positions: torch.Tensor, radians: torch.Tensor) -> torch.Tensor:

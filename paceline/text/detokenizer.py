@@ -73,7 +73,7 @@ class Detokenizer:
         return self.stop_string is not None
 
     def restart(self, tokens: Sequence[int]) -> None:
-        """Begins anew with ``tokens``, all that were pushed or the first of them; deltas go on where they were."""
+        """Starts over with ``tokens``, all or the first of those that were pushed; deltas continue where they were."""
         fresh = Detokenizer(self._tokenizer, self._params, prompt_token_ids=self._prompt, end_token_ids=self._ends)
         for token in tokens:
             fresh.push(token)

@@ -1,4 +1,4 @@
-"""Knows which added tokens end a turn: the tokenizer's own, and those with which chat templates do it."""
+"""Knows which added tokens end a turn: the tokenizer's own, and those that chat templates write there."""
 
 from __future__ import annotations
 
