@@ -124,7 +124,7 @@ def test_what_lies_outside_the_model_or_the_pools_is_refused(tmp_path):
     for name, limit in (
         ("token_ids", VOCAB_SIZE),
         ("positions", 10**6),
-        ("slots", pages * store.page_size),
+        ("cells", pages * store.page_size),
         ("page_table", pages),
     ):
         for value in (limit, -1):
