@@ -13,10 +13,12 @@ import numpy as np
 
 from paceline.core.batch import Int32, Verdict
 from paceline.core.config import SpeculativeConfig
+from paceline.core.errors import ConfigError
 from paceline.core.request import Request
 from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
 from paceline.speculation.base import ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.verify import verifiers
 
 MAX_TABLES = 8
 """Salts that keep a table; of more, the one that was used longest ago is dropped."""
@@ -152,4 +154,9 @@ class TokenRecyclingProposer:
 
 @proposers.add("token_recycling")
 def build(config: SpeculativeConfig, target: CausalLM, _load: Callable[[str], CausalLM]) -> TokenRecyclingProposer:
+    if not verifiers[config.verifier].keeps_text:
+        raise ConfigError(
+            f"under the {config.verifier} verifier texts hang on drafts, and token_recycling drafts from what "
+            'other calls were answered\nSet speculative_config["verifier"] to match.'
+        )
     return TokenRecyclingProposer(config, target.config.vocab_size)

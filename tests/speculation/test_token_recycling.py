@@ -122,9 +122,11 @@ def test_text_is_the_same_preempted_or_not_and_drafts_are_right_now_and_then(lla
     assert 0 < engine.counters.num_accepted < engine.counters.num_drafted
 
 
-def test_chains_are_refused_in_two_lines(llama: Models) -> None:  # noqa: F811
-    with pytest.raises(ConfigError, match=r"token_recycling method drafts trees.*\n.*match"):
-        llama.engine({**RECYCLING, "verifier": "block"})
+@pytest.mark.parametrize("verifier", ["token", "block", "tree", "traversal"])
+def test_verifiers_whose_texts_hang_on_drafts_are_refused(verifier: str, llama: Models) -> None:  # noqa: F811
+    """The table is everybody's, so that a seed would not repeat its text."""
+    with pytest.raises(ConfigError, match=r"token_recycling drafts from what other calls.*\n.*to match"):
+        llama.engine({**RECYCLING, "verifier": verifier})
 
 
 @pytest.mark.parametrize(("name", "value"), [("token_recycling_nodes", 0), ("token_recycling_successors", 65)])
