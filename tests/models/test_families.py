@@ -323,7 +323,9 @@ def test_a_planted_bug_is_caught(tmp_path, plant, family):
 
 def a_narrower_window(monkeypatch):
     true = row_rule.first_visible
-    narrower = lambda group, positions: None if group.window is None else true(group, positions + 1)  # noqa: E731
+    narrower = lambda group, positions, *more: (  # noqa: E731
+        None if group.window is None else true(group, positions + 1, *more)
+    )
     monkeypatch.setattr(row_rule, "first_visible", narrower)
 
 

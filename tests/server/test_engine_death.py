@@ -13,14 +13,14 @@ from paceline.cli.loopback import running_service
 from tests.support.checkpoints import tiny_llama, tiny_tokenizer
 from tests.support.waiting import wait_for
 
-BODY = {"message": "Hello", "stream": True, "max_tokens": 1500, "ignore_eos": True}
+BODY = {"message": "Hello", "stream": True, "max_tokens": 16000, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("model")
-    tiny_llama(path, max_positions=2048)
-    tiny_tokenizer(path, max_length=2048)
+    tiny_llama(path, max_positions=16384)
+    tiny_tokenizer(path, max_length=16384)
     return str(path)
 
 
