@@ -23,6 +23,11 @@ from paceline.speculation.base import (
 )
 from paceline.speculation.verify import verifiers
 
+INSTEAD = {
+    "composite_copies": "Set it to suffix or ngram.",
+    "composite_drafts": "Set it to draft_model, eagle3, mtp, medusa or early_exit.",
+}
+
 
 class CopyingProposer(Proposer, DraftsOnHost, Protocol):
     """Looks at tokens."""
@@ -72,15 +77,19 @@ def build(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> Com
             f"the {config.verifier} verifier weighs what drafts were drawn from, and copies were not drawn\n"
             'Set speculative_config["verifier"] to match.'
         )
+    for option in ("composite_copies", "composite_drafts"):
+        if proposers[getattr(config, option)] is build:  # it would build itself without end
+            raise ConfigError(
+                f"{option} is {getattr(config, option)}, which joins methods and is none itself\n{INSTEAD[option]}"
+            )
     copying = proposers[config.composite_copies](config, target, load)
     drafting = proposers[config.composite_drafts](config, target, load)
     if not isinstance(copying, DraftsOnHost) or copying.needs.weights is not None:
         raise ConfigError(
-            f"composite_copies is {config.composite_copies}, which does not copy\nSet it to suffix or ngram."
+            f"composite_copies is {config.composite_copies}, which does not copy\n{INSTEAD['composite_copies']}"
         )
     if not isinstance(drafting, DraftsInGraph):
         raise ConfigError(
-            f"composite_drafts is {config.composite_drafts}, which drafts without a model\n"
-            "Set it to draft_model, eagle3, mtp, medusa or early_exit."
+            f"composite_drafts is {config.composite_drafts}, which composite cannot join\n{INSTEAD['composite_drafts']}"
         )
     return CompositeProposer(copying, drafting)

@@ -98,8 +98,10 @@ def test_copies_that_fail_cost_no_text(models: Models, monkeypatch: pytest.Monke
 def test_what_cannot_be_joined_is_refused(models: Models) -> None:
     for options, said in (
         (composite("draft_model"), "does not copy"),
-        (composite("ngram", "suffix"), "drafts without a model"),
+        (composite("ngram", "suffix"), "suffix, which composite cannot join"),
         (composite(verifier="token"), "weighs what drafts were drawn from"),
+        (composite("composite"), "composite_copies is composite, which joins methods"),
+        (composite(drafts="composite"), "composite_drafts is composite, which joins methods"),
     ):
         with pytest.raises(ConfigError, match=said):
             models.engine(options)
