@@ -101,7 +101,7 @@ class SpeculativeConfig:
         if self.prompt_lookup_max < self.prompt_lookup_min:
             raise ConfigError(
                 f"prompt_lookup_max must be at least prompt_lookup_min ({self.prompt_lookup_min}), "
-                f"got {self.prompt_lookup_max}"
+                f"got {self.prompt_lookup_max}\nSet prompt_lookup_max to {self.prompt_lookup_min}."
             )
 
     @classmethod

@@ -132,7 +132,21 @@ def check_fields(config: Any) -> None:
         value = getattr(config, name)
         if not (_fits(setting, value) or (value is None and setting.optional)):
             allowed = f"{setting.allowed} or None" if setting.optional else setting.allowed
-            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}")
+            raise ConfigError(f"{name} must be {allowed}, got {shown(value)}\n{_instead(setting, value)}")
+
+
+def _instead(setting: Setting, value: Any) -> str:
+    """The nearest value that the option may have, else its default."""
+    about, nearest = setting.about, value
+    if setting.kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        nearest = value if about.low is None else max(value, about.low)
+        nearest = nearest if about.high is None else min(nearest, about.high)
+        nearest = setting.kind(nearest) if abs(nearest) < math.inf else nearest
+    if _fits(setting, nearest):
+        return f"Set {setting.name} to {nearest}."
+    if setting.optional or setting.default is not MISSING:
+        return f"Leave {setting.name} out, or set it to {setting.allowed}."
+    return f"Set {setting.name} to {setting.allowed}."
 
 
 def checked(setting: Setting, value: Any, where: str, fix: str = "Correct it.") -> Any:

@@ -17,6 +17,7 @@ from paceline.layers.mlp import activations
 MAX_SIZE = 2**26
 MAX_POSITIONS = 2**31 - 1
 MAX_LAYERS = 4096
+CORRECT = "Download the file again, or correct it as the model was trained."
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -84,7 +85,7 @@ class Fields:
 
     def error(self, key: str, allowed: str) -> CheckpointError:
         found = f"got {self.values[key]!r}"[:200] if key in self.values else "and is missing"
-        return CheckpointError(f"{self.path}: {key} must be {allowed}, {found}")
+        return CheckpointError(f"{self.path}: {key} must be {allowed}, {found}\n{CORRECT}")
 
     def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE) -> int:
         value = self.values.get(key, default)
@@ -113,7 +114,7 @@ class Fields:
         """A list of ``count`` finite numbers above 0."""
         values = self.values.get(key)
         if not isinstance(values, list) or len(values) != count:
-            raise CheckpointError(f"{self.path}: {key} must be a list of {count} numbers{_length(values)}")
+            raise CheckpointError(f"{self.path}: {key} must be a list of {count} numbers{_length(values)}\n{CORRECT}")
         return tuple(Fields(self.path, {key: value}).number(key) for value in values)
 
     def flag(self, key: str, default: bool) -> bool:

@@ -249,6 +249,18 @@ def test_pickles_are_never_opened(llama):
     refused(llama, "has neither model.safetensors nor model.safetensors.index.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": -4}, {"rms_norm_eps": "x"}, {"attention_bias": 1}, {"hidden_act": "x"}, {"eos_token_id": "x"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_value_that_cannot_be_is_told_with_what_to_do(llama, change):
+    edit_json(llama / "config.json", **change)
+    cause, fix = refused(llama, f"{next(iter(change))} must be").splitlines()
+    assert "config.json" in cause
+    assert fix == "Download the file again, or correct it as the model was trained."
+
+
 def test_refusals_hold_without_asserts(llama):
     edit_json(llama / "config.json", auto_map={"AutoModel": "code.Model"})
     program = "import sys; from paceline.models import load_model; load_model(sys.argv[1])"

@@ -47,5 +47,6 @@ def family_of(source: DraftSource) -> DraftFamily:
     found = f"whose tensors begin with {', '.join(names)}" if names else "by its config.json"
     raise CheckpointError(
         f"{source.directory} is no draft module that is known, {found}\n"
-        f"Give the directory of one of: {', '.join(sorted(draft_modules))}; or a whole model as a draft model."
+        f'Give one of these as speculative_config["model"]: {", ".join(sorted(draft_modules))}; '
+        'or set "method" to draft_model if it is a whole model.'
     )
