@@ -10,12 +10,12 @@ from paceline.core.call import CallOptions
 from paceline.core.params import SamplingParams
 from tests.invariance.conftest import VOCAB_SIZE
 from tests.support import proposers
-from tests.support.cases import FACTORS, SAMPLING, Case, covering_array, full_product
+from tests.support.cases import FACTORS, SAMPLING, SPECULATION, Case, covering_array, full_product
 from tests.support.engines import Job, Models, Tokens, cache_content, preempt_every, prompts, run
+from tests.support.methods import METHODS
 
 HOST = ("suffix", "token_recycling", "lookahead")
-MODULES = ("eagle", "eagle3", "mtp", "medusa", "p_eagle", "dflash")
-OTHER_STAGES = ("draft_model tree", "early_exit", "early_exit tree", "composite")
+STAGES = tuple(name for name in METHODS if name in SPECULATION and name not in ("ngram", *HOST))
 PROMPT = prompts(1, VOCAB_SIZE, [23])[0]
 
 OTHERS = [
@@ -67,9 +67,7 @@ def test_full_product(speculation: str, cache: str, family: str, llama: Models, 
         check(case, {"llama": llama, "gpt2": gpt2}[family])
 
 
-@pytest.mark.parametrize(
-    "speculation", ["near", "far", "features", "ngram", *HOST, *MODULES, *OTHER_STAGES, "tree", "big_tree"]
-)
+@pytest.mark.parametrize("speculation", ["near", "far", "features", "ngram", *HOST, *STAGES, "tree", "big_tree"])
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculation: str, llama: Models) -> None:
     """Without this the matrix could pass because nothing was ever accepted, or nothing ever rejected."""
     case = Case(speculation, 4, "mixed", 2048, "page4", 0, "greedy", 1, "sdpa", "llama")
@@ -79,7 +77,7 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculation: str, llama:
     assert 0 < engine.counters.num_accepted < engine.counters.num_drafted
 
 
-@pytest.mark.parametrize("speculation", ["off", "near", "far", *HOST, *MODULES, *OTHER_STAGES, "tree", "big_tree"])
+@pytest.mark.parametrize("speculation", ["off", "near", "far", *HOST, *STAGES, "tree", "big_tree"])
 @pytest.mark.parametrize("cache", ["page1", "page4", "static"])
 def test_cached_kv_equals_recomputed_kv(speculation: str, cache: str, llama: Models) -> None:
     """After every step, in the target's and the drafter's groups: what is called cached is what the model computes."""
@@ -88,7 +86,7 @@ def test_cached_kv_equals_recomputed_kv(speculation: str, cache: str, llama: Mod
 
     def content(engine, _step) -> None:
         cache_content(engine, llama.target, 0)
-        if engine.proposer is not None and engine.proposer.model is not None and speculation not in MODULES:
+        if engine.proposer is not None and engine.proposer.model in llama.drafts.values():
             cache_content(engine, engine.proposer.model, 1)
 
     run(engine, [Job(PROMPT, case.params()), *OTHERS], hook=content)

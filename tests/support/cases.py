@@ -12,12 +12,14 @@ import numpy as np
 from paceline.core.params import SamplingParams
 from tests.support.methods import METHODS
 
+LIKE_OTHERS = ("draft_model", "eagle", "mtp")
+"""Near and far are draft models; chains of modules are eagle3's."""
 SPECULATION: dict[str, dict[str, Any] | None] = {
     "off": None,
     "near": {"method": "draft_model", "model": "near"},
     "far": {"method": "draft_model", "model": "far"},
     "features": {"method": "feature_tree", "model": "reader"},
-    **{name: options for name, options in METHODS.items() if name != "draft_model"},  # which near and far are
+    **{name: options for name, options in METHODS.items() if name not in LIKE_OTHERS},
     "tree": {"method": "random_tree", "model": "9"},
     "big_tree": {"method": "random_tree", "model": "70"},  # more nodes than one word of ancestor bits
 }
@@ -53,7 +55,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "family": ("llama", "gpt2"),
 }
 
-IMPOSSIBLE = {("mtp", "gpt2")}
+IMPOSSIBLE = {("mtp tree", "gpt2")}
 """A method and a family whose modules nobody makes."""
 
 

@@ -17,7 +17,8 @@ from paceline.core.request import Group
 from paceline.engine.build import join_parts
 from paceline.engine.engine import Engine
 from paceline.engine.input_processor import InputProcessor
-from paceline.models import CausalLM, DraftModule, MedusaHeads, load_draft_module, load_medusa_heads
+from paceline.models import CausalLM, DraftModule, MedusaHeads, load_draft_module, load_medusa_heads, load_model
+from paceline.text import Tokenizer
 from tests.support.checkpoints import dense_attend, full_pass
 
 Tokens = list[list[int]]
@@ -39,14 +40,18 @@ class Models:
     target: CausalLM
     drafts: dict[str, CausalLM]
     places: dict[str, Path] = field(default_factory=dict)
-    """Directories of modules and heads for the target."""
+    """Directories of modules and heads for the target, of drafts that an engine changes, and of its tokenizer."""
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, name: str) -> CausalLM:
+        if name in self.places:
+            return load_model(self.places[name], dtype=self.target.dtype)
         return self.drafts[name]
 
-    def tokenizer(self, name: str | None) -> None:
+    def tokenizer(self, name: str | None) -> Tokenizer | None:
         """Bare models have none: a draft's tokens are the target's."""
+        place = self.places.get(name or "tokenizer")
+        return None if place is None else Tokenizer.try_load(place)
 
     def module(self, name: str | None, target: CausalLM) -> DraftModule:
         return self._once(name, target, load_draft_module)
