@@ -194,27 +194,27 @@ def test_failures_are_told_apart():
 
 def test_a_real_service(pair, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["--num-requests", "4", "--input-lens", "12", "--output-lens", "8", "--pairs", "1", "--threads", "1"]
+    options = ["--num-requests", "4", "--input-lens", "12", "--output-lens", "40", "--pairs", "1", "--threads", "1"]
     engine = [pair[0], "--draft", pair[1], "--device", "cpu", "--max-num-seqs", "4"]
     assert run(["bench", "serve", *engine, *options, "--rates", "50", "--json", "out.json", "--raw", "raw.json"]) == 0
     found, raw = (json.loads((tmp_path / name).read_text()) for name in ("out.json", "raw.json"))
     ((name, point),) = found["points"].items()
-    assert name == "poisson, 50/s, 4 requests, input 12, output 8"
+    assert name == "poisson, 50/s, 4 requests, input 12, output 40"
     for side in point["sides"].values():
-        assert side["figures"]["num_tokens"]["median"] == 4 * 8
+        assert side["figures"]["num_tokens"]["median"] == 4 * 40
         assert side["figures"]["num_failed"]["median"] == 0
     assert point["sides"]["subject"]["acceptance"]["rate"] > 0
     assert point["sides"]["control"]["acceptance"] is None
     (block,) = raw["points"][name]["blocks"]
     answers = block["pairs"][0]["control"]["detail"]["answers"]
-    assert [(one["num_prompt_tokens"], one["num_tokens"], one["error"]) for one in answers] == [(12, 8, None)] * 4
+    assert [(one["num_prompt_tokens"], one["num_tokens"], one["error"]) for one in answers] == [(12, 40, None)] * 4
     assert "speculation off" in capsys.readouterr().out
 
 
 def test_dialogues_find_their_prefixes_and_without_the_cache_do_not(pair, tmp_path, monkeypatch, capsys):
     """Per turn; and the control plants what would be wrong: a cache that finds nothing."""
     monkeypatch.chdir(tmp_path)
-    options = ["--num-requests", "2", "--input-lens", "40", "--output-lens", "8", "--pairs", "1", "--warmup", "0"]
+    options = ["--num-requests", "2", "--input-lens", "40", "--output-lens", "40", "--pairs", "1", "--warmup", "0"]
     options += ["--turns", "3", "--concurrency", "2", "--control", "prefix-cache", "--threads", "1"]
     engine = [pair[0], "--no-speculation", "--device", "cpu", "--max-num-seqs", "4"]
     assert run(["bench", "serve", *engine, *options, "--json", "out.json", "--raw", "raw.json"]) == 0
@@ -224,9 +224,9 @@ def test_dialogues_find_their_prefixes_and_without_the_cache_do_not(pair, tmp_pa
     assert "first token of turn 3: " in capsys.readouterr().out
     (shown,) = raw["points"][name]["blocks"][0]["pairs"]
     for side, finds in (("subject", True), ("control", False)):
-        assert point["sides"][side]["figures"]["num_tokens"]["median"] == 2 * 3 * 8
+        assert point["sides"][side]["figures"]["num_tokens"]["median"] == 2 * 3 * 40
         answers = shown[side]["detail"]["answers"]
-        assert [(one["turn"], one["num_prompt_tokens"]) for one in answers[:3]] == [(0, 40), (1, 88), (2, 136)]
+        assert [(one["turn"], one["num_prompt_tokens"]) for one in answers[:3]] == [(0, 40), (1, 120), (2, 200)]
         assert [one["num_cached_tokens"] > 0 for one in answers] == [False, finds, finds] * 2
         assert (point["sides"][side]["figures"]["cached_share"]["median"] > 0) == finds
 

@@ -8,6 +8,7 @@ from typer.main import get_command
 from paceline.cli.main import app, run
 from paceline.cli.settings import ENGINE, LIMITS, MODEL, SECTIONS, SERVICE, SPECULATION
 from paceline.core.settings import settings_of
+from paceline.training.head_options import DFlashOptions, Eagle3Options, MedusaOptions, MtpOptions
 from paceline.training.options import DraftOptions, EvaluateOptions, TargetOptions
 
 RUNS_A_MODEL = (MODEL, SPECULATION, ENGINE)
@@ -23,10 +24,18 @@ COMMANDS = {
 }
 WITHOUT_SETTINGS = {
     "models": {"as_json"},
-    "quantize": {"model", "out", "scheme", "group_size", "text", "compare", "force", "as_json"},
+    "quantize": {"model", "out", "scheme", "group_size", "text", "compare", "force", "revision", "as_json"},
     "config init": {"path", "user", "force"},
 }
-RECIPES = {"train target": TargetOptions, "train draft": DraftOptions, "train evaluate": EvaluateOptions}
+RECIPES = {
+    "train target": TargetOptions,
+    "train draft": DraftOptions,
+    "train eagle3": Eagle3Options,
+    "train medusa": MedusaOptions,
+    "train mtp": MtpOptions,
+    "train dflash": DFlashOptions,
+    "train evaluate": EvaluateOptions,
+}
 FLAGS = {"out": "OUT", "as_json": "--json", "as_chat": "--chat", "model": "MODEL", "path": "PATH"}
 
 

@@ -267,7 +267,7 @@ BAD_OPTIONS = {
     "the config's own name": ({"speculative": {"method": "ngram"}}, "speculative_config"),
     "speculation by name": ({"speculative_config": "ngram"}, "ngram"),
     "speculation as a number": ({"speculative_config": 4}, "method"),
-    "no method": ({"speculative_config": {"model": "x"}}, "method"),
+    "no method": ({"speculative_config": {"num_speculative_tokens": 3}}, "method"),
     "method": ({"speculative_config": {"method": "guess"}}, "guess.*\n.*draft_model"),
     "an option of no method": ({"speculative_config": {"method": "ngram", "depth": 3}}, "depth"),
     "no draft": ({"speculative_config": {"method": "draft_model"}}, "model"),
