@@ -36,7 +36,9 @@ def commands(name: str, arguments: list[str]) -> list[list[str]]:
     if name in ("test", "test-all"):
         shown = ["--durations=40", "-rs"] if os.environ.get("CI") else []  # the slowest tests, and why some are skipped
         chosen = ["-m", "not full"] if name == "test" else []
-        return [[*python, "pytest", *chosen, *shown, *arguments]]
+        # A file's tests stay together: they share models. Names of files or options mean a look at a part.
+        workers = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"] if not arguments else []
+        return [[*python, "pytest", *chosen, *shown, *workers, *arguments]]
     if name == "lint":
         return [
             [*python, "ruff", "check", *(arguments or ["."])],

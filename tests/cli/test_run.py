@@ -194,6 +194,14 @@ def test_arguments_are_passed_on(runner, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["test", "test-all"])
+def test_the_whole_suite_runs_on_several_cores(runner, monkeypatch, name):
+    """File by file: tests of a file share models. Whoever names tests wants to see them in order."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert runner.commands(name, [])[0][-4:] == ["-n", "2", "--dist", "loadfile"]
+    assert "-n" not in runner.commands(name, ["tests/core"])[0]
+
+
+@pytest.mark.parametrize("name", ["test", "test-all"])
 def test_ci_shows_slow_tests_and_why_tests_are_skipped(runner, monkeypatch, name):
     monkeypatch.setenv("CI", "true")
     assert runner.commands(name, ["-x"])[0][-3:] == ["--durations=40", "-rs", "-x"]
