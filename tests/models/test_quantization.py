@@ -411,7 +411,7 @@ def kinds_of(model):
         ({"quantization": "int8"}, {"draft_quantization": "int4"}, ({"int8"}, {"int4", "int8"})),
         ({}, {"draft_quantization": "int8"}, ({None}, {"int8"})),
     ],
-    ids=str,
+    ids=["as the target", "the draft not", "the draft otherwise", "the draft alone"],
 )
 def test_an_engine_quantises_target_and_draft(source, options, draft, expected):
     speculative = {"method": "draft_model", "model": str(source), "num_speculative_tokens": 3, **draft}
