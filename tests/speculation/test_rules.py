@@ -117,7 +117,9 @@ def bfloat16(row: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=named)
-@pytest.mark.parametrize(("drawn_from", "seen"), [(top_k, SEEN), (best, SEEN), (bfloat16, 1e-5)], ids=lambda part: getattr(part, "__name__", str(part)))
+@pytest.mark.parametrize(
+    ("drawn_from", "seen"), [(top_k, SEEN), (best, SEEN), (bfloat16, 1e-5)], ids=["top_k", "best", "bfloat16"]
+)
 def test_a_draft_that_was_not_drawn_from_what_it_says_is_caught(
     drawn_from: Callable[[np.ndarray], np.ndarray], seen: float, rule: RatioVerifier
 ) -> None:
