@@ -52,12 +52,19 @@ def test_head_of_what_has_no_get():
     assert call(ScriptedEngine(), "HEAD", "/nope").status_code == 404
 
 
+def without_time(body):
+    """Two engines may have been made in different seconds."""
+    cards = body.get("data", [body])
+    return [{name: value for name, value in card.items() if name != "created"} for card in cards]
+
+
 @pytest.mark.parametrize("path", [*GETS, "/v1/models//"])
 def test_trailing_slashes_of_get(path):
     answer = call(ScriptedEngine(), "GET", f"{path}/")
     assert answer.status_code == 200
     if path.startswith("/v1/models"):
-        assert answer.json() == call(ScriptedEngine(), "GET", path.rstrip("/")).json()
+        other = call(ScriptedEngine(), "GET", path.rstrip("/"))
+        assert without_time(answer.json()) == without_time(other.json())
 
 
 @pytest.mark.parametrize(
