@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = get_command(app).main(arguments or ["--help"], prog_name="paceline", standalone_mode=False)
     except PacelineError as error:
-        print_error(error if "\n" in str(error) else f"{error}\nSee paceline --help.")
+        _tell(error if "\n" in str(error) else f"{error}\nSee paceline --help.")
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -76,14 +76,19 @@ def run(arguments: list[str]) -> int:
             if refusal is None:
                 raise
             end_streams()
-            with suppress(OSError):  # standard error may be on the same full device
-                print_error(refusal)
+            _tell(refusal)
             return FAILED
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "paceline"
-        print_error(f"{error.format_message()}\nSee {path} --help.")
+        _tell(f"{error.format_message()}\nSee {path} --help.")
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _tell(error: object) -> None:
+    """As far as it can be told: standard error may be on the same full device."""
+    with suppress(OSError):
+        print_error(error)
 
 
 def main() -> None:
@@ -96,7 +101,7 @@ def main() -> None:
     if failed is not None and code == 0:
         code = FAILED
         if failed.errno != errno.EPIPE and (refusal := refusal_of(failed)) is not None:
-            print_error(refusal)
+            _tell(refusal)
             end_streams()
     sys.exit(code)
 
