@@ -133,7 +133,7 @@ def recognises(source: DraftSource) -> bool:
 def read_config(source: DraftSource) -> DFlashConfig:
     fields, tensors, target = source.fields, source.under(NAMES), source.target.config
     own = fields.nested("dflash_config")
-    layer = fields.nested("transformer_layer_config") if "transformer_layer_config" in fields.values else fields
+    layer = source.layer_fields("transformer_layer_config")
     layers = read_layers(source, layer, tensors)
     if layers["hidden_size"] != target.hidden_size:
         raise source.misfit(f"hidden_size is {layers['hidden_size']}, and the target has {target.hidden_size}", OTHER)
@@ -208,13 +208,5 @@ def token_map(source: DraftSource, config: DFlashConfig) -> torch.Tensor | None:
 
 
 draft_modules.add("dflash")(
-    DraftFamily(
-        names=NAMES.names,
-        prefixes=NAMES.prefixes,
-        skipped=NAMES.skipped,
-        recognises=recognises,
-        read_config=read_config,
-        build=build,
-        token_map=token_map,
-    )
+    DraftFamily.of(NAMES, recognises=recognises, read_config=read_config, build=build, token_map=token_map)
 )

@@ -51,14 +51,12 @@ def recognises(source: DraftSource) -> bool:
         normed = any(tensors.has_module(f"{FIRST}.{name}", unknown=False) for name in NORMS)
         own = all(tensors.has_module(name, unknown=False) for name in ("fc", f"{FIRST}.self_attn.q_proj"))
         return own and not normed
-    kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
-    return any(re.search(r"(?<!p)eagle(?!3)", str(kind).lower()) for kind in kinds)
+    return any(re.search(r"(?<!p)eagle(?!3)", kind) for kind in source.kinds)
 
 
 def read_config(source: DraftSource) -> EagleConfig:
     fields, tensors = source.fields, source.under(NAMES)
-    key = next((key for key in ("transformer_layer_config", "model") if key in fields.values), None)
-    layer = fields if key is None else fields.nested(key)
+    layer = source.layer_fields("transformer_layer_config", "model")
     own: dict[str, Any] = read_layers(source, layer, tensors)
     config = EagleConfig(
         **own,
@@ -92,14 +90,4 @@ def build(config: EagleConfig, on: Placement) -> DraftModule:
     )
 
 
-draft_modules.add("eagle")(
-    DraftFamily(
-        names=NAMES.names,
-        prefixes=NAMES.prefixes,
-        skipped=NAMES.skipped,
-        recognises=recognises,
-        read_config=read_config,
-        build=build,
-        token_map=lambda _source, _config: None,
-    )
-)
+draft_modules.add("eagle")(DraftFamily.of(NAMES, recognises=recognises, read_config=read_config, build=build))

@@ -81,8 +81,7 @@ def drafts_in_parallel(source: DraftSource) -> bool:
     """Whether it is P-EAGLE: EAGLE-3 that has learned what to read where no token is known yet."""
     if source.entries:
         return source.under(NAMES).has("mask_hidden", unknown=False)
-    kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
-    return any("peagle" in str(kind).lower() for kind in kinds)
+    return any("peagle" in kind for kind in source.kinds)
 
 
 def recognises(source: DraftSource) -> bool:
@@ -90,15 +89,14 @@ def recognises(source: DraftSource) -> bool:
         return False
     if source.entries:
         return source.under(NAMES).has_module(f"{FIRST}.hidden_norm", unknown=False)
-    kinds = [source.fields.values.get("speculators_model_type"), *source.fields.values.get("architectures", [])]
-    return any("eagle3" in str(kind).lower() for kind in kinds)
+    return any("eagle3" in kind for kind in source.kinds)
 
 
 def read_config(source: DraftSource) -> Eagle3Config:
     fields, tensors, target = source.fields, source.under(NAMES), source.target.config
     own = fields.nested("eagle_config")
     flags: dict[str, Any] = {key: own.flag(key, fields.flag(key, False)) for key in FLAGS}
-    layer = fields.nested("transformer_layer_config") if "transformer_layer_config" in fields.values else fields
+    layer = source.layer_fields("transformer_layer_config")
     layers = read_layers(source, layer, tensors)
     if flags["norm_before_fc"] and flags["fc_norm"]:
         raise source.misfit("norm_before_fc and fc_norm are both set", "Set the one that it was trained with.")
@@ -176,13 +174,5 @@ def token_map(source: DraftSource, config: Eagle3Config) -> torch.Tensor | None:
 
 
 draft_modules.add("eagle3")(
-    DraftFamily(
-        names=NAMES.names,
-        prefixes=NAMES.prefixes,
-        skipped=NAMES.skipped,
-        recognises=recognises,
-        read_config=read_config,
-        build=build,
-        token_map=token_map,
-    )
+    DraftFamily.of(NAMES, recognises=recognises, read_config=read_config, build=build, token_map=token_map)
 )

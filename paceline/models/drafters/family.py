@@ -31,6 +31,27 @@ class DraftFamily(TensorNames):
     named: Callable[[DraftSource], TensorNames] | None = None
     """The names in a directory, where they hang on what lies there."""
 
+    @classmethod
+    def of(
+        cls,
+        names: TensorNames,
+        *,
+        recognises: Callable[[DraftSource], bool],
+        read_config: Callable[[DraftSource], Any],
+        build: Callable[[Any, Placement], DraftModule],
+        token_map: Callable[[DraftSource, Any], torch.Tensor | None] = lambda _source, _config: None,
+    ) -> DraftFamily:
+        """Of a layout with the same names in every directory."""
+        return cls(
+            names=names.names,
+            prefixes=names.prefixes,
+            skipped=names.skipped,
+            recognises=recognises,
+            read_config=read_config,
+            build=build,
+            token_map=token_map,
+        )
+
 
 draft_modules: Registry[DraftFamily] = Registry("layout of draft modules")
 

@@ -46,13 +46,5 @@ def build(config: PEagleConfig, on: Placement) -> DraftModule:
 
 
 draft_modules.add("peagle")(
-    DraftFamily(
-        names=NAMES.names,
-        prefixes=NAMES.prefixes,
-        skipped=NAMES.skipped,
-        recognises=recognises,
-        read_config=read_config,
-        build=build,
-        token_map=eagle3.token_map,
-    )
+    DraftFamily.of(NAMES, recognises=recognises, read_config=read_config, build=build, token_map=eagle3.token_map)
 )

@@ -42,6 +42,17 @@ class DraftSource:
         entries = read_entries(directory) if weights else []
         return cls(directory, Fields(config, read_json(config)), entries, target)
 
+    @property
+    def kinds(self) -> list[str]:
+        """What config.json calls it, in small letters."""
+        values = self.fields.values
+        return [str(kind).lower() for kind in (values.get("speculators_model_type"), *values.get("architectures", []))]
+
+    def layer_fields(self, *keys: str) -> Fields:
+        """Where config.json describes the layers: the first of these objects that it has, or config.json itself."""
+        key = next((key for key in keys if key in self.fields.values), None)
+        return self.fields if key is None else self.fields.nested(key)
+
     def under(self, names: TensorNames) -> Tensors:
         """Its tensors by every name that a layout has for them."""
         return Tensors({name: entry for entry in self.entries for name in reversed(names_of(entry, names))})
