@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import ClassVar, Protocol
 
@@ -42,6 +43,34 @@ class Verifier(Protocol):
 
 
 verifiers: Registry[type[Verifier]] = Registry("verifier")
+
+
+class WeighingVerifier(ABC):
+    """The text follows the target's distribution exactly, but it is not the text of plain decoding for a seed.
+
+    That holds for drafts drawn from ``DraftTrees.probs`` with noise independent of everything that is drawn here.
+    """
+
+    needs_probs: ClassVar[bool] = True
+    takes_trees: ClassVar[bool]
+    keeps_text: ClassVar[bool] = False
+
+    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
+        assert not drafts.counts.any()
+        return undrafted(sampled, sample_start.tolist())
+
+    def verify(
+        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
+    ) -> Verdict:
+        if not drafts.counts.any():
+            return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
+        return self.weigh(logits, rows, drafts, sample_start, pipeline)
+
+    @abstractmethod
+    def weigh(
+        self, logits: torch.Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
+    ) -> Verdict:
+        """As ``verify``, where there are drafts."""
 
 
 def by_request(sample_start: Int32) -> tuple[Int64, Int64]:

@@ -6,7 +6,7 @@ Shape letters: B requests with rows, K depth of the longest draft, R rows, V voc
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -17,19 +17,14 @@ from paceline.core.batch import Int32, Int64, SampleRows, Verdict
 from paceline.core.step import DraftTrees
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, probabilities
-from paceline.speculation.verify.base import append, undrafted
+from paceline.speculation.verify.base import WeighingVerifier, append
 from paceline.speculation.verify.chains import Chains
 
 
-class RatioVerifier(ABC):
-    """The text follows the target's distribution exactly, but it is not the text of plain decoding for a seed.
+class RatioVerifier(WeighingVerifier):
+    """Chains: a rule says which of their tokens stand."""
 
-    That holds for drafts drawn from ``DraftTrees.probs`` with noise independent of everything that is drawn here.
-    """
-
-    needs_probs: ClassVar[bool] = True
     takes_trees: ClassVar[bool] = False
-    keeps_text: ClassVar[bool] = False
 
     @abstractmethod
     def thresholds(self, chains: Chains) -> tuple[Tensor, Tensor]:
@@ -40,15 +35,9 @@ class RatioVerifier(ABC):
     def accepted(self, passed: Tensor) -> Tensor:
         """int64[B] how many draft tokens stand, given bool[B, K] which of them passed."""
 
-    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
-        assert not drafts.counts.any()
-        return undrafted(sampled, sample_start.tolist())
-
-    def verify(
+    def weigh(
         self, logits: Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
-        if not drafts.counts.any():
-            return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
         verified = np.flatnonzero(np.diff(sample_start))
         grid = _grid(sample_start, verified, int(drafts.counts.max())).to(logits.device)
         log_weights = pipeline.log_weights(logits, rows)

@@ -6,7 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
@@ -17,34 +17,22 @@ from paceline.core.batch import Int32, Int64, SampleRows, Verdict
 from paceline.core.step import DraftTrees
 from paceline.kernels.philox import Domain
 from paceline.sampling import Pipeline, probabilities
-from paceline.speculation.verify.base import append, undrafted
+from paceline.speculation.verify.base import WeighingVerifier, append
 from paceline.speculation.verify.trees import Decision, Trees
 
 
-class TreeRatioVerifier(ABC):
-    """The text follows the target's distribution exactly, but it is not the text of plain decoding for a seed.
+class TreeRatioVerifier(WeighingVerifier):
+    """Trees: a rule says which of their nodes stand."""
 
-    That holds for drafts whose nodes were drawn from ``DraftTrees.probs``, with noise independent of everything that is
-    drawn here.
-    """
-
-    needs_probs: ClassVar[bool] = True
     takes_trees: ClassVar[bool] = True
-    keeps_text: ClassVar[bool] = False
 
     @abstractmethod
     def decide(self, trees: Trees, uniform: Tensor) -> Decision:
         """A function of its arguments alone; ``uniform`` f64[B, N] has an independent number in (0, 1) per node."""
 
-    def judge(self, sampled: list[int], drafts: DraftTrees, sample_start: Int32) -> Verdict:
-        assert not drafts.counts.any()
-        return undrafted(sampled, sample_start.tolist())
-
-    def verify(
+    def weigh(
         self, logits: Tensor, rows: SampleRows, drafts: DraftTrees, sample_start: Int32, pipeline: Pipeline
     ) -> Verdict:
-        if not drafts.counts.any():
-            return self.judge(pipeline.sample(logits, rows).tolist(), drafts, sample_start)
         verified = np.flatnonzero(np.diff(sample_start))
         log_weights = pipeline.log_weights(logits, rows)
         trees = _trees(probabilities(log_weights), drafts, sample_start[:-1][verified].astype(np.int64), verified)
