@@ -53,8 +53,6 @@ class GraphDraft:
     """[B] how deep each draft may be."""
     num_nodes: int
     """Most nodes of a draft as deep as the deepest."""
-    feeds_again: bool = False
-    """Accepted nodes are fed again in the next round, as known tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from paceline.cache.group import KVGroup
+from paceline.cache.stores import KVStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,15 @@ class KeptFeatures:
         return features
 
 
+def flat_features(store: KVStore) -> torch.Tensor | None:
+    """f[cells, F] what is kept of tokens beside their K/V, in the memory of the store itself."""
+    return None if store.features is None else store.features.view(-1, store.features.shape[2])
+
+
 def feature_group(groups: list[KVGroup]) -> tuple[int, torch.Tensor] | None:
     """The number of the group that has features, and these as f[cells, F]."""
     for number, group in enumerate(groups):
-        if group.store.features is not None:
-            return number, group.store.features.flatten(0, 1)
+        features = flat_features(group.store)
+        if features is not None:
+            return number, features
     return None

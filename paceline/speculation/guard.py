@@ -77,16 +77,7 @@ class GuardedProposer:
         depth: Int32 = np.where(active, plan.draft_depth, 0).astype(np.int32)
         nodes = self._nodes[int(depth.max(initial=0))]
         start = self.cache.start(plan, active)
-        return GraphDraft(
-            self.name,
-            inner.draft,
-            self.tools.runner,
-            self.makes_trees,
-            start,
-            depth,
-            nodes,
-            feeds_again=self.cache.feeds_again,
-        )
+        return GraphDraft(self.name, inner.draft, self.tools.runner, self.makes_trees, start, depth, nodes)
 
     def _has_copies(self, inner: CopiesOnHost, plan: StepPlan) -> bool:
         try:

@@ -9,15 +9,14 @@ import ctypes
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from paceline.attention import LayerMap
 from paceline.cache.group import KVGroup
-from paceline.cache.stores import KVStore
 from paceline.core.batch import Int32, Int64
 from paceline.kernels.native.step_structures import Cells, Draft, RowGroup, Stops
 from paceline.kernels.native.structures import address
 from paceline.runner.executor import GraphSizes
+from paceline.runner.features import flat_features
 
 
 class DraftBuffers:
@@ -120,12 +119,6 @@ class GroupBuffers:
         return made
 
 
-def features_of(store: KVStore) -> torch.Tensor | None:
-    """f[cells, F] what is kept of tokens beside their K/V, in the memory of the store itself."""
-    found: torch.Tensor | None = getattr(store, "features", None)
-    return None if found is None else found.view(-1, found.shape[2])
-
-
 def pools_of(layers: LayerMap, moves: Sequence[Int64]) -> ctypes.Array[Cells]:
     """K and V of every layer, and features, whose cells move as ``moves`` says, by layer group."""
     found = []
@@ -135,7 +128,7 @@ def pools_of(layers: LayerMap, moves: Sequence[Int64]) -> ctypes.Array[Cells]:
             size = pool.shape[3] * pool.element_size()
             found.append(Cells(pool.data_ptr(), size, store.page_size, pool.shape[1], address(moves[group])))
     for store, some in zip(layers.stores, moves, strict=True):
-        features = features_of(store)
+        features = flat_features(store)
         if features is not None:
             size = features.shape[1] * features.element_size()
             found.append(Cells(features.data_ptr(), size, store.page_size, 1, address(some)))

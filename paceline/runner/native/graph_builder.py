@@ -15,13 +15,13 @@ from paceline.kernels.native.sampling import SampleCall
 from paceline.kernels.native.step_structures import Accept, GrowChain, InheritRows, MoveCells
 from paceline.kernels.native.structures import Code, address
 from paceline.runner.executor import GraphSizes
+from paceline.runner.features import feature_group
 from paceline.runner.native.buffer_pool import BufferPool
 from paceline.runner.native.buffers import (
     DraftBuffers,
     GroupBuffers,
     ResultBuffers,
     StateBuffers,
-    features_of,
     pools_of,
 )
 from paceline.runner.native.lowering import modules
@@ -112,8 +112,9 @@ class NativeBuilder:
 
     def _kept(self) -> tuple[int, torch.Tensor]:
         """The number of the target's group that keeps features, and these: f[cells, F]."""
-        found = ((number, features_of(group.store)) for number, group in enumerate(self.target.groups))
-        return next((number, kept) for number, kept in found if kept is not None)
+        home = feature_group(self.target.groups)
+        assert home is not None
+        return home
 
     def inherit(self, x: torch.Tensor, before: PreparedRows, rows: PreparedRows) -> torch.Tensor:
         """f32[T, D] rows of x, which is over the rows of ``before``, of the nodes' parents.
