@@ -11,6 +11,7 @@ from torch import nn
 from paceline.cache import CacheManager
 from paceline.core.batch import Verdict
 from paceline.core.config import SpeculativeConfig
+from paceline.core.errors import ConfigError
 from paceline.core.registry import Registry
 from paceline.core.seats import Seats
 from paceline.core.step import DraftTrees, StepPlan
@@ -160,6 +161,20 @@ class DraftLoader(Protocol):
     def heads(self, name: str, target: CausalLM) -> MedusaHeads:
         """Medusa heads."""
         ...
+
+
+def required_model(config: SpeculativeConfig, what: str) -> str:
+    """The directory or Hub id of what drafts.
+
+    Raises:
+        ConfigError: the options name none.
+    """
+    if config.model is None:
+        whose = "their" if what.endswith("s") else "its"
+        raise ConfigError(
+            f'the {config.method} method needs {what}\nSet speculative_config["model"] to {whose} directory.'
+        )
+    return config.model
 
 
 ProposerBuilder = Callable[[SpeculativeConfig, CausalLM, DraftLoader], Proposer]

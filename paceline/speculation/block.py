@@ -10,7 +10,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import BlockDraftModule, CausalLM
 from paceline.runner import GraphBuilder, KeptFeatures, MaskNodes, RowSpec
-from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools, proposers
+from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools, proposers, required_model
 from paceline.speculation.levels import DraftShape, LevelProposer
 
 ALONE = 2**30
@@ -78,18 +78,15 @@ class BlockProposer(LevelProposer):
 @proposers.add("dflash")
 def build(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> BlockProposer:
     """Under either name: the module says how it is laid out."""
-    if config.model is None:
-        raise ConfigError(
-            f'the {config.method} method needs a draft module\nSet speculative_config["model"] to its directory.'
-        )
+    name = required_model(config, "a draft module")
     if config.draft_top_k > 1:
         raise ConfigError(
             f"draft_top_k is {config.draft_top_k}, and {config.method} drafts chains\nSet draft_top_k to 1."
         )
-    module = load.module(config.model, target)
+    module = load.module(name, target)
     if not isinstance(module, BlockDraftModule):
         raise ConfigError(
-            f"{config.model} drafts one token a pass, {config.method} takes modules that draft all in one\n"
+            f"{name} drafts one token a pass, {config.method} takes modules that draft all in one\n"
             'Set speculative_config["method"] to eagle or mtp.'
         )
     most = module.block.max_tokens

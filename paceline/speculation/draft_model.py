@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from paceline.core.config import SpeculativeConfig
-from paceline.core.errors import ConfigError
 from paceline.models import CausalLM
-from paceline.runner import GraphBuilder, RowSpec
-from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers
+from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers, required_model
 from paceline.speculation.levels import DraftShape, LevelProposer
 from paceline.speculation.padding import fit_padding
 
@@ -22,22 +20,10 @@ class DraftModelProposer(LevelProposer):
         self.shape = shape or DraftShape()
         self.needs = ProposerNeeds(model, makes_trees=self.shape.makes_trees)
 
-    def draft(self, graph: GraphBuilder, depth: int) -> None:
-        """Of a draft of k levels, k - 1 are forwarded: the last needs no successor."""
-        rows = graph.place(self.runner, RowSpec())
-        found = graph.forward(rows)
-        for level in range(depth):
-            if level:
-                rows = graph.place(self.runner, self.shape.level(level - 1))
-                found = graph.forward(rows)
-            self.shape.extend(graph, found.logits, rows)
-        self.shape.prune(graph, depth)
-
 
 @proposers.add("draft_model")
 def build(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> DraftModelProposer:
-    if config.model is None:
-        raise ConfigError('the draft_model method needs a draft\nSet speculative_config["model"] to its directory.')
-    draft = load(config.model)
-    fit_padding(draft, target, config.model, load)
+    name = required_model(config, "a draft")
+    draft = load(name)
+    fit_padding(draft, target, name, load)
     return DraftModelProposer(draft, DraftShape.of(config))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import CausalLM
 from paceline.runner import GraphBuilder, RowSpec
 from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools, proposers
-from paceline.speculation.levels import DraftShape, LevelProposer
+from paceline.speculation.levels import DraftShape, FedLevel, LevelProposer
 
 
 class EarlyExitProposer(LevelProposer):
     """Each level runs the first layers, the final norm and the output matrix.
 
-    Rows write K/V where the target's own rows will lie: verifying writes the same numbers there again.
+    Rows write K/V where the target's own rows will lie: verifying writes the same numbers there again. Of the known
+    tokens only the last is fed: the target has computed the others.
     """
+
+    first = RowSpec(last=True)
 
     def __init__(self, num_layers: int, shape: DraftShape) -> None:
         self.num_layers, self.shape = num_layers, shape
@@ -23,16 +28,8 @@ class EarlyExitProposer(LevelProposer):
     def bind(self, tools: ProposerTools) -> None:
         self.runner = tools.target
 
-    def draft(self, graph: GraphBuilder, depth: int) -> None:
-        """Of the known tokens only the last is fed: the target has computed the others."""
-        rows = graph.place(self.runner, RowSpec(last=True))
-        found = graph.forward(rows, layers=self.num_layers)
-        for level in range(depth):
-            if level:
-                rows = graph.place(self.runner, self.shape.level(level - 1))
-                found = graph.forward(rows, layers=self.num_layers)
-            self.shape.extend(graph, found.logits, rows)
-        self.shape.prune(graph, depth)
+    def forward(self, graph: GraphBuilder, rows: Any, before: FedLevel | None) -> Any:  # noqa: ARG002
+        return graph.forward(rows, layers=self.num_layers)
 
 
 @proposers.add("early_exit")

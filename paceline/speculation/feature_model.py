@@ -8,8 +8,8 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import BlockDraftModule, CausalLM, DraftModule
 from paceline.runner import GraphBuilder, KeptFeatures, RowSpec
-from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers
-from paceline.speculation.levels import DraftShape, LevelProposer
+from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers, required_model
+from paceline.speculation.levels import DraftShape, FedLevel, LevelProposer
 
 
 class FeatureModelProposer(LevelProposer):
@@ -18,6 +18,8 @@ class FeatureModelProposer(LevelProposer):
     The pair of a token and the feature before it lies at the token's slot, so that K/V never depend on a token that
     comes later, and shared prefixes lose nothing. The token at slot 0 has no feature before it: nobody sees its row.
     """
+
+    first = RowSpec(first_slot=1)
 
     def __init__(self, module: DraftModule, shape: DraftShape) -> None:
         """
@@ -34,21 +36,14 @@ class FeatureModelProposer(LevelProposer):
         kept = KeptFeatures(module.feature_size, module.taps, module.fuse)
         self.needs = ProposerNeeds(module, makes_trees=shape.makes_trees, features=kept)
 
-    def draft(self, graph: GraphBuilder, depth: int) -> None:
-        """Of a draft of k levels, k - 1 are forwarded."""
-        shape, taps = self.shape, () if self.module.norm_output else (self.module.config.num_layers,)
-        rows = graph.place(self.runner, RowSpec(first_slot=1))
-        found = graph.forward(rows, taps=taps, inputs=graph.features(rows))
-        for level in range(depth):
-            if level:
-                before, rows = rows, graph.place(self.runner, shape.level(level - 1, first_slot=1))
-                found = graph.forward(rows, taps=taps, inputs=graph.inherit(self._output(found), before, rows))
-            shape.extend(graph, found.logits, rows)
-        shape.prune(graph, depth)
-
-    def _output(self, found: Any) -> Any:
-        """What the rows of the next level read."""
-        return found.hidden if self.module.norm_output else found.features
+    def forward(self, graph: GraphBuilder, rows: Any, before: FedLevel | None) -> Any:
+        module = self.module
+        if before is None:
+            inputs = graph.features(rows)
+        else:
+            output = before.found.hidden if module.norm_output else before.found.features
+            inputs = graph.inherit(output, before.rows, rows)
+        return graph.forward(rows, taps=() if module.norm_output else (module.config.num_layers,), inputs=inputs)
 
 
 @proposers.add("mtp")
@@ -60,8 +55,4 @@ def mtp(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> Featu
 @proposers.add("eagle")
 @proposers.add("eagle3")
 def eagle(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> FeatureModelProposer:
-    if config.model is None:
-        raise ConfigError(
-            f'the {config.method} method needs a draft module\nSet speculative_config["model"] to its directory.'
-        )
-    return FeatureModelProposer(load.module(config.model, target), DraftShape.of(config))
+    return FeatureModelProposer(load.module(required_model(config, "a draft module"), target), DraftShape.of(config))

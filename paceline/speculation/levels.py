@@ -33,7 +33,7 @@ class DraftShape:
         """Nodes that are grown."""
         return self.top_k * depth
 
-    def level(self, number: int, *, first_slot: int = 0) -> RowSpec:
+    def level(self, number: int, *, first_slot: int) -> RowSpec:
         """The rows of the nodes of a level, from 0."""
         return RowSpec(known=False, first_node=number * self.top_k, num_nodes=self.top_k, first_slot=first_slot)
 
@@ -50,13 +50,38 @@ class DraftShape:
             graph.prune(self.max_nodes)
 
 
+@dataclass(frozen=True, slots=True)
+class FedLevel:
+    """A level's rows, and what a pass over them gave."""
+
+    rows: Any
+    found: Any
+
+
 class LevelProposer:
-    """What proposers that draft level by level have in common."""
+    """Drafts level by level with one model; what proposers of other stages take over of it is all but ``draft``."""
 
     shape: DraftShape
+    first = RowSpec()
+    """The rows before the first level: the known tokens that the model's cache lacks."""
 
     def bind(self, tools: ProposerTools) -> None:
         self.runner = tools.runner
+
+    def forward(self, graph: GraphBuilder, rows: Any, before: FedLevel | None) -> Any:  # noqa: ARG002
+        """The pass over the rows of a level; ``before`` is the level that it goes on from, None the first rows."""
+        return graph.forward(rows)
+
+    def draft(self, graph: GraphBuilder, depth: int) -> None:
+        """Of a draft of k levels, k - 1 are forwarded: the last needs no successor."""
+        rows = graph.place(self.runner, self.first)
+        level = FedLevel(rows, self.forward(graph, rows, None))
+        for number in range(depth):
+            if number:
+                rows = graph.place(self.runner, self.shape.level(number - 1, first_slot=self.first.first_slot))
+                level = FedLevel(rows, self.forward(graph, rows, level))
+            self.shape.extend(graph, level.found.logits, level.rows)
+        self.shape.prune(graph, depth)
 
     def num_nodes(self, depth: int) -> int:
         return self.shape.num_nodes(depth)

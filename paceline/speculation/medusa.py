@@ -6,7 +6,7 @@ from paceline.core.config import SpeculativeConfig
 from paceline.core.errors import ConfigError
 from paceline.models import CausalLM, HeadLogits, MedusaHeads
 from paceline.runner import GraphBuilder, KeptFeatures, RowSpec
-from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers
+from paceline.speculation.base import DraftLoader, ProposerNeeds, proposers, required_model
 from paceline.speculation.levels import DraftShape, LevelProposer
 
 
@@ -31,9 +31,7 @@ class MedusaProposer(LevelProposer):
 
 @proposers.add("medusa")
 def build(config: SpeculativeConfig, target: CausalLM, load: DraftLoader) -> MedusaProposer:
-    if config.model is None:
-        raise ConfigError('the medusa method needs heads\nSet speculative_config["model"] to their directory.')
-    heads = load.heads(config.model, target)
+    heads = load.heads(required_model(config, "heads"), target)
     if config.num_speculative_tokens > heads.num_heads:
         raise ConfigError(
             f"num_speculative_tokens is {config.num_speculative_tokens}, there are {heads.num_heads} Medusa heads\n"

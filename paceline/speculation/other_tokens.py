@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from paceline.core.request import Request
 from paceline.core.step import DraftTrees, StepPlan
 from paceline.models import CausalLM
 from paceline.sampling import NAN
-from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools
+from paceline.speculation.base import DraftLoader, ProposerNeeds, ProposerTools, required_model
 from paceline.speculation.own_tokens import OwnTokens
 from paceline.text import Tokenizer, Translation
 
@@ -51,7 +52,7 @@ class OwnChains:
     """[B]"""
 
 
-class OtherTokensProposer:
+class OtherTokensProposer(ABC):
     """What methods of another tokenizer have in common. A request that cannot be followed is not drafted for."""
 
     def __init__(self, model: CausalLM, draft: Tokenizer, target: Tokenizer) -> None:
@@ -67,7 +68,7 @@ class OtherTokensProposer:
     def num_nodes(self, depth: int) -> int:
         return depth
 
-    def observe(self, plan: StepPlan, verdict: Verdict) -> None:
+    def observe(self, plan: StepPlan, verdict: Verdict) -> None:  # noqa: B027 (there is nothing to do)
         """Nothing is learned: the next draft begins with what became of the text."""
 
     def forget(self, seat: int) -> None:
@@ -159,20 +160,20 @@ class OtherTokensProposer:
         """The last characters of what the request at ``seat`` knows."""
         return self._followers[seat].text.open_text
 
-    def start(self, plan: StepPlan, chains: OwnChains) -> None:
+    def start(self, plan: StepPlan, chains: OwnChains) -> None:  # noqa: B027 (nothing, unless a method needs it)
         """Comes before the first ``choose`` of a step."""
 
+    @abstractmethod
     def choose(self, plan: StepPlan, chains: OwnChains, going: Int64, level: int, logits: torch.Tensor) -> Int64:
         """The draft's own next token of each chain of ``going`` int64[R] by its row of ``logits``; negative: none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ends(self, plan: StepPlan, chains: OwnChains, going: Int64, level: int) -> Bool:
         """bool[R] whether a chain ends with its token of this level."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drafts(self, plan: StepPlan, chains: OwnChains) -> DraftTrees:
         """What has grown, in the target's tokens."""
-        raise NotImplementedError
 
 
 def _chains(plan: StepPlan, numbers: list[int], own: OwnTokens) -> OwnChains:
@@ -195,15 +196,12 @@ def load_pair(config: SpeculativeConfig, load: DraftLoader) -> tuple[CausalLM, T
     Raises:
         ConfigError: one of them is missing, or trees are asked for.
     """
-    if config.model is None:
-        raise ConfigError(
-            f'the {config.method} method needs a draft\nSet speculative_config["model"] to its directory.'
-        )
+    name = required_model(config, "a draft")
     if config.draft_top_k > 1:
         raise ConfigError(
             f"the {config.method} method drafts chains, and draft_top_k is {config.draft_top_k}\nSet draft_top_k to 1."
         )
-    tokenizers = load.tokenizer(config.model), load.tokenizer(None)
+    tokenizers = load.tokenizer(name), load.tokenizer(None)
     for whose, tokenizer in zip(("draft", "target"), tokenizers, strict=True):
         if tokenizer is None:
             raise ConfigError(
@@ -213,4 +211,4 @@ def load_pair(config: SpeculativeConfig, load: DraftLoader) -> tuple[CausalLM, T
     draft, target = tokenizers
     assert draft is not None
     assert target is not None
-    return load(config.model), draft, target
+    return load(name), draft, target
