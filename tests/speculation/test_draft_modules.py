@@ -10,24 +10,17 @@ import pytest
 
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.errors import ConfigError
-from paceline.core.params import SamplingParams
 from paceline.engine.build import build_engine
 from paceline.engine.engine import Engine
 from paceline.models import ModelConfig, load_model
 from tests.draft_checkpoints import tiny_eagle, tiny_eagle3, tiny_medusa
 from tests.draft_checkpoints_block import dflash, peagle
 from tests.support.checkpoints import tiny_llama
-from tests.support.engines import Job, one_by_one, preempt_every, prompts, run
+from tests.support.engines import mixed_jobs, one_by_one, preempt_every, run
 from tests.support.native import needs_library
 
 VOCAB, LAYERS = 15, 4
-PROMPTS = prompts(4, VOCAB, [19, 6, 33, 3])
-JOBS = [
-    Job(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)),
-    Job(PROMPTS[1], SamplingParams(temperature=0.8, seed=4, n=2, max_tokens=25, ignore_eos=True)),
-    Job(PROMPTS[2], SamplingParams(temperature=0.0, max_tokens=12, repetition_penalty=1.2)),
-    Job(PROMPTS[3], SamplingParams(temperature=1.0, seed=9, max_tokens=28, top_p=0.9, ignore_eos=True)),
-]
+JOBS = mixed_jobs(VOCAB)
 MODULES: dict[str, Callable[[Path, ModelConfig], Any]] = {
     "eagle": tiny_eagle,
     "eagle3": lambda path, target: tiny_eagle3(path, target, draft_vocab_size=11, taps=(1, 2, 4)),

@@ -13,7 +13,6 @@ from paceline.core.batch import SampleRows, Verdict
 from paceline.core.config import EngineConfig, SpeculativeConfig
 from paceline.core.errors import ConfigError, PacelineError
 from paceline.core.layer import PassContext
-from paceline.core.params import SamplingParams
 from paceline.core.step import DraftTrees
 from paceline.engine.build import build_engine
 from paceline.engine.engine import Engine
@@ -23,16 +22,10 @@ from paceline.speculation.verify.match import MatchVerifier
 from tests.draft_checkpoints import Tensors, tiny_eagle3
 from tests.models.drafters.reference import double, eagle3, eagle3_features
 from tests.support.checkpoints import dense_attend, tiny_llama
-from tests.support.engines import Job, prompts, run
+from tests.support.engines import mixed_jobs, run
 
 VOCAB, DEPTH, LAYERS = 31, 4, 4
-PROMPTS = prompts(4, VOCAB, [19, 6, 33, 3])
-JOBS = [
-    Job(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)),
-    Job(PROMPTS[1], SamplingParams(temperature=0.8, seed=4, n=2, max_tokens=25, ignore_eos=True)),
-    Job(PROMPTS[2], SamplingParams(temperature=0.0, max_tokens=12, repetition_penalty=1.2)),
-    Job(PROMPTS[3], SamplingParams(temperature=1.0, seed=9, max_tokens=28, top_p=0.9, ignore_eos=True)),
-]
+JOBS = mixed_jobs(VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +86,7 @@ def test_drafts_are_those_of_the_papers_own_loop(places: Any, verified: list[lis
     )
     assert len(verified) > 8
     target, weights = load_model(places[0], dtype=torch.float64), double(places[2])
-    text = [*PROMPTS[0], *found[0]]
+    text = [*JOBS[0].prompt, *found[0]]
     for draft, tokens in zip(verified, known, strict=False):
         assert tokens == text[: len(tokens)]
         assert draft == reference_draft(target, weights, tokens, DEPTH)[: len(draft)]

@@ -9,20 +9,13 @@ import pytest
 import torch
 
 from paceline.core.errors import ConfigError
-from paceline.core.params import SamplingParams
 from paceline.models import load_model
 from tests.support.checkpoints import tiny_llama
-from tests.support.engines import Job, Models, cache_content, one_by_one, preempt_every, prompts, run
+from tests.support.engines import Models, cache_content, mixed_jobs, one_by_one, preempt_every, run
 from tests.support.native import needs_library
 
 VOCAB = 31
-PROMPTS = prompts(4, VOCAB, [19, 6, 33, 3])
-JOBS = [
-    Job(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)),
-    Job(PROMPTS[1], SamplingParams(temperature=0.8, seed=4, n=2, max_tokens=25, ignore_eos=True)),
-    Job(PROMPTS[2], SamplingParams(temperature=0.0, max_tokens=12, repetition_penalty=1.2)),
-    Job(PROMPTS[3], SamplingParams(temperature=1.0, seed=9, max_tokens=28, top_p=0.9, ignore_eos=True)),
-]
+JOBS = mixed_jobs(VOCAB)
 
 
 @pytest.fixture(scope="module")

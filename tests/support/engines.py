@@ -81,6 +81,17 @@ def one_by_one(engine: Engine) -> Engine:
     return engine
 
 
+def mixed_jobs(vocab_size: int) -> list[Job]:
+    """Four calls: greedy, seeded with two answers, with a penalty that looks at the text, and with top-p."""
+    first, second, third, fourth = prompts(4, vocab_size, [19, 6, 33, 3])
+    return [
+        Job(first, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)),
+        Job(second, SamplingParams(temperature=0.8, seed=4, n=2, max_tokens=25, ignore_eos=True)),
+        Job(third, SamplingParams(temperature=0.0, max_tokens=12, repetition_penalty=1.2)),
+        Job(fourth, SamplingParams(temperature=1.0, seed=9, max_tokens=28, top_p=0.9, ignore_eos=True)),
+    ]
+
+
 Hook = Callable[[Engine, int], None]
 
 
